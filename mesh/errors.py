@@ -1,0 +1,88 @@
+"""Every error this package raises, in one tree.
+
+::
+
+    MeshError
+    ├── InvalidName        (ValueError)    a channel, pattern or node name is malformed
+    ├── InvalidOption      (ValueError)    an option has a value that cannot work
+    ├── OptionsDiffer      (ValueError)    the same channel was opened with other options
+    ├── NotSerializable    (TypeError)     a payload MessagePack has no form for
+    ├── PayloadTooLarge    (ValueError)    a message over ``message_bytes_max``
+    ├── Timeout            (TimeoutError)  a wait reached its deadline
+    ├── Closed                             the node or the handle was closed
+    │   └── Forked                         it belongs to the parent of this process
+    ├── PeerLost                           the peer that had the request is gone
+    ├── Busy                               no room for the request, here or there
+    ├── RemoteError                        the handler on the other side raised
+    └── UnsafeRuntimeDir   (PermissionError)  others could reach this node's sockets
+
+Misuse by the caller is an error; a fault of a peer is never one: it is dropped and counted
+(``node.stats().dropped``).
+"""
+
+from __future__ import annotations
+
+
+class MeshError(Exception):
+    """The root of the tree: ``except MeshError`` catches all that this package raises."""
+
+
+class InvalidName(MeshError, ValueError):
+    """A channel name, pattern or node name is malformed; the text says which rule it breaks."""
+
+
+class InvalidOption(MeshError, ValueError):
+    """An option has a value that cannot work; the text names the option and its range."""
+
+
+class OptionsDiffer(MeshError, ValueError):
+    """A channel is open in this node already, with other options."""
+
+
+class NotSerializable(MeshError, TypeError):
+    """The payload holds something MessagePack has no form for; nothing was sent."""
+
+
+class PayloadTooLarge(MeshError, ValueError):
+    """The message is over ``message_bytes_max``; nothing was sent."""
+
+
+class Timeout(MeshError, TimeoutError):
+    """A wait reached its deadline; the text says what was waited for."""
+
+
+class Closed(MeshError):
+    """The node or the handle was closed, before the call or during it."""
+
+
+class Forked(Closed):
+    """The node belongs to the parent of this process; make a new one after ``fork``."""
+
+
+class PeerLost(MeshError):
+    """The server that had the request is gone; whether it ran is not known."""
+
+
+class Busy(MeshError):
+    """The request was not started: every server's backlog is full, or this client's table is."""
+
+
+class RemoteError(MeshError):
+    """A service handler raised.
+
+    ``type`` is the remote exception's class name, ``text`` its ``str()``, and ``traceback`` the
+    remote traceback as text.
+    """
+
+    def __init__(self, type: str, text: str, traceback: str) -> None:
+        super().__init__(f"{type}: {text}")
+        self.type = type
+        self.text = text
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
+        return RemoteError, (self.type, self.text, self.traceback)
+
+
+class UnsafeRuntimeDir(MeshError, PermissionError):
+    """The runtime directory could be entered by another user; the text says what to change."""

@@ -1,0 +1,72 @@
+"""Every bound in one place.
+
+A table, queue or cache that grows with what a peer sends has its bound here, and a counter for
+what it refused. Units come last in a name. Users change the few that are options
+(``mesh.options``); the rest are here to be read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Names
+NAME_BYTES_MAX: Final = 255
+"""UTF-8 bytes of a channel name or pattern. MQTT allows 65,535, file systems 255."""
+NAME_LEVELS_MAX: Final = 32
+NODE_NAME_BYTES_MAX: Final = 63
+"""A DNS label, so that a node's name fits wherever mDNS tools show it."""
+
+# Frames
+MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Default of the option ``message_bytes_max``."""
+FRAME_OVERHEAD_BYTES_MAX: Final = 64 * 1024
+"""What name, header and headers may add to a payload on the wire."""
+FRAME_MESSAGES_MAX: Final = 4096
+HEADERS_MAX: Final = 64
+"""Entries in one message's headers."""
+CONTROL_BYTES_MAX: Final = 1024 * 1024
+SUBSCRIPTION_BYTES_MAX: Final = NAME_BYTES_MAX + 32
+
+# MessagePack, as decoded from a socket. A claim of n items makes the decoder reserve 8n bytes
+# before the first item is read, once per level of nesting.
+DEPTH_MAX: Final = 32
+ARRAY_ITEMS_MAX: Final = 1 << 20
+MAP_ITEMS_MAX: Final = 1 << 20
+
+# LZ4
+COMPRESS_BYTES_MIN: Final = 1024
+"""Below this a compressed body is rarely smaller (LZ4's own frame costs 15 to 19 bytes)."""
+
+# Queues and tables
+BUFFER_MESSAGES: Final = 1000
+"""Default of ``buffer_messages``: libzmq's own high-water mark."""
+PREFETCH: Final = 4
+"""Default of ``puller(prefetch=)``: small, so that tasks stay where an idle worker can get them."""
+PREFETCH_MAX: Final = 65536
+BACKLOG: Final = 1000
+"""Requests a server holds that no handler has started."""
+OUTSTANDING_MAX: Final = 65536
+"""Requests one client waits for at a time."""
+TRACKED_CHANNELS_MAX: Final = 100_000
+"""(sender, topic) pairs whose sequence one subscriber follows."""
+READERS_MAX: Final = 100_000
+"""Subscriber addresses one node's publishers know."""
+CHANNELS_PER_NODE_MAX: Final = 100_000
+PEERS_MAX: Final = 1000
+"""Peers of a node: each costs a socket, and libzmq allows 1023 in a context."""
+UNTRUSTED_MAX: Final = 1000
+INTRODUCTIONS_MAX: Final = PEERS_MAX
+HOOK_EVENTS_MAX: Final = 10_000
+"""Events waiting for a user's hooks; more are dropped and counted."""
+SIGHTINGS_MAX: Final = 4096
+"""Announcements remembered from discovery."""
+ENDPOINTS_MAX: Final = 64
+"""Endpoints of one node that are looked at."""
+
+# Times
+WAIT_FOR_ROOM_S: Final = 0.002
+"""Longest sleep of a sender waiting for room: an XPUB reports POLLOUT even when full."""
+TICK_S: Final = 0.25
+"""Longest sleep of a control thread."""
+IDLE_MARK_S: Final = 0.25
+"""A topic quiet for this long tells its subscribers where its sequence stands."""

@@ -1,0 +1,150 @@
+"""Options: frozen, keyword-only, each with its unit, its default's reason and what ``None`` means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mesh import limits
+from mesh.errors import InvalidOption
+
+DiscoveryName = Literal["local", "mdns"]
+WhenFull = Literal["drop", "wait"]
+
+
+def check_timeout(timeout: float | None, option: str = "timeout") -> float | None:
+    """Return `timeout` in seconds (``None``: for ever) or raise `InvalidOption`."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise InvalidOption(f"{option} must be seconds or None, not {timeout!r}")
+    if not 0 <= timeout < 1e9:
+        raise InvalidOption(f"{option} must be 0 to 1e9 s or None, not {timeout!r}")
+    return float(timeout)
+
+
+def check_count(value: int, option: str, low: int, high: int) -> int:
+    """Return `value` if it is an integer from `low` to `high`, else raise `InvalidOption`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidOption(f"{option} must be an integer from {low} to {high}, not {value!r}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeOptions:
+    """What a node is made with, besides its name."""
+
+    realm: str = "default"
+    """Nodes of different realms never connect."""
+
+    secret: str | None = None
+    """Shared by the realm's nodes; 16 characters or more. ``None``: this machine only."""
+
+    durable: str | None = None
+    """Directory of an embedded sidecar. ``None``: none. Not available in this version."""
+
+    seeds: tuple[str, ...] = ()
+    """Control addresses, ``HOST:PORT``, to dial where multicast does not reach."""
+
+    discovery: tuple[DiscoveryName, ...] | None = None
+    """Sources to use. ``None``: ``("local",)`` alone on this machine, with mdns on a network."""
+
+    interfaces: tuple[str, ...] | None = None
+    """Names or IPv4 addresses of the network interfaces to use. ``None``: all that are up."""
+
+    port: int = 0
+    """TCP port of the control link, which is what a seed names. 0: any free one."""
+
+    insecure_lan: bool = False
+    """Speak plain text on the network, without a secret. Warns."""
+
+    heartbeat_s: float = 1.0
+    """Interval of pings; a peer on another host that is silent for three of them is gone.
+    ZMTP heartbeats run at the same pace."""
+
+    buffer_messages: int = limits.BUFFER_MESSAGES
+    """Messages kept for each peer by each end of a topic, 1 to 1,000,000 (libzmq's own is 1000)."""
+
+    message_bytes_max: int = limits.MESSAGE_BYTES_MAX
+    """Largest message, sent or received, in bytes as encoded: 64 MiB."""
+
+    def __post_init__(self) -> None:
+        check_count(self.port, "port", 0, 65535)
+        check_count(self.buffer_messages, "buffer_messages", 1, 1_000_000)
+        check_count(self.message_bytes_max, "message_bytes_max", 1024, 1 << 31)
+        if not 0.05 <= self.heartbeat_s <= 3600:
+            raise InvalidOption(f"heartbeat_s must be 0.05 to 3600 s, not {self.heartbeat_s!r}")
+        if self.durable is not None:
+            raise InvalidOption("durable= is for streams, which this version does not have yet")
+        if self.secret is not None and self.insecure_lan:
+            raise InvalidOption("insecure_lan=True and a secret contradict each other")
+        for source in self.discovery or ():
+            if source not in ("local", "mdns"):
+                raise InvalidOption(f"discovery knows 'local' and 'mdns', not {source!r}")
+        if not self.networked and (self.seeds or "mdns" in (self.discovery or ())):
+            raise InvalidOption(
+                "seeds and mdns reach beyond this machine, which needs a secret "
+                "(or insecure_lan=True)"
+            )
+
+    @property
+    def networked(self) -> bool:
+        """Whether anything is bound beyond this machine's private directory."""
+        return self.secret is not None or self.insecure_lan
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The discovery sources to start, seeds aside."""
+        if self.discovery is not None:
+            return self.discovery
+        return ("local", "mdns") if self.networked else ("local",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublisherOptions:
+    """How one topic is published."""
+
+    when_full: WhenFull = "drop"
+    """``drop``: a subscriber without room loses the message, counted on both sides.
+    ``wait``: the publisher waits, for all of its subscribers."""
+
+    keep_last: bool = False
+    """Give each newcomer the last message of the topic."""
+
+    def __post_init__(self) -> None:
+        if self.when_full not in ("drop", "wait"):
+            raise InvalidOption(f"when_full must be 'drop' or 'wait', not {self.when_full!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubscriberOptions:
+    """How topics are received."""
+
+    latest_only: bool = False
+    """Keep only the newest message of each sender and topic; what it replaces is not a loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PullerOptions:
+    """How tasks are taken from a queue."""
+
+    prefetch: int = limits.PREFETCH
+    """Tasks of any one pusher that may be in this worker's hands, the one it works on included."""
+
+    def __post_init__(self) -> None:
+        check_count(self.prefetch, "prefetch", 1, limits.PREFETCH_MAX)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceOptions:
+    """How a service runs its handler."""
+
+    concurrency: int = 1
+    """Handlers that may run at once."""
+
+    backlog: int = limits.BACKLOG
+    """Requests waiting for a handler; one more is answered `Busy`."""
+
+    def __post_init__(self) -> None:
+        check_count(self.concurrency, "concurrency", 1, 1024)
+        check_count(self.backlog, "backlog", 0, limits.OUTSTANDING_MAX)

@@ -1,0 +1,222 @@
+"""The control link's sockets: one bound for whoever dials, one for each link that is dialled.
+
+Used by the control thread alone, never blocks. Says what it heard and which links failed; what that
+means is membership's business. A link is known by its key: the number under which it was dialled, or
+for an accepted one the socket and routing id it came in by.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
+
+import zmq
+
+from mesh import limits
+from mesh.sockets.control import ControlMessage, decode_control, encode_control
+from mesh.sockets.curve import ZAP_ENDPOINT, answer_zap
+from mesh.sockets.frame import Kind, Malformed, decode, encode
+from mesh.sockets.transport import Bound, Socket, Transport, scheme_of
+
+AcceptedLink = tuple[int, bytes]
+LinkKey = int | AcceptedLink
+
+_NAME: Final = b"\0"
+_PARTS_MAX: Final = 2
+_HEARD_MAX: Final = 1000
+"""Messages taken at a time, so that timers and other sources get their turn."""
+_HWM: Final = 10_000
+_HANDSHAKE_FAILED: Final = (
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    | zmq.Event.HANDSHAKE_FAILED_AUTH
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    link: LinkKey
+    message: ControlMessage
+    address: str
+    """The remote IP address of an accepted tcp link, else empty."""
+
+
+@dataclass(slots=True)
+class _Dialled:
+    socket: Socket
+    endpoint: str
+    monitor: Any = None
+
+
+class ControlLink:
+    """All control sockets of one node."""
+
+    def __init__(self, transport: Transport, node_id: int, port: int) -> None:
+        self.dropped: Counter[str] = Counter()
+        self.failed: list[tuple[LinkKey, str]] = []
+        """Links that failed since this was last emptied, with the reason."""
+        self._transport = transport
+        self._node_id = node_id
+        self._seq = 0
+        self._poll = select.epoll()
+        self._dialled: dict[int, _Dialled] = {}
+        self._gate = self._open_gate() if transport.keys is not None else None
+        self._bound: list[Bound] = transport.bind(zmq.ROUTER, "control", port=port, hwm=_HWM)
+        for bound in self._bound:
+            self._watch(bound.socket)
+
+    def fileno(self) -> int:
+        """Readable while there may be something to `receive`."""
+        return self._poll.fileno()
+
+    def endpoints(self) -> tuple[str, ...]:
+        return self._transport.endpoints(self._bound)
+
+    @property
+    def port(self) -> int:
+        """The tcp port, 0 without a network."""
+        return self._bound[-1].port
+
+    def dial(self, link: int, endpoint: str) -> None:
+        """Connect; a failure that is known at once is in `failed`."""
+        scheme, _, path = endpoint.partition("://")
+        if scheme == "ipc" and not os.path.exists(path):
+            self.failed.append((link, "no such socket"))
+            return
+        socket = self._transport.connecting(zmq.DEALER, scheme, hwm=_HWM)
+        dialled = _Dialled(socket, endpoint)
+        if scheme == "tcp" and self._transport.keys is not None:
+            dialled.monitor = socket.get_monitor_socket(_HANDSHAKE_FAILED)
+            self._watch(dialled.monitor)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.failed.append((link, str(error)))
+            self._close(dialled, 0)
+            return
+        self._dialled[link] = dialled
+        self._watch(socket)
+
+    def hang_up(self, link: LinkKey, linger_ms: int = 1000) -> None:
+        """Close a dialled link, after what was sent on it. An accepted one is the dialler's."""
+        if isinstance(link, int) and (dialled := self._dialled.pop(link, None)) is not None:
+            self._close(dialled, linger_ms)
+
+    def send(self, link: LinkKey, message: ControlMessage) -> None:
+        """Send, or put the link among the `failed`."""
+        self._seq += 1
+        body = encode_control(message)
+        frame = encode(_NAME, Kind.CONTROL, body, sender=self._node_id, seq=self._seq)
+        try:
+            if isinstance(link, int):
+                if (dialled := self._dialled.get(link)) is not None:
+                    dialled.socket.send(frame, zmq.NOBLOCK)
+            else:
+                index, routing_id = link
+                self._bound[index].socket.send_multipart([routing_id, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:  # the other side is gone, or reads nothing any more
+            self.dropped["control unsent"] += 1
+            self.failed.append((link, str(error)))
+
+    def receive(self) -> list[Heard]:
+        """What has come, up to a bound; empty when there is nothing left."""
+        if self._gate is not None:
+            self._answer_gate()
+        heard: list[Heard] = []
+        for index, bound in enumerate(self._bound):
+            while len(heard) < _HEARD_MAX and (parts := self._parts(bound.socket)) is not None:
+                routing_id, *rest = parts
+                key = (index, routing_id.bytes)
+                address = str(rest[0].get("Peer-Address")) if rest and bound.port else ""
+                self._hear(heard, key, rest, address)
+        for link, dialled in list(self._dialled.items()):
+            while len(heard) < _HEARD_MAX and (parts := self._parts(dialled.socket)) is not None:
+                self._hear(heard, link, parts, "")
+            self._look_at_monitor(link, dialled)
+        return heard
+
+    def close(self, linger_ms: int) -> None:
+        for link in list(self._dialled):
+            self.hang_up(link, linger_ms)
+        for bound in self._bound:
+            bound.socket.close(linger=linger_ms)
+        if self._gate is not None:
+            self._gate.close(linger=0)
+        self._poll.close()
+
+    def _hear(
+        self, heard: list[Heard], link: LinkKey, parts: list[zmq.Frame], address: str
+    ) -> None:
+        if len(parts) != 1 or len(parts[0]) > limits.CONTROL_BYTES_MAX:
+            self.dropped["malformed"] += 1
+            return
+        try:
+            frame = decode([parts[0].bytes])
+        except Malformed as fault:
+            self.dropped[fault.reason] += 1
+            return
+        message = decode_control(frame.body) if frame.kind == Kind.CONTROL else None
+        if message is None:
+            self.dropped["malformed"] += 1
+        else:
+            heard.append(Heard(link, message, address))
+
+    def _parts(self, socket: Socket) -> list[zmq.Frame] | None:
+        """One whole message; parts beyond what is expected are read and thrown away, all but one."""
+        try:
+            part = socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        parts = [part]
+        while part.more:
+            part = socket.recv(zmq.NOBLOCK, copy=False)
+            if len(parts) <= _PARTS_MAX:
+                parts.append(part)
+        return parts
+
+    def _look_at_monitor(self, link: int, dialled: _Dialled) -> None:
+        if dialled.monitor is None:
+            return
+        try:
+            while True:
+                dialled.monitor.recv_multipart(zmq.NOBLOCK)
+                self.failed.append((link, "handshake"))
+        except zmq.Again:
+            return
+
+    def _open_gate(self) -> Socket:
+        """ZAP has to be there before anything is bound: without it libzmq lets any key in."""
+        gate = self._transport.context.socket(zmq.REP)
+        gate.bind(ZAP_ENDPOINT)
+        self._watch(gate)
+        return gate
+
+    def _answer_gate(self) -> None:
+        assert self._gate is not None
+        assert self._transport.keys is not None
+        while True:
+            try:
+                request = self._gate.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            answer = answer_zap(request, self._transport.keys.public)
+            if answer[2] != b"200":
+                self.dropped["key refused"] += 1
+            self._gate.send_multipart(answer)
+
+    def _watch(self, socket: Any) -> None:
+        self._poll.register(socket.getsockopt(zmq.FD), select.EPOLLIN)
+
+    def _close(self, dialled: _Dialled, linger_ms: int) -> None:
+        if dialled.monitor is not None:
+            self._poll.unregister(dialled.monitor.getsockopt(zmq.FD))
+            dialled.socket.disable_monitor()
+        if dialled.socket.getsockopt(zmq.FD) is not None:
+            try:
+                self._poll.unregister(dialled.socket.getsockopt(zmq.FD))
+            except FileNotFoundError:  # never watched: connecting failed
+                pass
+        dialled.socket.close(linger=linger_ms)

@@ -1,0 +1,213 @@
+"""Wire format v1: the layout of a frame, and nothing else. docs/wire.md draws the same.
+
+A frame is one ZeroMQ message part::
+
+    ┌───────────────────┬───┬────────────────────┬──────┐
+    │ name, UTF-8       │ 0 │ header, 36 bytes   │ body │
+    └───────────────────┴───┴────────────────────┴──────┘
+
+    header, little endian
+     0  u8   version      1
+     1  u8   kind         `Kind`
+     2  u8   codec        `Codec` of the payload
+     3  u8   flags        `Flag`
+     4  u32  count        messages in the body
+     8  u64  sender       incarnation of the sending node
+    16  u64  seq          sequence of the first message; what it counts depends on the kind
+    24  u64  time_ns      wall clock of the sender, nanoseconds since 1970
+    32  u32  remaining    REQUEST: milliseconds the caller still waits, 0xffffffff for ever
+
+The name comes first because that is what ZeroMQ's subscriptions filter by, and ends with a zero byte
+so that ``a`` is not a prefix of ``ab``. A channel's name begins with ``/`` here, a subscriber's own
+address with ``@``. With `Flag.DETACHED` the one payload is a second message part, so that a large
+buffer need not be copied to stand behind its header.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+from mesh import limits
+
+VERSION: Final = 1
+HEADER: Final = struct.Struct("<BBBBIQQQI")
+FOR_EVER: Final = 0xFFFFFFFF
+
+
+class Kind(enum.IntEnum):
+    DATA = 1
+    """Messages of a topic, or tasks of a queue."""
+    MARK = 2
+    """Where sequences stand: to one subscriber (answering its subscription) or on a topic."""
+    LAST = 3
+    """To one newcomer: the last message of a topic, with its original sequence and time."""
+    REQUEST = 4
+    REPLY = 5
+    ERROR = 6
+    CANCEL = 7
+    CREDIT = 8
+    """To a pusher: `seq` tasks of yours, counted from the first, are off this worker's hands."""
+    CONTROL = 9
+    """One message of `mesh.sockets.control`."""
+
+
+class Codec(enum.IntEnum):
+    RAW = 0
+    """The payload is bytes as they are (only with `Flag.DETACHED`)."""
+    MSGPACK = 1
+    """The body is a MessagePack array of payloads."""
+
+
+class Flag(enum.IntFlag):
+    HEADERS = 1
+    """The array alternates payload, headers, payload, headers …"""
+    DETACHED = 2
+    """The payload is the second message part; the body holds its headers, if any."""
+    LZ4 = 4
+    """The body is an LZ4 frame with content size and content checksum."""
+
+
+KINDS: Final = frozenset(int(kind) for kind in Kind)
+CODECS: Final = frozenset(int(codec) for codec in Codec)
+_ALL_FLAGS: Final = int(Flag.HEADERS | Flag.DETACHED | Flag.LZ4)
+
+
+class Malformed(Exception):
+    """What came from a socket is no frame; `reason` is the counter it goes under. Never raised to
+    users: a peer's fault is dropped and counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Frame:
+    """A frame as received: header fields, and the body not yet decoded."""
+
+    __slots__ = (
+        "body",
+        "codec",
+        "count",
+        "detached",
+        "flags",
+        "kind",
+        "name",
+        "remaining",
+        "sender",
+        "seq",
+        "time_ns",
+    )
+
+    name: bytes
+    kind: int
+    codec: int
+    flags: int
+    count: int
+    sender: int
+    seq: int
+    time_ns: int
+    remaining: int
+    body: bytes
+    detached: bytes | None
+
+
+def encode(
+    name: bytes,
+    kind: int,
+    body: bytes,
+    *,
+    codec: int = Codec.MSGPACK,
+    flags: int = 0,
+    count: int = 1,
+    sender: int,
+    seq: int,
+    time_ns: int = 0,
+    remaining: int = 0,
+) -> bytes:
+    """The first (mostly only) part of a frame. `name` ends with its zero byte, see `wire_name`."""
+    header = HEADER.pack(
+        VERSION, kind, codec, flags, count, sender, seq, time_ns & (1 << 64) - 1, remaining
+    )
+    return b"".join((name, header, body))
+
+
+def decode(parts: list[bytes]) -> Frame:
+    """The frame in `parts`, its header checked and bounded. Raises `Malformed`."""
+    first = parts[0]
+    end = first.find(b"\0", 0, limits.SUBSCRIPTION_BYTES_MAX)
+    if end < 0 or len(first) < end + 1 + HEADER.size:
+        raise Malformed("malformed")
+    frame = Frame()
+    (
+        version,
+        frame.kind,
+        frame.codec,
+        frame.flags,
+        frame.count,
+        frame.sender,
+        frame.seq,
+        frame.time_ns,
+        frame.remaining,
+    ) = HEADER.unpack_from(first, end + 1)
+    if version != VERSION:
+        raise Malformed("version")
+    if frame.kind not in KINDS or frame.codec not in CODECS or frame.flags & ~_ALL_FLAGS:
+        raise Malformed("malformed")
+    if not 1 <= frame.count <= limits.FRAME_MESSAGES_MAX or frame.seq >= 1 << 63:
+        raise Malformed("malformed")
+    detached = bool(frame.flags & Flag.DETACHED)
+    if len(parts) != 1 + detached or (detached and frame.count != 1):
+        raise Malformed("malformed")
+    if (frame.codec == Codec.RAW) != detached:
+        raise Malformed("malformed")
+    frame.name = first[: end + 1]
+    frame.body = first[end + 1 + HEADER.size :]
+    frame.detached = parts[1] if detached else None
+    return frame
+
+
+def wire_name(channel: str) -> bytes:
+    """A channel's name as it stands in frames."""
+    return b"/" + channel.encode() + b"\0"
+
+
+def channel_name(name: bytes) -> str | None:
+    """The channel that a frame's name stands for; None if it names none."""
+    if name[:1] != b"/":
+        return None
+    try:
+        return name[1:-1].decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def subscriber_address(token: str, pattern: str) -> bytes:
+    """What a subscriber subscribes to besides its pattern, so that a publisher can answer it alone.
+
+    The address names the pattern, so the publisher knows which topics it is about.
+    """
+    return b"@" + token.encode() + b":" + pattern.encode() + b"\0"
+
+
+def pattern_of(address: bytes) -> str | None:
+    """The pattern that a subscriber's address names; None if it is not an address."""
+    token, colon, pattern = address[1:-1].partition(b":")
+    if address[:1] != b"@" or address[-1:] != b"\0" or not colon or len(token) != 16:
+        return None
+    try:
+        token.decode("ascii")
+        return pattern.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def subscriptions(prefix: str, open_ended: bool) -> list[bytes]:
+    """What to subscribe to in ZeroMQ for a pattern's literal prefix (`names.literal_prefix`)."""
+    if not open_ended:
+        return [wire_name(prefix)]
+    if not prefix:
+        return [b"/"]
+    exact = wire_name(prefix)
+    return [exact, exact[:-1] + b"/"]

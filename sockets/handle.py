@@ -1,0 +1,79 @@
+"""What users hold: a handle is a thin object over a core, and giving it back ends the core.
+
+A handle that is forgotten is given back when it is collected. That may happen anywhere, even inside
+a locked region, so `release` must not lock or block: the node puts it in its control thread's
+inbox. A handle keeps its node alive.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from mesh.errors import Closed
+
+T = TypeVar("T")
+
+
+class Handle:
+    """``with`` and ``async with`` close it; so does losing it."""
+
+    def __init__(self, owner: object, release: Callable[[], None]) -> None:
+        self._owner = owner
+        self._release = weakref.finalize(self, release)
+        self._release.atexit = False
+
+    @property
+    def closed(self) -> bool:
+        return not self._release.alive
+
+    def close(self) -> None:
+        """Give the handle back; whoever waits on it gets `Closed`. Does not block; idempotent."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Receiving(Handle, ABC, Generic[T]):
+    """A handle to iterate over: until it is closed."""
+
+    @abstractmethod
+    def recv(self, *, timeout: float | None = None) -> T:
+        """The next one, blocking up to `timeout` seconds (None: for ever, 0: not at all)."""
+
+    @abstractmethod
+    async def arecv(self, *, timeout: float | None = None) -> T:
+        """`recv` for asyncio."""
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            try:
+                item = self.recv()
+            except Closed:
+                return
+            yield item
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while True:
+            try:
+                item = await self.arecv()
+            except Closed:
+                return
+            yield item

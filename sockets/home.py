@@ -1,0 +1,81 @@
+"""What a pattern's core needs from its node, and what the node needs from a core.
+
+The seam between a pattern and the rest: no pattern knows nodes, membership or discovery.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.link import Link
+from mesh.sockets.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A node, as its patterns see it."""
+
+    node_id: int
+    """The node's incarnation, which every frame carries."""
+    transport: Transport
+    acknowledge: Callable[[int, str], None]
+    """Tell that node, over the control link, that the mark to this subscriber address arrived."""
+    run_hook: Callable[[Callable[[Any], None], Any], None]
+    """Call a user's hook with an event, in the node's hook thread, soon."""
+
+    def id_text(self) -> str:
+        return node_text(self.node_id)
+
+
+@dataclass(slots=True)
+class Counters:
+    """One core's counters, changed under its link's lock."""
+
+    sent: int = 0
+    received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    lost: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class Core(Protocol):
+    """A pattern's working part: it lives until closed, while handles to it come and go.
+
+    `attach` and `detach` come from the control thread, for each matching offer of a peer (and of
+    the node itself); they do not block.
+    """
+
+    kind: str
+    """``topic``, ``queue`` or ``service``, for statistics."""
+    seeks: OfferKind | None
+    """The kind of offer it wants to be attached to."""
+    channel: str
+    """The channel or pattern by which offers are matched."""
+    counters: Counters
+    link: Link
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        """A peer offers what this core seeks: connect to it."""
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        """That offer is gone: ``withdrawn``, or the reason for which the peer went."""
+
+    def tick(self) -> None:
+        """About every `limits.TICK_S`."""
+
+    def close(self, linger_ms: int) -> None:
+        """Close the link. Idempotent; does not wait."""
+
+
+def node_text(node_id: int) -> str:
+    """A node id as users and control messages have it."""
+    return f"{node_id:016x}"
+
+
+def node_number(text: str) -> int:
+    return int(text, 16)

@@ -1,0 +1,425 @@
+"""Publishing to topics.
+
+Guarantee: every subscriber gets each message at most once, in this node's order for each topic. A
+subscriber without room loses the newest, and both sides count it (``when_full="drop"``), or the
+publisher waits (``when_full="wait"``), for all of its subscribers. A subscriber counted by
+`Publisher.subscribers` misses nothing silently from then on.
+
+All topics of a node share its XPUB sockets: one ipc, and on a network one tcp. A message goes out in
+the caller's own thread. Sequences count per topic, from 1. A subscriber subscribes to an address of
+its own besides its pattern (`frame.subscriber_address`), and is answered there, in band, with what it
+needs to tell a gap: the mark. A topic that has fallen quiet marks itself, which exposes a lost tail.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from mesh import limits
+from mesh.errors import Closed, OptionsDiffer, PayloadTooLarge
+from mesh.names import check_name, is_pattern, matches
+from mesh.options import PublisherOptions, check_count, check_timeout
+from mesh.sockets import codec
+from mesh.sockets.control import Offer
+from mesh.sockets.frame import Codec, Flag, Kind, encode, pattern_of, wire_name
+from mesh.sockets.handle import Handle
+from mesh.sockets.home import Counters, Home
+from mesh.sockets.link import Link, read_parts, send_parts
+from mesh.sockets.transport import Bound, Socket
+
+_DETACH_BYTES_MIN = 64 * 1024
+"""From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
+_MARK_TOPICS_MAX = 1000
+"""Topics in one mark, so that it stays within a frame's bounds."""
+
+
+@dataclass(slots=True, eq=False)
+class Topic:
+    """One topic as this node publishes it, whatever the number of handles."""
+
+    name: str
+    options: PublisherOptions
+    seq: int = 0
+    handles: int = 0
+    last: bytes | None = None
+    """The last message's own LAST payload, where `keep_last` asks for it."""
+    last_time_ns: int = 0
+    owed: list[tuple[Socket, list[bytes]]] = field(default_factory=list)
+    """What one transport took and another had no room for yet; paid before anything else."""
+    dirty: bool = False
+    wire: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.wire = wire_name(self.name)
+
+
+@dataclass(slots=True)
+class Reader:
+    """A subscriber, as it made itself known in band."""
+
+    pattern: str
+    socket: Socket
+    marked: bool = False
+    """Whether it said that it received its mark."""
+
+
+class Topics:
+    """The publishing side of a node: the core that every `Publisher` is a handle to."""
+
+    kind = "topic"
+    seeks = None
+    channel = ""
+
+    def __init__(self, home: Home) -> None:
+        self.counters = Counters()
+        self.link = Link("publisher")
+        self._home = home
+        self._topics: dict[str, Topic] = {}
+        self._readers: dict[bytes, Reader] = {}
+        self._unanswered: dict[bytes, Reader] = {}
+        self._dirty: dict[Topic, int] = {}
+        self._bound: list[Bound] = home.transport.bind(zmq.XPUB, "topics")
+        with self.link:
+            for bound in self._bound:
+                bound.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+                bound.socket.setsockopt(zmq.XPUB_NODROP, 1)
+                self.link.add(bound.socket)
+
+    def endpoints(self) -> tuple[str, ...]:
+        return self._home.transport.endpoints(self._bound)
+
+    def open(self, name: str, options: PublisherOptions) -> Topic:
+        """The topic of that name, made if need be. Raises `OptionsDiffer`."""
+        with self.link:
+            topic = self._topics.get(check_name(name))
+            if topic is None:
+                check_count(len(self._topics), "topics", 0, limits.CHANNELS_PER_NODE_MAX - 1)
+                topic = self._topics[name] = Topic(name, options)
+            elif topic.options != options:
+                raise OptionsDiffer(f"topic {name!r} is open with {topic.options}, not {options}")
+            topic.handles += 1
+            return topic
+
+    def release(self, topic: Topic) -> bool:
+        """A handle is gone; True if it was the last. The sequence stays, for one that comes later."""
+        with self.link.lock:
+            topic.handles -= 1
+            return topic.handles == 0
+
+    # -- Sending: attempts, under the lock ---------------------------------------------------
+
+    def send(self, topic: Topic, kind: int, body: bytes, payload: bytes | None, flags: int) -> bool | None:
+        """Send one message to every transport; None if the publisher has to wait for room."""
+        self.read_subscriptions()
+        if not self._pay(topic):
+            return None
+        wait = topic.options.when_full == "wait"
+        seq, now = topic.seq + 1, time.time_ns()
+        taken = False
+        for bound in self._bound:
+            parts = self._parts(bound, topic, kind, body, payload, flags, seq, now)
+            if send_parts(bound.socket, parts):
+                taken = True
+            elif not wait:
+                self._send_dropping(bound.socket, parts)
+            elif taken:
+                topic.owed.append((bound.socket, parts))
+            else:
+                bound.socket.getsockopt(zmq.EVENTS)  # or the descriptor stays readable: a busy loop
+                return None
+        topic.seq = seq
+        if not topic.dirty:
+            topic.dirty = True
+            self._dirty[topic] = -1
+        self.counters.sent += 1
+        self.counters.bytes_sent += len(body) + (len(payload) if payload is not None else 0)
+        return True
+
+    def _parts(
+        self,
+        bound: Bound,
+        topic: Topic,
+        kind: int,
+        body: bytes,
+        payload: bytes | None,
+        flags: int,
+        seq: int,
+        now: int,
+    ) -> list[bytes]:
+        if bound.scheme == "tcp" and payload is None and (packed := codec.compress(body)):
+            body, flags = packed, flags | Flag.LZ4
+        first = encode(
+            topic.wire,
+            kind,
+            body,
+            codec=Codec.MSGPACK if payload is None else Codec.RAW,
+            flags=flags,
+            sender=self._home.node_id,
+            seq=seq,
+            time_ns=now,
+        )
+        return [first] if payload is None else [first, payload]
+
+    def _send_dropping(self, socket: Socket, parts: list[bytes]) -> None:
+        """To all who have room; the others will see the gap."""
+        socket.setsockopt(zmq.XPUB_NODROP, 0)
+        try:
+            send_parts(socket, parts)
+        finally:
+            socket.setsockopt(zmq.XPUB_NODROP, 1)
+        self.counters.dropped["subscriber full"] += 1
+
+    def _pay(self, topic: Topic) -> bool:
+        while topic.owed:
+            socket, parts = topic.owed[0]
+            if not send_parts(socket, parts):
+                socket.getsockopt(zmq.EVENTS)
+                return False
+            del topic.owed[0]
+        return True
+
+    # -- Subscribers -------------------------------------------------------------------------
+
+    def read_subscriptions(self) -> None:
+        """Take notice of who subscribed and who left, and answer the newcomers. Under the lock."""
+        changed = False
+        for bound in self._bound:
+            if not bound.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+                continue
+            while (parts := read_parts(bound.socket, 1)) is not None:
+                changed = self._subscription(bound.socket, parts[0]) or changed
+        if changed:
+            self.link.wake_all()
+
+    def _subscription(self, socket: Socket, message: bytes) -> bool:
+        what, address = message[:1], message[1:]
+        if what == b"\0":
+            self._unanswered.pop(address, None)
+            return self._readers.pop(address, None) is not None
+        if what != b"\1" or len(message) > limits.SUBSCRIPTION_BYTES_MAX:
+            self.counters.dropped["malformed"] += 1
+            return False
+        pattern = pattern_of(address)
+        if pattern is None:
+            return False  # a plain subscription: ZeroMQ itself filters by it
+        if not is_pattern(pattern):
+            self.counters.dropped["malformed"] += 1
+            return False
+        if len(self._readers) >= limits.READERS_MAX and address not in self._readers:
+            self.counters.dropped["too many subscribers"] += 1
+            return False
+        reader = self._readers[address] = Reader(pattern, socket)
+        if not self._answer(address, reader):
+            self._unanswered[address] = reader
+        return True
+
+    def _answer(self, address: bytes, reader: Reader) -> bool:
+        """Tell a newcomer the last values it may want, and then where every sequence stands."""
+        topics = [t for t in self._topics.values() if matches(reader.pattern, t.name)]
+        frames = [
+            encode(
+                address, Kind.LAST, t.last, sender=self._home.node_id, seq=t.seq, time_ns=t.last_time_ns
+            )
+            for t in topics
+            if t.last is not None
+        ]
+        chunks = [topics[i : i + _MARK_TOPICS_MAX] for i in range(0, len(topics), _MARK_TOPICS_MAX)]
+        for left, chunk in zip(range(len(chunks or [[]]) - 1, -1, -1), chunks or [[]], strict=True):
+            standing = codec.pack({t.name: t.seq for t in chunk})
+            body = codec.pack_body([standing])
+            frames.append(encode(address, Kind.MARK, body, sender=self._home.node_id, seq=left))
+        return all(send_parts(reader.socket, [frame]) for frame in frames)
+
+    def marked(self, address: str) -> None:
+        """A subscriber said over the control link that its mark has arrived."""
+        with self.link:
+            reader = self._readers.get(address.encode())
+            if reader is not None:
+                reader.marked = True
+                self.link.wake_all()
+
+    def subscribers(self, topic: Topic) -> int:
+        """How many subscribers have their mark. Under the lock."""
+        self.read_subscriptions()
+        return sum(r.marked and matches(r.pattern, topic.name) for r in self._readers.values())
+
+    # -- The rest of a core ------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        raise AssertionError("subscribers connect here; this side connects to nobody")
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        raise AssertionError("subscribers connect here; this side connects to nobody")
+
+    def tick(self) -> None:
+        """Answer whom there was no room to answer; mark the topics that were quiet for a tick."""
+        with self.link:
+            self.read_subscriptions()
+            for address, reader in list(self._unanswered.items()):
+                if self._answer(address, reader):
+                    del self._unanswered[address]
+            for topic, seq in list(self._dirty.items()):
+                if seq != topic.seq:
+                    self._dirty[topic] = topic.seq
+                elif self._pay(topic) and self._mark(topic):
+                    del self._dirty[topic]
+                    topic.dirty = False
+
+    def _mark(self, topic: Topic) -> bool:
+        """Tell all subscribers of a quiet topic where it stands; False if some had no room."""
+        mark = [encode(topic.wire, Kind.MARK, b"", sender=self._home.node_id, seq=topic.seq)]
+        complete = True
+        for bound in self._bound:
+            if not send_parts(bound.socket, mark):
+                complete = False
+                bound.socket.setsockopt(zmq.XPUB_NODROP, 0)
+                send_parts(bound.socket, mark)
+                bound.socket.setsockopt(zmq.XPUB_NODROP, 1)
+        return complete
+
+    def close(self, linger_ms: int) -> None:
+        try:
+            with self.link:
+                for topic in self._topics.values():
+                    self._pay(topic)
+                for topic in self._dirty:
+                    self._mark(topic)
+        except Closed:
+            return
+        self.link.close(linger_ms)
+
+
+class Publisher(Handle):
+    """A handle to a topic, from `Node.publisher`. Safe from several threads; the order of their
+    messages is the order in which their calls got the lock."""
+
+    def __init__(
+        self, topics: Topics, topic: Topic, owner: object, release: Callable[[], None]
+    ) -> None:
+        super().__init__(owner, release)
+        self._topics = topics
+        self._topic = topic
+
+    @property
+    def channel(self) -> str:
+        return self._topic.name
+
+    @property
+    def subscribers(self) -> int:
+        """How many subscribers are connected and miss nothing from now on. Does not block."""
+        with self._topics.link:
+            return self._topics.subscribers(self._topic)
+
+    def send(
+        self,
+        payload: Any,
+        *,
+        headers: codec.Headers | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Publish one message.
+
+        `payload`: what MessagePack has a form for; tuples arrive as lists. `headers`: str keys,
+        plain values. With ``when_full="drop"`` it does not block; with ``"wait"`` it blocks while
+        some subscriber has no room, up to `timeout` seconds (None: for ever). Raises
+        `NotSerializable`, `PayloadTooLarge` (nothing was sent), `Timeout` (nothing was sent),
+        `Closed`.
+        """
+        attempt = self._sending(payload, headers)
+        self._topics.link.wait(
+            attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
+        )
+
+    async def asend(
+        self,
+        payload: Any,
+        *,
+        headers: codec.Headers | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """`send` for asyncio. Cancelled, the message was sent or was not, as with any send."""
+        attempt = self._sending(payload, headers)
+        await self._topics.link.wait_async(
+            attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
+        )
+
+    def send_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
+        """Publish each of `payloads` in order; returns how many. `timeout` is for each of them.
+
+        An error ends it where it occurred: what came before was sent.
+        """
+        count = 0
+        for payload in payloads:
+            self.send(payload, timeout=timeout)
+            count += 1
+        return count
+
+    async def asend_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
+        """`send_many` for asyncio."""
+        count = 0
+        for payload in payloads:
+            await self.asend(payload, timeout=timeout)
+            count += 1
+        return count
+
+    def wait_for(self, count: int, *, timeout: float | None = None) -> None:
+        """Block until at least `count` subscribers are connected. Raises `Timeout`, `Closed`."""
+        self._topics.link.wait(*self._connected(count, timeout))
+
+    async def await_for(self, count: int, *, timeout: float | None = None) -> None:
+        """`wait_for` for asyncio."""
+        await self._topics.link.wait_async(*self._connected(count, timeout))
+
+    def _connected(self, count: int, timeout: float | None) -> tuple[Any, float | None, str]:
+        self._check_open()
+        check_count(count, "count", 0, limits.READERS_MAX)
+
+        def attempt() -> bool | None:
+            return self._topics.subscribers(self._topic) >= count or None
+
+        what = f"{count} subscribers of {self.channel!r}"
+        return attempt, check_timeout(timeout), what
+
+    @property
+    def _room(self) -> str:
+        return f"room at the subscribers of {self.channel!r}"
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed(f"publisher {self.channel!r} is closed")
+
+    def _sending(self, payload: Any, headers: codec.Headers | None) -> Any:
+        """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""
+        self._check_open()
+        topics, topic = self._topics, self._topic
+        packed_headers = codec.pack_headers(headers)
+        flags = 0 if packed_headers is None else int(Flag.HEADERS)
+        detached = type(payload) is bytes and len(payload) >= _DETACH_BYTES_MIN
+        packed = b"" if detached else codec.pack(payload)
+        size = len(payload) if detached else len(packed)
+        if size > (limit := topics._home.transport.message_bytes_max):
+            raise PayloadTooLarge(
+                f"payload of {size:,} bytes over the limit of {limit:,} (option message_bytes_max)"
+            )
+        if detached:
+            flags |= Flag.DETACHED
+            body = packed_headers or b""
+        else:
+            body = codec.pack_body([packed], packed_headers and [packed_headers])
+        last = None
+        if topic.options.keep_last:
+            kept = [codec.pack(topic.name), packed or codec.pack(payload), packed_headers or b"\xc0"]
+            last = codec.pack_body([codec.pack_body(kept)])
+
+        def attempt() -> bool | None:
+            done = topics.send(topic, Kind.DATA, body, payload if detached else None, flags)
+            if done and last is not None:
+                topic.last, topic.last_time_ns = last, time.time_ns()
+            return done
+
+        return attempt

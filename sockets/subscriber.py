@@ -1,0 +1,401 @@
+"""Subscribing to topics.
+
+Guarantee: a message is delivered at most once, in each publisher's order, and none is lost silently:
+a gap in a publisher's sequence is counted under its sender in `Subscriber.lost` and told to the
+`on_loss` hook with the range, whether it was dropped for want of room here, or missed while the
+connection was down, or was the last before a silence. Subscribing to ``a`` never delivers ``ab``.
+
+ZeroMQ filters by the pattern's literal prefix, this module by the rest. What came in one frame waits
+in the inbox; nothing more is read before that is taken, so that libzmq's buffer is the bound.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import zmq
+
+from mesh import limits
+from mesh.message import EMPTY, Loss, Message
+from mesh.names import check_pattern, is_name, literal_prefix, matches
+from mesh.options import SubscriberOptions, check_timeout
+from mesh.sockets import codec
+from mesh.sockets.control import Offer
+from mesh.sockets.frame import (
+    Frame,
+    Kind,
+    Malformed,
+    channel_name,
+    decode,
+    subscriber_address,
+    subscriptions,
+    wire_name,
+)
+from mesh.sockets.handle import Receiving
+from mesh.sockets.home import Counters, Home, node_text
+from mesh.sockets.link import Link, read_parts
+from mesh.sockets.transport import Socket, scheme_of
+
+_FRAMES_PER_ATTEMPT = 256
+"""Read at most so many before the deadline is looked at again: all may be for others."""
+_NAMES_CACHED = 10_000
+_RETIRING_TICKS = 8
+"""A publisher that left may still be flushing: it is disconnected two seconds later."""
+
+
+class Sequences:
+    """What a subscriber knows of every publisher's sequences: tells gaps, repeats and newcomers.
+
+    Holds no socket. All times are the callers' business; sequences count from 1.
+    """
+
+    def __init__(self) -> None:
+        self._expected: OrderedDict[tuple[int, bytes], int] = OrderedDict()
+        self._marked: OrderedDict[int, None] = OrderedDict()
+
+    def take(self, sender: int, name: bytes, seq: int, count: int) -> tuple[int, int]:
+        """Messages `seq` to ``seq + count - 1`` arrived: (first missed or 0, how many to skip)."""
+        expected = self._expect(sender, name, seq)
+        self._follow(sender, name, max(expected, seq + count))
+        if seq > expected:
+            return expected, 0
+        return 0, min(count, expected - seq)
+
+    def stands_at(self, sender: int, name: bytes, seq: int) -> int:
+        """A mark says that `seq` was the last sent: the first one missed, or 0."""
+        expected = self._expect(sender, name, seq + 1)
+        self._follow(sender, name, max(expected, seq + 1))
+        return expected if seq >= expected else 0
+
+    def marked(self, sender: int) -> None:
+        """From here on a topic of `sender` that was not heard of starts with 1."""
+        self._marked[sender] = None
+        self._marked.move_to_end(sender)
+        if len(self._marked) > limits.SIGHTINGS_MAX:
+            self._marked.popitem(last=False)
+
+    def _expect(self, sender: int, name: bytes, baseline: int) -> int:
+        expected = self._expected.get((sender, name))
+        if expected is not None:
+            return expected
+        return 1 if sender in self._marked else baseline
+
+    def _follow(self, sender: int, name: bytes, expected: int) -> None:
+        self._expected[sender, name] = expected
+        if len(self._expected) > limits.TRACKED_CHANNELS_MAX:
+            (old, _), _ = self._expected.popitem(last=False)
+            self._marked.pop(old, None)  # or its forgotten topic would seem to start with 1
+
+
+class Subscription:
+    """The core of a subscriber: SUB sockets, what is read but not taken, and what was missed."""
+
+    kind = "topic"
+    seeks = "publish"
+
+    def __init__(self, home: Home, pattern: str, options: SubscriberOptions) -> None:
+        self.channel = check_pattern(pattern)
+        self.counters = Counters()
+        self.link = Link(f"subscriber {pattern!r}")
+        self.link.pending = self._pending  # type: ignore[method-assign]
+        self.lost: dict[str, int] = {}
+        self.on_loss: Callable[[Loss], object] | None = None
+        self._home = home
+        self._latest_only = options.latest_only
+        self._address = subscriber_address(secrets.token_hex(8), pattern)
+        self._subscriptions = subscriptions(*literal_prefix(pattern))
+        self._sockets: dict[str, Socket] = {}
+        self._inbox: deque[Message] = deque()
+        self._latest: dict[tuple[str, str], Message] = {}
+        self._sequences = Sequences()
+        self._channels: dict[bytes, str | None] = {}
+        self._senders: dict[int, str] = {}
+        self._offers: dict[int, tuple[str, set[int]]] = {}
+        self._retiring: dict[str, int] = {}
+        self._awaiting: set[int] = set()
+
+    # -- Reading: under the lock -------------------------------------------------------------
+
+    def take(self) -> Message | None:
+        """The next message, or None after reading all there is."""
+        self._fill(1)
+        if self._inbox:
+            return self._inbox.popleft()
+        if self._latest:
+            return self._latest.pop(next(iter(self._latest)))
+        return None
+
+    def take_many(self, count_max: int) -> list[Message] | None:
+        """All messages there are, up to `count_max`, or None."""
+        messages: list[Message] = []
+        while len(messages) < count_max and (message := self.take()) is not None:
+            messages.append(message)
+        return messages or None
+
+    def give_back(self, message: Message) -> None:
+        self._inbox.appendleft(message)
+
+    def give_back_many(self, messages: list[Message]) -> None:
+        self._inbox.extendleft(reversed(messages))
+
+    def _fill(self, inbox_messages: int) -> None:
+        """Read until so many messages are in the inbox, or nothing is left to read."""
+        for _ in range(_FRAMES_PER_ATTEMPT):
+            if len(self._inbox) >= inbox_messages or (frame := self._read()) is None:
+                return
+            self._accept(frame)
+        self.link.wake_all()  # there may be more
+
+    def _pending(self) -> bool:
+        return bool(self._inbox or self._latest) or Link.readable(self.link)
+
+    def _read(self) -> Frame | None:
+        for socket in self._sockets.values():
+            while (parts := read_parts(socket, 2)) is not None:
+                try:
+                    return decode(parts)
+                except Malformed as fault:
+                    self.counters.dropped[fault.reason] += 1
+        return None
+
+    def _accept(self, frame: Frame) -> None:
+        try:
+            if frame.name == self._address:
+                self._accept_own(frame)
+            elif (channel := self._channel(frame.name)) is not None:
+                self._accept_topic(frame, channel)
+        except Malformed as fault:
+            self.counters.dropped[fault.reason] += 1
+
+    def _accept_topic(self, frame: Frame, channel: str) -> None:
+        if frame.kind == Kind.MARK:
+            first = self._sequences.stands_at(frame.sender, frame.name, frame.seq)
+            self._missed(frame.sender, channel, first, frame.seq)
+            return
+        if frame.kind != Kind.DATA:
+            raise Malformed("malformed")
+        payloads, headers = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
+        first, skip = self._sequences.take(frame.sender, frame.name, frame.seq, frame.count)
+        self._missed(frame.sender, channel, first, frame.seq - 1)
+        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        for i in range(skip, len(payloads)):
+            self._deliver(
+                Message(
+                    payloads[i],
+                    channel,
+                    self._sender(frame.sender),
+                    frame.seq + i,
+                    frame.time_ns,
+                    EMPTY if headers is None else headers[i],
+                )
+            )
+
+    def _accept_own(self, frame: Frame) -> None:
+        """What a publisher sent to this subscriber alone: a last value, or where it stands."""
+        payloads, _ = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
+        if len(payloads) != 1:
+            raise Malformed("malformed")
+        if frame.kind == Kind.LAST:
+            self._accept_last(frame, payloads[0])
+        elif frame.kind == Kind.MARK:
+            self._accept_mark(frame, payloads[0])
+        else:
+            raise Malformed("malformed")
+
+    def _accept_last(self, frame: Frame, item: Any) -> None:
+        if type(item) is not list or len(item) != 3 or not is_name(item[0]):
+            raise Malformed("malformed")
+        channel, payload, flat = item
+        headers = codec.read_headers(flat)
+        if not matches(self.channel, channel):
+            return
+        first, skip = self._sequences.take(frame.sender, wire_name(channel), frame.seq, 1)
+        self._missed(frame.sender, channel, first, frame.seq - 1)
+        if not skip:
+            sender = self._sender(frame.sender)
+            self._deliver(Message(payload, channel, sender, frame.seq, frame.time_ns, headers))
+
+    def _accept_mark(self, frame: Frame, standing: Any) -> None:
+        if type(standing) is not dict:
+            raise Malformed("malformed")
+        for channel, seq in standing.items():
+            if not is_name(channel) or type(seq) is not int or not 0 <= seq < 1 << 63:
+                raise Malformed("malformed")
+            first = self._sequences.stands_at(frame.sender, wire_name(channel), seq)
+            self._missed(frame.sender, channel, first, seq)
+        if frame.seq == 0:  # no further part of this mark follows
+            self._sequences.marked(frame.sender)
+            self._awaiting.discard(frame.sender)
+            self._home.acknowledge(frame.sender, self._address.decode())
+
+    def _deliver(self, message: Message) -> None:
+        self.counters.received += 1
+        if not self._latest_only:
+            self._inbox.append(message)
+            return
+        key = (message.sender, message.channel)
+        if key in self._latest:
+            self.counters.dropped["superseded"] += 1
+        elif len(self._latest) >= limits.TRACKED_CHANNELS_MAX:
+            self.counters.dropped["too many channels"] += 1
+            return
+        self._latest[key] = message
+
+    def _missed(self, sender: int, channel: str, first: int, last: int) -> None:
+        if not first:
+            return
+        text = self._sender(sender)
+        loss = Loss(text, channel, first, last)
+        self.counters.lost += loss.count
+        if text in self.lost or len(self.lost) < limits.SIGHTINGS_MAX:
+            self.lost[text] = self.lost.get(text, 0) + loss.count
+        if self.on_loss is not None:
+            self._home.run_hook(self.on_loss, loss)
+
+    def _channel(self, name: bytes) -> str | None:
+        """The channel in a frame's name if the pattern wants it."""
+        try:
+            return self._channels[name]
+        except KeyError:
+            channel = channel_name(name)
+            if channel is not None and not (is_name(channel) and matches(self.channel, channel)):
+                channel = None
+            if len(self._channels) >= _NAMES_CACHED:
+                self._channels.clear()
+            self._channels[name] = channel
+            return channel
+
+    def _sender(self, sender: int) -> str:
+        text = self._senders.get(sender)
+        if text is None:
+            if len(self._senders) >= limits.SIGHTINGS_MAX:
+                self._senders.clear()
+            text = self._senders[sender] = node_text(sender)
+        return text
+
+    # -- Peers -------------------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        with self.link:
+            known = self._offers.setdefault(peer, (endpoint, set()))
+            known[1].add(offer.key)
+            if len(known[1]) > 1 or self._retiring.pop(known[0], None) is not None:
+                return
+            self._awaiting.add(peer)
+            self._socket(endpoint).connect(endpoint)
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        """Not disconnected at once: that would throw away what is on its way or was not read."""
+        with self.link:
+            known = self._offers.get(peer)
+            if known is None or key not in known[1]:
+                return
+            known[1].discard(key)
+            if not known[1]:
+                del self._offers[peer]
+                self._awaiting.discard(peer)
+                self._retiring[known[0]] = _RETIRING_TICKS
+
+    @property
+    def expects_mark(self) -> bool:
+        """Whether the control thread should read on until a publisher's mark has come."""
+        return bool(self._awaiting) and len(self._inbox) < limits.BUFFER_MESSAGES
+
+    def read_ahead(self) -> None:
+        """Read until the marks that are awaited have come, so that a publisher's `wait_for` does
+        not depend on somebody receiving here already."""
+        with self.link:
+            while self.expects_mark and (frame := self._read()) is not None:
+                self._accept(frame)
+
+    def tick(self) -> None:
+        self.read_ahead()
+        with self.link:
+            self._fill(1)
+            for endpoint, ticks in list(self._retiring.items()):
+                self._retiring[endpoint] = ticks - 1
+                if ticks <= 0 and not self._inbox:
+                    del self._retiring[endpoint]
+                    self._sockets[scheme_of(endpoint)].disconnect(endpoint)
+
+    def _socket(self, endpoint: str) -> Socket:
+        scheme = scheme_of(endpoint)
+        socket = self._sockets.get(scheme)
+        if socket is None:
+            socket = self._home.transport.connecting(zmq.SUB, scheme)
+            for prefix in (*self._subscriptions, self._address):
+                socket.subscribe(prefix)
+            self.link.add(socket)
+            self._sockets[scheme] = socket
+        return socket
+
+    def close(self, linger_ms: int) -> None:
+        self.link.close()
+
+
+class Subscriber(Receiving[Message]):
+    """A handle to a subscription, from `Node.subscriber`. Iterate it, or call `recv`. Safe from
+    several threads, each message going to one of them."""
+
+    def __init__(self, core: Subscription, owner: object, release: Callable[[], None]) -> None:
+        super().__init__(owner, release)
+        self._core = core
+
+    @property
+    def pattern(self) -> str:
+        return self._core.channel
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """How many messages were missed, by sender (node id). A snapshot; does not block."""
+        with self._core.link.lock:
+            return MappingProxyType(dict(self._core.lost))
+
+    def on_loss(self, hook: Callable[[Loss], object]) -> None:
+        """Have `hook` called with each `Loss`, in the node's hook thread, soon after it was seen."""
+        self._core.on_loss = hook
+
+    def recv(self, *, timeout: float | None = None) -> Message:
+        """The next message, blocking up to `timeout` seconds (None: for ever, 0: not at all).
+
+        Raises `Timeout`, `Closed`.
+        """
+        return self._core.link.wait(self._core.take, check_timeout(timeout), self._what)
+
+    async def arecv(self, *, timeout: float | None = None) -> Message:
+        """`recv` for asyncio. Cancelling it loses nothing."""
+        core = self._core
+        return await core.link.wait_async(
+            core.take, check_timeout(timeout), self._what, give_back=core.give_back
+        )
+
+    def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> list[Message]:
+        """Wait for one message, and return all that are there, at most `count_max`."""
+        return self._core.link.wait(
+            lambda: self._core.take_many(count_max), check_timeout(timeout), self._what
+        )
+
+    async def arecv_many(
+        self, *, timeout: float | None = None, count_max: int = 1000
+    ) -> list[Message]:
+        """`recv_many` for asyncio."""
+        core = self._core
+        return await core.link.wait_async(
+            lambda: core.take_many(count_max),
+            check_timeout(timeout),
+            self._what,
+            give_back=core.give_back_many,
+        )
+
+    def close(self) -> None:
+        """Stop receiving; whoever waits gets `Closed`. Does not block; idempotent."""
+        self._core.close(0)
+        super().close()
+
+    @property
+    def _what(self) -> str:
+        return f"message on {self._core.channel!r}"

@@ -1,0 +1,148 @@
+"""How every socket of a node is made: options, security, and where it is bound.
+
+An ipc socket lies in the runtime directory, which only this user can enter, and speaks plain text.
+A tcp socket exists only on a network, and speaks CURVE, checked by ZAP, unless the user asked for
+plain text. Linger is set when a socket is closed, never before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import zmq
+
+from mesh import limits
+from mesh.sockets.curve import ZAP_DOMAIN, Keys
+
+Socket = zmq.Socket[bytes]
+
+_ZAP_ENFORCE_DOMAIN: Final = 93
+_RECONNECT_STOP: Final = 109
+_RECONNECT_STOP_HANDSHAKE_FAILED: Final = 2
+_IPC_HEARTBEAT_MS: Final = 2000
+_HANDSHAKE_MS: Final = 3000
+_SOCKETS_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    socket: Socket
+    scheme: str
+    port: int
+    """0 for ipc."""
+
+
+class Transport:
+    """Makes the sockets of one node, in a ZeroMQ context of its own (ZAP is per context)."""
+
+    def __init__(
+        self,
+        *,
+        socket_path: Callable[[str], str],
+        networked: bool = False,
+        addresses: tuple[str, ...] = (),
+        interfaces_named: bool = False,
+        keys: Keys | None = None,
+        heartbeat_s: float = 1.0,
+        buffer_messages: int = limits.BUFFER_MESSAGES,
+        message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
+    ) -> None:
+        self.context: zmq.Context[Socket] = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
+        self.keys = keys
+        self.message_bytes_max = message_bytes_max
+        self.addresses = addresses
+        """IPv4 addresses under which tcp sockets are reached; they may change."""
+        self._networked = networked
+        self._interfaces_named = interfaces_named
+        self._socket_path = socket_path
+        self._heartbeat_ms = max(50, round(heartbeat_s * 1000))
+        self._buffer_messages = buffer_messages
+        self._label = 0
+
+    def bind(self, kind: int, label: str, *, port: int = 0, hwm: int | None = None) -> list[Bound]:
+        """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one.
+
+        Raises `zmq.ZMQError` (an `OSError` by its errno) where an address is taken.
+        """
+        self._label += 1
+        ipc = self._make(kind, "ipc", hwm, server=True)
+        ipc.bind(f"ipc://{self._socket_path(f'{label}{self._label}')}")
+        bound = [Bound(ipc, "ipc", 0)]
+        if self._networked:
+            bound.append(self._bind_tcp(kind, port, hwm))
+        return bound
+
+    def endpoints(self, bound: list[Bound]) -> tuple[str, ...]:
+        """Where others reach these sockets, as of now: ipc first."""
+        found: list[str] = []
+        for each in bound:
+            if each.scheme == "ipc":
+                found.append(each.socket.last_endpoint.decode())
+            else:
+                found += [f"tcp://{address}:{each.port}" for address in self.addresses]
+        return tuple(found)
+
+    def connecting(
+        self, kind: int, scheme: str, *, hwm: int | None = None, persistent: bool = True
+    ) -> Socket:
+        """A socket to connect by `scheme`; a failed CURVE handshake is not tried again."""
+        socket = self._make(kind, scheme, hwm, server=False)
+        socket.setsockopt(_RECONNECT_STOP, _RECONNECT_STOP_HANDSHAKE_FAILED)
+        socket.setsockopt(zmq.RECONNECT_IVL, 100 if persistent else -1)
+        if persistent:
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+        return socket
+
+    def close(self) -> None:
+        """End the context. Every socket was closed before; waits for the linger they were given."""
+        self.context.term()
+
+    def _bind_tcp(self, kind: int, port: int, hwm: int | None) -> Bound:
+        """On named interfaces only there, all with one port; else on every one."""
+        hosts = self.addresses if self._interfaces_named else ("0.0.0.0",)  # noqa: S104
+        for last_try in (False, False, False, True):
+            socket = self._make(kind, "tcp", hwm, server=True)
+            try:
+                socket.bind(f"tcp://{hosts[0]}:{port or '*'}")
+                taken = int(socket.last_endpoint.decode().rpartition(":")[2])
+                for host in hosts[1:]:
+                    socket.bind(f"tcp://{host}:{taken}")
+            except zmq.ZMQError as error:
+                socket.close(linger=0)
+                if port or last_try or error.errno != zmq.EADDRINUSE:
+                    raise
+            else:
+                return Bound(socket, "tcp", taken)
+        raise AssertionError("the last try either returns or raises")
+
+    def _make(self, kind: int, scheme: str, hwm: int | None, *, server: bool) -> Socket:
+        socket: Socket = self.context.socket(kind)
+        options: dict[int, Any] = {
+            zmq.LINGER: 0,
+            zmq.MAXMSGSIZE: self.message_bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX,
+            zmq.SNDHWM: self._buffer_messages if hwm is None else hwm,
+            zmq.RCVHWM: self._buffer_messages if hwm is None else hwm,
+            zmq.HANDSHAKE_IVL: _HANDSHAKE_MS,
+            zmq.BACKLOG: 1024,
+        }
+        # On ipc they notice a stopped process, or a forked child that holds a dead one's connection.
+        beat = self._heartbeat_ms if scheme == "tcp" else max(self._heartbeat_ms, _IPC_HEARTBEAT_MS)
+        options |= {zmq.HEARTBEAT_IVL: beat, zmq.HEARTBEAT_TIMEOUT: 3 * beat}
+        if scheme == "tcp" and self.keys is not None:
+            options |= {zmq.CURVE_PUBLICKEY: self.keys.public, zmq.CURVE_SECRETKEY: self.keys.private}
+            if server:
+                options |= {zmq.CURVE_SERVER: 1, zmq.ZAP_DOMAIN: ZAP_DOMAIN, _ZAP_ENFORCE_DOMAIN: 1}
+            else:
+                options[zmq.CURVE_SERVERKEY] = self.keys.public
+        if kind == zmq.ROUTER:
+            options[zmq.ROUTER_MANDATORY] = 1
+        for option, value in options.items():
+            socket.setsockopt(option, value)
+        return socket
+
+
+def scheme_of(endpoint: str) -> str:
+    return endpoint.partition("://")[0]

@@ -1,0 +1,306 @@
+"""The contract of links, before any pattern: no wake-up missed, no busy loop, every wait ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from mesh.errors import Closed, Timeout
+from mesh.sockets.link import Link, read_parts
+
+MESSAGES = 400
+
+
+class Inbox:
+    """The smallest pattern: a PULL socket, and an attempt that takes one message."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self.link = Link("inbox")
+        self.messages: deque[bytes] = deque()
+        self.socket = context.socket(zmq.PULL)
+        self.socket.bind(endpoint)
+        with self.link:
+            self.link.add(self.socket)
+
+    def take(self) -> bytes | None:
+        parts = read_parts(self.socket, 1)
+        return None if parts is None else parts[0]
+
+    def give_back(self, message: bytes) -> None:
+        raise AssertionError("this inbox has nowhere to put it")
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def inbox(context: zmq.Context[zmq.Socket[bytes]], tmp_path: object) -> Iterator[Inbox]:
+    inbox = Inbox(context, f"ipc://{tmp_path}/inbox")
+    yield inbox
+    inbox.link.close()
+
+
+def push(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.PUSH)
+    socket.linger = 5000
+    socket.connect(endpoint)
+    return socket
+
+
+def endpoint_of(inbox: Inbox) -> str:
+    return inbox.socket.last_endpoint.decode()
+
+
+@pytest.mark.parametrize("disturbed", [True, False], ids=["churn", "quiet"])
+@pytest.mark.parametrize(("thread_count", "loop_count"), [(8, 1), (8, 0), (1, 0), (0, 2), (1, 1)])
+def test_threads_and_loops_miss_no_wake_up_while_peers_come_and_go(
+    context: zmq.Context[zmq.Socket[bytes]],
+    inbox: Inbox,
+    thread_count: int,
+    loop_count: int,
+    disturbed: bool,
+) -> None:
+    """Each message is sent only once the one before it was taken, so that a wake-up that goes
+    missing stops everything: no later message comes to cover for it."""
+    endpoint = endpoint_of(inbox)
+    taken: list[bytes] = []
+    progress = threading.Semaphore(1)
+    stop = threading.Event()
+
+    def note(message: bytes) -> None:
+        taken.append(message)
+        progress.release()
+
+    def consume() -> None:
+        while not stop.is_set():
+            try:
+                note(inbox.link.wait(inbox.take, 20, "message"))
+            except Closed:
+                return
+
+    async def consume_async() -> None:
+        async def one() -> None:
+            while True:
+                note(await inbox.link.wait_async(inbox.take, 20, "message"))
+
+        with pytest.raises(Closed):
+            await asyncio.gather(one(), one())
+
+    def churn() -> None:
+        """The control thread: connects and disconnects, and operates on the socket under the lock,
+        which is what swallows edges."""
+        peer = context.socket(zmq.PUSH)
+        while not stop.is_set():
+            peer.connect(endpoint)
+            for _ in range(100):
+                if stop.wait(0.00001):
+                    break
+                try:
+                    with inbox.link:
+                        inbox.socket.getsockopt(zmq.EVENTS)
+                except Closed:
+                    break
+            peer.disconnect(endpoint)
+        peer.close(linger=0)
+
+    threads = [threading.Thread(target=consume) for _ in range(thread_count)]
+    threads += [
+        threading.Thread(target=lambda: asyncio.run(consume_async())) for _ in range(loop_count)
+    ]
+    churner = threading.Thread(target=churn if disturbed else stop.wait)
+    for thread in [*threads, churner]:
+        thread.start()
+    producers = [push(context, endpoint_of(inbox)) for _ in range(4)]
+    sent = []
+    try:
+        for i in range(MESSAGES):
+            assert progress.acquire(timeout=10), f"a wake-up went missing after {len(taken)} messages"
+            message = b"%d" % i
+            sent.append(message)
+            producers[i % 4].send(message)
+        assert progress.acquire(timeout=10), "the last wake-up went missing"
+    finally:
+        stop.set()
+        inbox.link.close()
+        for thread in [*threads, churner]:
+            thread.join(timeout=10)
+        for producer in producers:
+            producer.close(linger=0)
+    assert sorted(taken) == sorted(sent)
+    assert not any(thread.is_alive() for thread in threads)
+    # One wake-up for each message, one to pass the sockets on, and what the churn stirs up.
+    assert inbox.link.attempts < MESSAGES * 30
+
+
+def test_an_operation_that_swallows_the_edge_wakes_whoever_waits(
+    context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox
+) -> None:
+    """The loop does not poll while this runs in its thread, so by the time it does, the descriptor
+    says nothing any more: only the wake-up tells."""
+
+    async def run() -> bytes:
+        task = asyncio.ensure_future(inbox.link.wait_async(inbox.take, 5, "message"))
+        await asyncio.sleep(0)
+        peer = push(context, endpoint_of(inbox))
+        peer.send(b"x")
+        with inbox.link:
+            while not inbox.link.readable():
+                pass
+        started = time.monotonic()
+        message = await task
+        assert time.monotonic() - started < 2
+        peer.close()
+        return message
+
+    assert asyncio.run(run()) == b"x"
+
+
+def test_waiting_for_what_never_comes_does_not_spin(inbox: Inbox) -> None:
+    before = time.thread_time()
+    with pytest.raises(Timeout, match=r"no message within 0\.1 s"):
+        inbox.link.wait(inbox.take, 0.1, "message")
+    assert inbox.link.attempts <= 3
+    assert time.thread_time() - before < 0.05
+
+
+def test_waiting_for_room_does_not_spin(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: object
+) -> None:
+    """An XPUB with XPUB_NODROP reports POLLOUT although it refuses: 55,004 retries in 0.5 s when
+    guided by that. Here it is tried again every 2 ms, or when somebody makes room."""
+    link = Link("publisher")
+    publisher = context.socket(zmq.XPUB)
+    publisher.setsockopt(zmq.XPUB_NODROP, 1)
+    publisher.setsockopt(zmq.SNDHWM, 1)
+    publisher.bind(f"ipc://{tmp_path}/room")
+    subscriber = context.socket(zmq.SUB)
+    subscriber.setsockopt(zmq.RCVHWM, 1)
+    subscriber.connect(f"ipc://{tmp_path}/room")
+    subscriber.subscribe(b"")
+    assert publisher.recv() == b"\x01"
+    with link:
+        link.add(publisher)
+
+    def send() -> bool | None:
+        try:
+            publisher.send(bytes(100_000), zmq.NOBLOCK)
+        except zmq.Again:
+            link.readable()
+            return None
+        return True
+
+    def fill() -> None:
+        while True:
+            link.wait(send, 0.1, "room", retry_s=0.002)
+
+    with pytest.raises(Timeout, match="no room"):
+        fill()
+    tried = link.attempts
+    with pytest.raises(Timeout, match="no room"):
+        link.wait(send, 0.2, "room", retry_s=0.002)
+    assert link.attempts - tried < 110
+    waiting = threading.Thread(target=link.wait, args=(send, 10, "room"), kwargs={"retry_s": 0.002})
+    waiting.start()
+    while waiting.is_alive():
+        subscriber.recv()
+    subscriber.close()
+    link.close()
+
+
+def test_a_cancelled_wait_gives_back_what_it_was_about_to_return(
+    context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox
+) -> None:
+    given_back: list[bytes] = []
+
+    async def run() -> None:
+        task = asyncio.ensure_future(
+            inbox.link.wait_async(inbox.take, 5, "message", give_back=given_back.append)
+        )
+        await asyncio.sleep(0)
+        peer = push(context, endpoint_of(inbox))
+        peer.send(b"x")
+        waiter = inbox.link.loops[asyncio.get_running_loop()]
+        while waiter._calls:  # until the result is set, and the task has not run yet
+            waiter._look()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        peer.close()
+
+    asyncio.run(run())
+    assert given_back == [b"x"]
+
+
+def test_a_cancelled_wait_leaves_nothing_behind(inbox: Inbox) -> None:
+    async def run() -> None:
+        task = asyncio.ensure_future(inbox.link.wait_async(inbox.take, None, "message"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(inbox.link._waiting_loops) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert inbox.link._waiting_loops == []
+
+    asyncio.run(run())
+
+
+def test_closing_wakes_threads_and_coroutines_with_closed(inbox: Inbox) -> None:
+    outcomes: list[BaseException] = []
+
+    def wait() -> None:
+        with pytest.raises(Closed, match="inbox is closed") as caught:
+            inbox.link.wait(inbox.take, 10, "message")
+        outcomes.append(caught.value)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+
+    async def run() -> None:
+        task = asyncio.ensure_future(inbox.link.wait_async(inbox.take, 10, "message"))
+        while len(inbox.link._threads) < 3 or not inbox.link._waiting_loops:
+            await asyncio.sleep(0)
+        inbox.link.close()
+        with pytest.raises(Closed):
+            await task
+
+    asyncio.run(run())
+    for thread in threads:
+        thread.join(timeout=5)
+    assert len(outcomes) == 3
+    with pytest.raises(Closed):
+        inbox.link.wait(inbox.take, 0, "message")
+    with pytest.raises(ValueError, match="closed"):
+        inbox.link.fileno()
+
+
+def test_no_wait_at_all_raises_at_once(inbox: Inbox) -> None:
+    with pytest.raises(Timeout, match="no message at once"):
+        inbox.link.wait(inbox.take, 0, "message")
+
+
+def test_a_loop_that_was_closed_under_its_coroutines_does_not_stop_the_threads(
+    context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox
+) -> None:
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(inbox.link.wait_async(inbox.take, None, "message"))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(inbox.link._waiting_loops) == 1
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    peer = push(context, endpoint_of(inbox))
+    peer.send(b"1")
+    assert inbox.link.wait(inbox.take, 5, "message") == b"1"
+    peer.close()
+    task.get_coro().close()  # type: ignore[union-attr]
