@@ -235,8 +235,8 @@ class Link:
         """Somebody leaves, or an operation ended: wake the next if there is something for it, or if
         it has to take over watching the sockets from a thread that `led`."""
         if self._closed is not None:
-            self._dispose()
-        elif (led and self._threads) or self.pending():
+            return
+        if (led and self._threads) or self.pending():
             if self._threads:
                 self._threads[0].wake()
             else:
@@ -268,7 +268,10 @@ class Link:
         return self._closed is not None
 
     def close(self, linger_ms: int = 0, error: Closed | None = None) -> None:
-        """Close the sockets and have every waiter raise `Closed`. Idempotent, does not wait."""
+        """Close the sockets and have every waiter raise `Closed`. Idempotent, does not wait.
+
+        The poll set goes with the last reference: nobody may be asleep on it when it does.
+        """
         with self.lock:
             if self._closed is not None:
                 return
@@ -276,7 +279,6 @@ class Link:
             for socket in list(self._sockets):
                 self.discard(socket, linger_ms)
             self.wake_all()
-            self._dispose()
 
     def abandon(self) -> None:
         """In a forked child: the sockets belong to the parent, and nothing may touch them here."""
@@ -291,11 +293,6 @@ class Link:
     def _closed_error(self) -> Closed:
         assert self._closed is not None
         return type(self._closed)(*self._closed.args)
-
-    def _dispose(self) -> None:
-        """Close the poll set once nobody can be asleep on it (its number may be used again)."""
-        if not (self._threads or self._waiting_loops or self._poll.closed):
-            self._poll.close()
 
 
 class _ThreadWaiter:

@@ -185,6 +185,11 @@ class Topics:
 
     # -- Subscribers -------------------------------------------------------------------------
 
+    def look(self) -> None:
+        """The sockets want to be looked at."""
+        with self.link:
+            self.read_subscriptions()
+
     def read_subscriptions(self) -> None:
         """Take notice of who subscribed and who left, and answer the newcomers. Under the lock."""
         changed = False
