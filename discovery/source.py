@@ -55,14 +55,14 @@ class Source(Protocol):
         """
 
     def fileno(self) -> int:
-        """A descriptor that is readable while `sightings` has something; -1: poll by `interval_s`."""
+        """A descriptor, readable while `sightings` has something; -1: poll by `interval_s`."""
 
     @property
     def interval_s(self) -> float:
         """`sightings` wants to be called at least this often, in seconds."""
 
     def sightings(self) -> list[Sighting]:
-        """What was seen since the last call. Repeats are allowed; own announcements are left out."""
+        """What was seen since the last call, own announcements left out. May repeat."""
 
     def update(self, own: Announcement) -> None:
         """Announce `own` in place of what was announced: its endpoints changed."""

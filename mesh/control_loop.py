@@ -32,7 +32,7 @@ from mesh.membership import (
     Send,
 )
 from mesh.message import PeerEvent
-from mesh.sockets.control import Card, Offer
+from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.home import Core
 from mesh.sockets.publisher import Topics
@@ -104,7 +104,7 @@ class ControlLoop:
         def run() -> None:
             try:
                 future.set_result(action())
-            except Exception as error:  # handed to the thread that asked
+            except Exception as error:  # noqa: BLE001  handed to the thread that asked
                 future.set_exception(error)
 
         self.post(run)
@@ -136,6 +136,14 @@ class ControlLoop:
         self.wiring.offered(self._own.id, offers, ())
         self._apply(self.membership.offer(offers, ()))
         self._read_ahead()
+
+    def send(self, peer_id: str, message: ControlMessage) -> None:
+        """To a peer that is up, over its link; to oneself what one's own subscriber says."""
+        if peer_id == self._own.id:
+            if isinstance(message, Marked):
+                self._topics.marked(message.address)
+        elif (peer := self.membership.peers.get(peer_id)) is not None:
+            self._control.send(peer.link, message)
 
     def withdraw(self, *keys: int) -> None:
         self.wiring.offered(self._own.id, (), keys)
@@ -338,6 +346,12 @@ class ControlLoop:
         if fd is not None:
             self._unwatch(fd)
             os.close(fd)
+
+    def abandon(self) -> None:
+        """In a forked child: there is no thread here, and the descriptors are the parent's."""
+        self._running = False
+        self._inbox.clear()
+        self.finished.set()
 
     def dropped(self) -> Counter[str]:
         return self._control.dropped + Counter(self.membership.dropped)

@@ -56,10 +56,24 @@ PEERS_MAX: Final = 1000
 """Peers of a node: each costs a socket, and libzmq allows 1023 in a context."""
 UNTRUSTED_MAX: Final = 1000
 INTRODUCTIONS_MAX: Final = PEERS_MAX
+HANDSHAKES_MAX: Final = 1000
+"""Accepted control links that have not proven themselves yet."""
+DIALS_MAX: Final = 64
+"""Control links being dialled at a time: each costs a socket. More wait their turn."""
+GONE_MAX: Final = 4096
+"""Ids of nodes that ended, so that stale hints do not bring back a ghost."""
 HOOK_EVENTS_MAX: Final = 10_000
 """Events waiting for a user's hooks; more are dropped and counted."""
 SIGHTINGS_MAX: Final = 4096
 """Announcements remembered from discovery."""
+ANNOUNCEMENT_BYTES_MAX: Final = 64 * 1024
+"""A node's file in the runtime directory."""
+SEEDS_MAX: Final = 64
+"""Seeds of a node: each host name is resolved by a thread of its own."""
+RESOLVING_MAX: Final = 64
+"""Records of mDNS that came without their address and are being asked for."""
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""Of a Unix socket, on Linux."""
 ENDPOINTS_MAX: Final = 64
 """Endpoints of one node that are looked at."""
 
@@ -70,3 +84,14 @@ TICK_S: Final = 0.25
 """Longest sleep of a control thread."""
 IDLE_MARK_S: Final = 0.25
 """A topic quiet for this long tells its subscribers where its sequence stands."""
+HANDSHAKE_S: Final = 3.0
+"""A control link that has not made a peer by then is given up."""
+REDIAL_S_MIN: Final = 0.5
+REDIAL_S_MAX: Final = 30.0
+"""Pause between dials of one node: doubles from the one to the other."""
+FORGET_S: Final = 600.0
+"""A node that has not been reached nor seen by any source for this long is no longer dialled."""
+SILENT_HEARTBEATS: Final = 3
+"""A peer on another host is gone when it was silent for this many heartbeats."""
+SILENT_HEARTBEATS_SAME_HOST: Final = 10
+"""On the same host the kernel tells of a death; a process that is only stopped may come back."""

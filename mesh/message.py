@@ -71,6 +71,7 @@ class Loss(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
+        """How many messages that are."""
         return self.last - self.first + 1
 
 

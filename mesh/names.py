@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
 
 from mesh.errors import InvalidName
 from mesh.limits import NAME_BYTES_MAX, NAME_LEVELS_MAX, NODE_NAME_BYTES_MAX
@@ -16,7 +15,6 @@ from mesh.limits import NAME_BYTES_MAX, NAME_LEVELS_MAX, NODE_NAME_BYTES_MAX
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-@lru_cache(maxsize=4096)
 def check_name(name: str) -> str:
     """Return `name` if it is a channel name; raise `InvalidName` otherwise."""
     _check(name, "channel name")
@@ -25,7 +23,6 @@ def check_name(name: str) -> str:
     return name
 
 
-@lru_cache(maxsize=4096)
 def check_pattern(pattern: str) -> str:
     """Return `pattern` if it is one (every channel name is); raise `InvalidName` otherwise."""
     _check(pattern, "pattern")
@@ -120,4 +117,3 @@ def _accepts(check: Callable[[str], str], name: object) -> bool:
     except InvalidName:
         return False
     return True
-

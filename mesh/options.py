@@ -1,4 +1,4 @@
-"""Options: frozen, keyword-only, each with its unit, its default's reason and what ``None`` means."""
+"""Options: frozen, keyword-only; each field gives its unit, its default and what ``None`` means."""
 
 from __future__ import annotations
 

@@ -158,19 +158,23 @@ def _fault(root: Any) -> str | None:
         for value in level:
             if isinstance(value, dict):
                 if len(value) > limits.MAP_ITEMS_MAX:
-                    return f"has a map of {len(value):,} items over the limit of {limits.MAP_ITEMS_MAX:,}"
+                    return _too_long("map", len(value), limits.MAP_ITEMS_MAX)
                 for key in value:
                     if type(key) not in _KEYS and not isinstance(key, str | bytes | int | float):
                         return f"has a map key of type {type(key).__name__}"
                 inner += [item for item in value.values() if type(item) not in _SCALARS]
             elif isinstance(value, list | tuple):
                 if len(value) > limits.ARRAY_ITEMS_MAX:
-                    return f"has a list of {len(value):,} items over the limit of {limits.ARRAY_ITEMS_MAX:,}"
+                    return _too_long("list", len(value), limits.ARRAY_ITEMS_MAX)
                 inner += [item for item in value if type(item) not in _SCALARS]
         if not inner:
             return None
         level = inner
     return f"is nested deeper than {limits.DEPTH_MAX} levels"
+
+
+def _too_long(what: str, items: int, items_max: int) -> str:
+    return f"has a {what} of {items:,} items over the limit of {items_max:,}"
 
 
 def read_headers(flat: Any) -> Headers:

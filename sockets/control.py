@@ -90,7 +90,7 @@ class Confirm(Wire, frozen=True, tag="confirm", omit_defaults=True):
 
 
 class Refuse(Wire, frozen=True, tag="refuse", omit_defaults=True):
-    """No peer of this node: ``version``, ``realm``, ``secret``, ``self``, ``full`` or ``unknown``."""
+    """Not a peer: ``version``, ``realm``, ``secret``, ``self``, ``full`` or ``unknown``."""
 
     reason: Text
     detail: Text = ""

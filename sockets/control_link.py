@@ -1,12 +1,13 @@
 """The control link's sockets: one bound for whoever dials, one for each link that is dialled.
 
-Used by the control thread alone, never blocks. Says what it heard and which links failed; what that
-means is membership's business. A link is known by its key: the number under which it was dialled, or
-for an accepted one the socket and routing id it came in by.
+Used by the control thread alone, never blocks. Says what it heard and which links failed; what
+that means is membership's business. A link is known by its key: the number under which it was
+dialled, or for an accepted one the socket and routing id it came in by.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from collections import Counter
@@ -19,7 +20,7 @@ from mesh import limits
 from mesh.sockets.control import ControlMessage, decode_control, encode_control
 from mesh.sockets.curve import ZAP_ENDPOINT, answer_zap
 from mesh.sockets.frame import Kind, Malformed, decode, encode
-from mesh.sockets.transport import Bound, Socket, Transport, scheme_of
+from mesh.sockets.transport import Bound, Socket, Transport
 
 AcceptedLink = tuple[int, bytes]
 LinkKey = int | AcceptedLink
@@ -165,7 +166,7 @@ class ControlLink:
             heard.append(Heard(link, message, address))
 
     def _parts(self, socket: Socket) -> list[zmq.Frame] | None:
-        """One whole message; parts beyond what is expected are read and thrown away, all but one."""
+        """One whole message; parts beyond the expected are read and thrown away, all but one."""
         try:
             part = socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -214,9 +215,6 @@ class ControlLink:
         if dialled.monitor is not None:
             self._poll.unregister(dialled.monitor.getsockopt(zmq.FD))
             dialled.socket.disable_monitor()
-        if dialled.socket.getsockopt(zmq.FD) is not None:
-            try:
-                self._poll.unregister(dialled.socket.getsockopt(zmq.FD))
-            except FileNotFoundError:  # never watched: connecting failed
-                pass
+        with contextlib.suppress(FileNotFoundError):  # never watched: connecting failed
+            self._poll.unregister(dialled.socket.getsockopt(zmq.FD))
         dialled.socket.close(linger=linger_ms)

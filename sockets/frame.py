@@ -17,10 +17,10 @@ A frame is one ZeroMQ message part::
     24  u64  time_ns      wall clock of the sender, nanoseconds since 1970
     32  u32  remaining    REQUEST: milliseconds the caller still waits, 0xffffffff for ever
 
-The name comes first because that is what ZeroMQ's subscriptions filter by, and ends with a zero byte
-so that ``a`` is not a prefix of ``ab``. A channel's name begins with ``/`` here, a subscriber's own
-address with ``@``. With `Flag.DETACHED` the one payload is a second message part, so that a large
-buffer need not be copied to stand behind its header.
+The name comes first because ZeroMQ's subscriptions filter by it, and ends with a zero byte so that
+``a`` is not a prefix of ``ab``. A channel's name begins with ``/`` here, a subscriber's own address
+with ``@``. With `Flag.DETACHED` the one payload is a second message part, so that a large buffer
+need not be copied to stand behind its header.
 """
 
 from __future__ import annotations

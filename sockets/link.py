@@ -82,7 +82,7 @@ class Waiter(Protocol):
 
 
 class Slot:
-    """What a directed wake-up needs: a pattern keeps it with a call, and the link says who waits."""
+    """For a directed wake-up: a pattern keeps it with a call, the link says who waits."""
 
     __slots__ = ("waiter",)
 
@@ -95,7 +95,7 @@ class Slot:
 
 
 class Link:
-    """Sockets under one lock. A pattern's core has one, and adds and removes sockets under `lock`."""
+    """Sockets under one lock. A pattern's core has one, and adds sockets under `lock`."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -218,7 +218,10 @@ class Link:
             raise self._closed_error()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         """Release the lock; if others wait, see that nothing is left lying that they wait for."""
         try:

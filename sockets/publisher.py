@@ -5,10 +5,11 @@ subscriber without room loses the newest, and both sides count it (``when_full="
 publisher waits (``when_full="wait"``), for all of its subscribers. A subscriber counted by
 `Publisher.subscribers` misses nothing silently from then on.
 
-All topics of a node share its XPUB sockets: one ipc, and on a network one tcp. A message goes out in
-the caller's own thread. Sequences count per topic, from 1. A subscriber subscribes to an address of
-its own besides its pattern (`frame.subscriber_address`), and is answered there, in band, with what it
-needs to tell a gap: the mark. A topic that has fallen quiet marks itself, which exposes a lost tail.
+All topics of a node share its XPUB sockets: one ipc, and on a network one tcp. A message goes out
+in the caller's own thread. Sequences count per topic, from 1. A subscriber subscribes to an address
+of its own besides its pattern (`frame.subscriber_address`), and is answered there, in band, with
+what it needs to tell a gap: the mark. A topic that fell quiet marks itself, which exposes a lost
+tail.
 """
 
 from __future__ import annotations
@@ -106,14 +107,16 @@ class Topics:
             return topic
 
     def release(self, topic: Topic) -> bool:
-        """A handle is gone; True if it was the last. The sequence stays, for one that comes later."""
+        """A handle is gone; True if it was the last. The sequence stays, for a later one."""
         with self.link.lock:
             topic.handles -= 1
             return topic.handles == 0
 
     # -- Sending: attempts, under the lock ---------------------------------------------------
 
-    def send(self, topic: Topic, kind: int, body: bytes, payload: bytes | None, flags: int) -> bool | None:
+    def send(
+        self, topic: Topic, kind: int, body: bytes, payload: bytes | None, flags: int
+    ) -> bool | None:
         """Send one message to every transport; None if the publisher has to wait for room."""
         self.read_subscriptions()
         if not self._pay(topic):
@@ -228,7 +231,12 @@ class Topics:
         topics = [t for t in self._topics.values() if matches(reader.pattern, t.name)]
         frames = [
             encode(
-                address, Kind.LAST, t.last, sender=self._home.node_id, seq=t.seq, time_ns=t.last_time_ns
+                address,
+                Kind.LAST,
+                t.last,
+                sender=self._home.node_id,
+                seq=t.seq,
+                time_ns=t.last_time_ns,
             )
             for t in topics
             if t.last is not None
@@ -418,7 +426,11 @@ class Publisher(Handle):
             body = codec.pack_body([packed], packed_headers and [packed_headers])
         last = None
         if topic.options.keep_last:
-            kept = [codec.pack(topic.name), packed or codec.pack(payload), packed_headers or b"\xc0"]
+            kept = [
+                codec.pack(topic.name),
+                packed or codec.pack(payload),
+                packed_headers or b"\xc0",
+            ]
             last = codec.pack_body([codec.pack_body(kept)])
 
         def attempt() -> bool | None:

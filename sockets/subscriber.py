@@ -1,12 +1,13 @@
 """Subscribing to topics.
 
-Guarantee: a message is delivered at most once, in each publisher's order, and none is lost silently:
-a gap in a publisher's sequence is counted under its sender in `Subscriber.lost` and told to the
-`on_loss` hook with the range, whether it was dropped for want of room here, or missed while the
-connection was down, or was the last before a silence. Subscribing to ``a`` never delivers ``ab``.
+Guarantee: a message is delivered at most once, in each publisher's order, and none is lost
+silently: a gap in a publisher's sequence is counted under its sender in `Subscriber.lost` and told
+to the `on_loss` hook with the range, whether it was dropped for want of room here, or missed while
+the connection was down, or was the last before a silence. Subscribing to ``a`` never delivers
+``ab``.
 
-ZeroMQ filters by the pattern's literal prefix, this module by the rest. What came in one frame waits
-in the inbox; nothing more is read before that is taken, so that libzmq's buffer is the bound.
+ZeroMQ filters by the pattern's literal prefix, this module by the rest. What came in one frame
+waits in the inbox; nothing more is read before that is taken, so libzmq's buffer is the bound.
 """
 
 from __future__ import annotations
@@ -356,7 +357,7 @@ class Subscriber(Receiving[Message]):
             return MappingProxyType(dict(self._core.lost))
 
     def on_loss(self, hook: Callable[[Loss], object]) -> None:
-        """Have `hook` called with each `Loss`, in the node's hook thread, soon after it was seen."""
+        """Have `hook` called with each `Loss`, in the node's hook thread, soon after it is seen."""
         self._core.on_loss = hook
 
     def recv(self, *, timeout: float | None = None) -> Message:

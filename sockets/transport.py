@@ -128,11 +128,14 @@ class Transport:
             zmq.HANDSHAKE_IVL: _HANDSHAKE_MS,
             zmq.BACKLOG: 1024,
         }
-        # On ipc they notice a stopped process, or a forked child that holds a dead one's connection.
+        # On ipc they notice a stopped process, or a child that holds its dead parent's connection.
         beat = self._heartbeat_ms if scheme == "tcp" else max(self._heartbeat_ms, _IPC_HEARTBEAT_MS)
         options |= {zmq.HEARTBEAT_IVL: beat, zmq.HEARTBEAT_TIMEOUT: 3 * beat}
         if scheme == "tcp" and self.keys is not None:
-            options |= {zmq.CURVE_PUBLICKEY: self.keys.public, zmq.CURVE_SECRETKEY: self.keys.private}
+            options |= {
+                zmq.CURVE_PUBLICKEY: self.keys.public,
+                zmq.CURVE_SECRETKEY: self.keys.private,
+            }
             if server:
                 options |= {zmq.CURVE_SERVER: 1, zmq.ZAP_DOMAIN: ZAP_DOMAIN, _ZAP_ENFORCE_DOMAIN: 1}
             else:

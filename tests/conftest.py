@@ -12,6 +12,8 @@ from functools import cache
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.support.homes"]
+
 # No deadline: a slow machine is no defect. In CI every run draws the same examples, so that a red
 # run is the change's doing and can be had again.
 settings.register_profile("mesh", deadline=None, derandomize=bool(os.environ.get("CI")))

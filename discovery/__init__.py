@@ -1,0 +1,1 @@
+"""Where other nodes might be: the sources `local`, `mdns` and `seeds`, behind one interface."""

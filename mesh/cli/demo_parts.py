@@ -1,0 +1,127 @@
+"""The processes of ``mesh demo``: ``python -m mesh.cli.demo_parts sensor|aggregator|hasher NAME``.
+
+Each is a small program of its own, as a user might write it. The realm and its secret come from the
+environment; all of them speak over the loopback interface alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mesh.node import Node
+
+PERIOD_S = 0.1
+
+
+def make_node(name: str) -> Node:
+    return Node(name, discovery=("mdns",), interfaces=("127.0.0.1",))
+
+
+def sensor(name: str) -> None:
+    """Publish one of this machine's readings every 100 ms until asked to stop."""
+    stop, stopped = threading.Event(), threading.Event()
+    sent = 0
+    with make_node(f"sensor-{name}") as node, node.publisher(f"sensors/{name}") as publisher:
+
+        @node.service(f"stop/{name}")
+        def finish(_: Any) -> int:
+            stop.set()
+            stopped.wait(5)
+            return sent
+
+        publisher.wait_for(1, timeout=10)
+        while not stop.wait(PERIOD_S):
+            publisher.send(READINGS[name]())
+            sent += 1
+        stopped.set()
+        threading.Event().wait()
+
+
+def aggregator(name: str) -> None:
+    """Keep count, mean and last value of every reading; answer queries about them."""
+    summary: dict[str, dict[str, Any]] = {}
+    with make_node(name) as node, node.subscriber("sensors/**") as subscriber:
+
+        @node.service("aggregate")
+        def aggregate(channel: str | None) -> Any:
+            if channel is not None:
+                return summary.get(channel)
+            return {"channels": summary, "lost": sum(subscriber.lost.values())}
+
+        for message in subscriber:
+            entry = summary.setdefault(message.channel, {"count": 0, "means": {}, "last": {}})
+            entry["count"] += 1
+            entry["last"] = message.payload
+            for key, value in message.payload.items():
+                mean = entry["means"].get(key, 0.0)
+                entry["means"][key] = mean + (value - mean) / entry["count"]
+
+
+def hasher(name: str) -> None:
+    """Take files from one queue, put their SHA-256 into another."""
+    with make_node(name) as node, node.pusher("hashed") as results:
+        for task in node.puller("files"):
+            digest = hashlib.sha256(Path(task.payload).read_bytes()).hexdigest()
+            results.send({"file": task.payload, "sha256": digest, "worker": name}, timeout=10)
+
+
+def cpu() -> dict[str, float]:
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    ticks = [int(field) for field in fields]
+    return {"busy_ticks": sum(ticks) - ticks[3] - ticks[4], "idle_ticks": ticks[3] + ticks[4]}
+
+
+def memory() -> dict[str, float]:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
+    return {"total_kib": kib["MemTotal"], "available_kib": kib["MemAvailable"]}
+
+
+def network() -> dict[str, float]:
+    lines = Path("/proc/net/dev").read_text().splitlines()[2:]
+    fields = [line.partition(":")[2].split() for line in lines]
+    return {"in_bytes": sum(int(f[0]) for f in fields), "out_bytes": sum(int(f[8]) for f in fields)}
+
+
+def disk() -> dict[str, float]:
+    fields = [line.split() for line in Path("/proc/diskstats").read_text().splitlines()]
+    whole = [f for f in fields if not f[2].startswith(("loop", "ram"))]
+    return {
+        "read_sectors": sum(int(f[5]) for f in whole),
+        "written_sectors": sum(int(f[9]) for f in whole),
+    }
+
+
+READINGS = {"cpu": cpu, "memory": memory, "network": network, "disk": disk}
+ROLES = {"sensor": sensor, "aggregator": aggregator, "hasher": hasher}
+
+
+def leave_with_parent() -> None:
+    """End when the demo does, also if it is killed: no process of it stays behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the demo's to handle
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    leave_with_parent()
+    role, name = sys.argv[1:3]
+    ROLES[role](name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What membership deals in: control links, peers, and the effects it asks its shell for.
+
+Values, and the few questions a peer answers about itself. What happens to them is decided in
+`mesh.membership`; nothing here knows sockets, clocks or discovery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Literal, TypeVar
+
+import msgspec
+
+from mesh import limits
+from mesh.contacts import Contact
+from mesh.message import PeerInfo, Untrusted
+from mesh.sockets.control import Card, ControlMessage, Introduction, Offer
+
+_encoder = msgspec.msgpack.Encoder()
+_ENVELOPE_BYTES = 64
+"""What a control message has around its list."""
+
+Link = int | bytes
+"""A control link: a number that membership chose when it dialled, or the routing id, as the shell
+has it, of one that was accepted. A connection that broke and came back is another link."""
+
+
+class LinkState(Enum):
+    """How far a link has got. A link in no table is `UNKNOWN`."""
+
+    UNKNOWN = auto()
+    DIALLING = auto()
+    """Dialled by us, HELLO sent."""
+    WELCOMED = auto()
+    """Accepted, WELCOME sent."""
+    UP = auto()
+    """Both sides proved themselves, and this is the link they use."""
+    SPARE = auto()
+    """The same peer is up over another link: what still arrives here is left unread."""
+
+
+@dataclass(slots=True, eq=False)
+class ControlLink:
+    """A link that is in membership's table, and what its handshake needs to remember."""
+
+    key: Link
+    state: LinkState
+    nonce: bytes
+    """Ours."""
+    contact: Contact | None = None
+    """Whom we dial; None for an accepted link."""
+    endpoint: str = ""
+    """What we dialled, or the host that dialled us (empty over ipc)."""
+    card: Card | None = None
+    """Of the other side, once it told."""
+    knows: frozenset[str] = frozenset()
+    expected: bytes = b""
+    """For an accepted link: the proof that makes a peer of the dialler."""
+    instead_of: Link | None = None
+    """For an accepted link: the one that peer had, proven at both ends, when it dialled this."""
+
+    @property
+    def dialled(self) -> bool:
+        return self.contact is not None
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """Another node that is up, as membership sees it. Only membership changes it."""
+
+    card: Card
+    link: Link
+    dialled: bool
+    """Whether this node dialled the link."""
+    address: str
+    """The endpoint of its control link by which it is reached."""
+    transport: Literal["ipc", "tcp"]
+    same_host: bool
+    heard: float
+    """When it last said anything, in seconds of the shell's clock."""
+    ping_at: float
+    proven: bool = False
+    """Whether anything came over the link since it is up: only then it is up at both ends."""
+    offers: dict[int, Offer] = field(default_factory=dict)
+    ping_stamp: int = -1
+    round_trip_s: float | None = None
+
+    @property
+    def id(self) -> str:
+        return self.card.id
+
+    @property
+    def info(self) -> PeerInfo:
+        """What users see of it."""
+        return PeerInfo(
+            self.card.id,
+            self.card.name,
+            self.transport,
+            self.address,
+            self.card.pid,
+            self.same_host,
+        )
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where its control link may be found: what worked comes first."""
+        return tuple(dict.fromkeys((self.address, *self.card.endpoints)))[: limits.ENDPOINTS_MAX]
+
+    def introduction(self) -> Introduction:
+        return Introduction(self.card.id, self.card.name, self.endpoints)
+
+    def data_endpoint(self, endpoints: Iterable[str]) -> str | None:
+        """Which one of an offer's (or the card's `topics`) endpoints data links connect to.
+
+        Exactly one, since a SUB that connected twice receives everything twice. With tcp it is
+        the one on the host that the control link reached; an address of that peer which it does
+        not know itself (behind a NAT) leaves its first.
+        """
+        fitting = [e for e in endpoints if e.startswith(f"{self.transport}://")]
+        for endpoint in fitting:
+            if self.transport == "tcp" and host_of(endpoint) == host_of(self.address):
+                return endpoint
+        return fitting[0] if fitting else None
+
+
+# Effects: what the shell is to do, in this order
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Connect a new link; what is sent on it may wait for the connection."""
+
+    link: int
+    endpoint: str
+
+
+class HangUp(msgspec.Struct, frozen=True):
+    """This link is done with: close it if it was dialled, forget it if it was accepted."""
+
+    link: Link
+
+
+class Send(msgspec.Struct, frozen=True):
+    link: Link
+    message: ControlMessage
+
+
+class PeerUp(msgspec.Struct, frozen=True):
+    peer: Peer
+
+
+class PeerDown(msgspec.Struct, frozen=True):
+    peer: Peer
+    reason: str
+    """``bye``, ``died``, ``silent``, ``reset`` (one end lost the link), or why it refused."""
+
+
+class PeerOffers(msgspec.Struct, frozen=True):
+    peer_id: str
+    add: tuple[Offer, ...]
+    drop: tuple[int, ...]
+
+
+class PeerMoved(msgspec.Struct, frozen=True):
+    """Its card changed, and perhaps the address by which it is reached."""
+
+    peer: Peer
+
+
+class Acknowledged(msgspec.Struct, frozen=True):
+    """The peer's subscriber at `address` has received its baseline mark."""
+
+    peer_id: str
+    address: str
+
+
+class UntrustedSeen(msgspec.Struct, frozen=True):
+    untrusted: Untrusted
+
+
+Effect = (
+    Dial | HangUp | Send | PeerUp | PeerDown | PeerOffers | PeerMoved | Acknowledged | UntrustedSeen
+)
+
+
+# Endpoints
+
+
+def host_of(endpoint: str) -> str:
+    """``tcp://HOST:PORT`` → ``HOST``."""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0]
+
+
+def reachable(endpoints: Iterable[str], *, ipc: bool) -> tuple[str, ...]:
+    """Those that can be dialled, without repeats; sockets of this machine only with `ipc`."""
+    schemes = ("tcp://", "ipc://") if ipc else ("tcp://",)
+    fitting = dict.fromkeys(e for e in endpoints if e.startswith(schemes))
+    return tuple(fitting)[: limits.ENDPOINTS_MAX]
+
+
+T = TypeVar("T")
+
+
+def in_messages(items: Iterable[T]) -> Iterator[tuple[T, ...]]:
+    """Split `items` so that each part fits in one control message; at least one, perhaps empty."""
+    part: list[T] = []
+    size = 0
+    for item in items:
+        item_bytes = len(_encoder.encode(item))
+        if part and size + item_bytes > limits.CONTROL_BYTES_MAX - _ENVELOPE_BYTES:
+            yield tuple(part)
+            part, size = [], 0
+        part.append(item)
+        size += item_bytes
+    yield tuple(part)
+
+
+def address_of(card: Card, *, same_host: bool, remote_host: str) -> str:
+    """The endpoint by which the node of `card`, which dialled us from `remote_host`, is reached.
+
+    `remote_host` is empty for a link over ipc.
+    """
+    tcp = [e for e in card.endpoints if e.startswith("tcp://")]
+    ipc = [e for e in card.endpoints if e.startswith("ipc://")]
+    if ipc and (same_host or not remote_host):
+        return ipc[0]
+    same = [e for e in tcp if host_of(e) == remote_host]
+    return (same or tcp or ipc or [""])[0]

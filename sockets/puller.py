@@ -1,0 +1,251 @@
+"""Pulling tasks from a queue.
+
+Guarantee: each task is delivered at most once, in each pusher's order. Of any one pusher at most
+`prefetch` tasks are in this worker's hands, the one it works on included: what it has not room for
+stays with the pusher, where an idle worker can get it. Nothing is kept if this worker dies; every
+pusher is told how many of its own went with it.
+
+A task is in a worker's hands until the thread (or asyncio task) that received it comes back for
+more, or ends; then credit goes back (`mesh.sockets.credit`). A puller that is closed settles nothing.
+A program that knows no credit may push here too: it leaves the account number 0, and ZeroMQ's
+high-water mark is all that bounds it. What came in one frame waits in the inbox; nothing more is
+read before that is taken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from mesh import limits
+from mesh.message import EMPTY, Message
+from mesh.names import check_name
+from mesh.options import PullerOptions, check_count, check_timeout
+from mesh.sockets import codec
+from mesh.sockets.control import Offer
+from mesh.sockets.credit import NO_ACCOUNT, Hands, PusherAccount, Pushers
+from mesh.sockets.frame import Frame, Kind, Malformed, decode, encode, wire_name
+from mesh.sockets.handle import Receiving
+from mesh.sockets.home import Counters, Home, node_text
+from mesh.sockets.link import Link, read_parts
+from mesh.sockets.link import send_parts as send_parts
+from mesh.sockets.transport import Bound, Socket, scheme_of
+
+if TYPE_CHECKING:
+    from asyncio import Task
+
+_FRAMES_PER_ATTEMPT = 256
+"""Read at most so many before the deadline is looked at again: none of them may hold a task."""
+_LINGER_MS = 200
+"""Credit that was given just before the puller was closed gets this long to leave."""
+
+Caller = "threading.Thread | Task[Any]"
+
+
+class Intake:
+    """The core of a puller: its PULL sockets, what is read but not taken, and the credit it owes."""
+
+    kind = "queue"
+    seeks = "push"
+
+    def __init__(self, home: Home, channel: str, options: PullerOptions) -> None:
+        self.channel = check_name(channel)
+        self.prefetch = options.prefetch
+        self.counters = Counters()
+        self.link = Link(f"puller {channel!r}")
+        self.link.pending = self._pending  # type: ignore[method-assign]
+        self._home = home
+        self._wire = wire_name(channel)
+        self._inbox: deque[tuple[PusherAccount | None, Message]] = deque()
+        self._hands: Hands[threading.Thread | Task[Any]] = Hands(_is_over)
+        self._sockets: dict[int, tuple[int, Socket]] = {}
+        self._pushers = Pushers(self._sockets)
+        self._owing: set[PusherAccount] = set()
+        self._senders: dict[int, str] = {}
+        self._bound: list[Bound] = home.transport.bind(zmq.PULL, "pull")
+        with self.link:
+            for bound in self._bound:
+                self.link.add(bound.socket)
+
+    def endpoints(self) -> tuple[str, ...]:
+        """Where pushers send their tasks."""
+        return self._home.transport.endpoints(self._bound)
+
+    # -- Attempts: under the lock ------------------------------------------------------------
+
+    def take(self, caller: threading.Thread | Task[Any], count_max: int) -> list[Message] | None:
+        """What `caller` held is done with; here are its next tasks, or None if there are none."""
+        self._settle(self._hands.take_back(caller))
+        accounts: list[PusherAccount | None] = []
+        messages: list[Message] = []
+        while len(messages) < count_max and self._fill():
+            account, message = self._inbox.popleft()
+            accounts.append(account)
+            messages.append(message)
+        if messages:
+            self._hands.give(caller, accounts)
+            return messages
+        self._settle(self._hands.take_back_orphaned())
+        self._pay()
+        return None
+
+    def give_back(
+        self, caller: threading.Thread | Task[Any], messages: list[Message]
+    ) -> None:
+        """The caller was cancelled before it saw them: they are for somebody else."""
+        accounts = self._hands.take_back(caller)
+        self._inbox.extendleft(reversed(list(zip(accounts, messages, strict=True))))
+
+    def _pending(self) -> bool:
+        return bool(self._inbox) or Link.readable(self.link)
+
+    # -- Reading: under the lock -------------------------------------------------------------
+
+    def _fill(self) -> bool:
+        """Read until there is a task in the inbox; False if there is none to read."""
+        for _ in range(_FRAMES_PER_ATTEMPT):
+            if self._inbox:
+                return True
+            parts = self._read()
+            if parts is None:
+                return False
+            try:
+                self._accept(decode(parts))
+            except Malformed as fault:
+                self.counters.dropped[fault.reason] += 1
+        self.link.wake_all()  # there may be more
+        return bool(self._inbox)
+
+    def _read(self) -> list[bytes] | None:
+        for bound in self._bound:
+            if (parts := read_parts(bound.socket, 2)) is not None:
+                return parts
+        return None
+
+    def _accept(self, frame: Frame) -> None:
+        if frame.name != self._wire:
+            raise Malformed("malformed")
+        account = None
+        if frame.remaining != NO_ACCOUNT:
+            account = self._pushers.account(frame.sender, frame.remaining)
+        if frame.kind == Kind.DATA:
+            self._accept_tasks(frame, account)
+        elif frame.kind == Kind.MARK and account is not None:
+            self.counters.lost += account.stands_at(frame.seq, self.prefetch)
+            self._tell(account)
+        else:
+            raise Malformed("malformed")
+
+    def _accept_tasks(self, frame: Frame, account: PusherAccount | None) -> None:
+        repeats = 0
+        if account is not None:
+            missed, repeats = account.arrive(frame.seq, frame.count, self.prefetch)
+            self.counters.lost += missed
+            if repeats:
+                self.counters.dropped["repeat"] += repeats
+            if missed:
+                self._owing.add(account)
+        try:
+            payloads, headers = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
+        except Malformed:
+            if account is not None:
+                self._settle([account] * (frame.count - repeats))
+            raise
+        self.counters.received += len(payloads) - repeats
+        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        for i in range(repeats, len(payloads)):
+            message = Message(
+                payloads[i],
+                self.channel,
+                self._sender(frame.sender),
+                frame.seq + i,
+                frame.time_ns,
+                EMPTY if headers is None else headers[i],
+            )
+            self._inbox.append((account, message))
+
+    def _sender(self, sender: int) -> str:
+        text = self._senders.get(sender)
+        if text is None:
+            if len(self._senders) >= limits.SIGHTINGS_MAX:
+                self._senders.clear()
+            text = self._senders[sender] = node_text(sender)
+        return text
+
+    # -- Credit: under the lock --------------------------------------------------------------
+
+    def _settle(self, accounts: list[PusherAccount | None]) -> None:
+        """These tasks are off this worker's hands."""
+        for account in accounts:
+            if account is not None:
+                account.settle()
+                if account.worth_telling(self.prefetch):
+                    self._tell(account)
+                else:
+                    self._owing.add(account)
+
+    def _pay(self) -> None:
+        """Nothing to do here: tell every pusher what it does not know yet."""
+        for account in list(self._owing):
+            self._tell(account)
+
+    def _tell(self, account: PusherAccount) -> None:
+        """Send the count; owe it if the pusher is not known yet, or does not read."""
+        self._owing.add(account)
+        if account.sender not in self._sockets:
+            return
+        settled = account.settled
+        credit = encode(
+            self._wire,
+            Kind.CREDIT,
+            b"",
+            sender=self._home.node_id,
+            seq=settled,
+            remaining=account.number,
+        )
+        if send_parts(self._sockets[account.sender][1], [credit]):
+            account.told = settled
+            self._owing.discard(account)
+
+    # -- Pushers -----------------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        with self.link:
+            self._close_credit(peer)
+            socket = self._home.transport.connecting(zmq.PUSH, scheme_of(endpoint))
+            self._sockets[peer] = (offer.key, socket)
+            socket.connect(endpoint)
+            for account in self._pushers.of(peer):
+                self._tell(account)
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        """Nothing more to tell it; what it has sent is delivered."""
+        with self.link:
+            if peer in self._sockets and self._sockets[peer][0] == key:
+                self._close_credit(peer)
+                self._owing -= set(self._pushers.of(peer))
+
+    def _close_credit(self, peer: int) -> None:
+        if peer in self._sockets:
+            self._sockets.pop(peer)[1].close(linger=0)
+
+    def tick(self) -> None:
+        with self.link:
+            self._fill()
+            self._settle(self._hands.take_back_orphaned())
+            self._pay()
+
+    def close(self, linger_ms: int) -> None:
+        """Tasks that are not settled are lost, and their pushers will hear of it."""
+        with self.link.lock:
+            if self.link.closed:
+                return
+            self._pay()
+            for _, socket in self._sockets.values():
+                socket.close(linger=linger_ms)
+            self._sockets.clear()
+        self.link.close()

@@ -1,0 +1,358 @@
+"""Pushing tasks to a queue.
+
+Guarantee: each task goes to exactly one worker, at most once, in this node's order for each worker.
+The sender waits while no worker has room, then gets `Timeout`, and nothing was sent; a worker that
+is full holds up none of the others. A worker that goes away takes at most its `prefetch` with it,
+and that many are counted in `Pusher.lost` and told to the `on_loss` hook.
+
+Every worker has a PUSH socket of its own, so that it is known who holds what, and credit
+(`mesh.sockets.credit`) says who has room: a high-water mark does not. Credit of all workers comes in
+at one PULL socket, the only one that is waited on.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import zmq
+
+from mesh import limits
+from mesh.errors import Closed, PayloadTooLarge, Timeout
+from mesh.message import TasksLost
+from mesh.names import check_name
+from mesh.options import check_count, check_timeout
+from mesh.sockets import codec
+from mesh.sockets.control import Offer
+from mesh.sockets.credit import WorkerAccount, Workers
+from mesh.sockets.frame import Codec, Flag, Kind, Malformed, decode, encode, wire_name
+from mesh.sockets.handle import Handle
+from mesh.sockets.home import Counters, Home, node_text
+from mesh.sockets.link import Link, read_parts, send_parts
+from mesh.sockets.transport import Bound, Socket, scheme_of
+
+_DETACH_BYTES_MIN = 64 * 1024
+"""From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
+_FRAMES_PER_ATTEMPT = 1024
+"""Read at most so many before the deadline is looked at again."""
+_MARKS = 64
+"""Room for marks beyond the prefetch: they come at 1, 2, 4 … ticks, so these last for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as encoded in its sender's thread."""
+
+    body: bytes
+    detached: bytes | None
+    flags: int
+
+
+class Dispatch:
+    """The pushing side of one queue in a node: the core that every `Pusher` of it is a handle to."""
+
+    kind = "queue"
+    seeks = "pull"
+
+    def __init__(self, home: Home, channel: str) -> None:
+        self.channel = check_name(channel)
+        self.counters = Counters()
+        self.link = Link(f"pusher {channel!r}")
+        self.link.pending = self._pending  # type: ignore[method-assign]
+        self.workers = Workers()
+        self.lost: dict[str, int] = {}
+        self.on_loss: Callable[[TasksLost], object] | None = None
+        self.watchers = 0
+        """How many wait for workers to come: credit that wakes them is not meant for them."""
+        self._home = home
+        self._wire = wire_name(channel)
+        self._sockets: dict[int, tuple[Socket, str]] = {}
+        self._bound: list[Bound] = home.transport.bind(zmq.PULL, "credit")
+        with self.link:
+            for bound in self._bound:
+                self.link.add(bound.socket)
+
+    def endpoints(self) -> tuple[str, ...]:
+        """Where workers send their credit."""
+        return self._home.transport.endpoints(self._bound)
+
+    # -- Attempts: under the lock ------------------------------------------------------------
+
+    def send(self, task: Task) -> bool | None:
+        """Send to the worker with the fewest tasks; None if none has room."""
+        self.read_credit()
+        account = self.workers.choose()
+        if account is None:
+            return None
+        socket, scheme = self._sockets[account.number]
+        if not send_parts(socket, self._parts(task, account, scheme)):
+            return None
+        self.workers.sent(account)
+        self.counters.sent += 1
+        self.counters.bytes_sent += len(task.body) + len(task.detached or b"")
+        return True
+
+    def _parts(self, task: Task, account: WorkerAccount, scheme: str) -> list[bytes]:
+        body, flags = task.body, task.flags
+        if scheme == "tcp" and task.detached is None and (packed := codec.compress(body)):
+            body, flags = packed, flags | Flag.LZ4
+        first = encode(
+            self._wire,
+            Kind.DATA,
+            body,
+            codec=Codec.MSGPACK if task.detached is None else Codec.RAW,
+            flags=flags,
+            sender=self._home.node_id,
+            seq=account.sent + 1,
+            time_ns=time.time_ns(),
+            remaining=account.number,
+        )
+        return [first] if task.detached is None else [first, task.detached]
+
+    def read_credit(self) -> None:
+        """Take notice of all that workers have said."""
+        news = 0
+        for bound in self._bound:
+            for _ in range(_FRAMES_PER_ATTEMPT):
+                if (parts := read_parts(bound.socket, 1)) is None:
+                    break
+                try:
+                    news += self._credit(parts)
+                except Malformed as fault:
+                    self.counters.dropped[fault.reason] += 1
+            else:
+                self.link.wake_all()  # there may be more
+        if news and self.watchers:
+            self.link.wake_all()
+
+    def _credit(self, parts: list[bytes]) -> int:
+        frame = decode(parts)
+        if frame.kind != Kind.CREDIT or frame.name != self._wire:
+            raise Malformed("malformed")
+        return self.workers.credit(frame.remaining, frame.sender, frame.seq)
+
+    def _pending(self) -> bool:
+        return self.workers.room > 0 or Link.readable(self.link)
+
+    # -- Workers -----------------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        with self.link:
+            account = None
+            while account is None:
+                account = self.workers.join(secrets.randbits(32), peer, offer.key, offer.prefetch)
+            scheme = scheme_of(endpoint)
+            socket = self._home.transport.connecting(
+                zmq.PUSH, scheme, hwm=account.prefetch + _MARKS
+            )
+            self._sockets[account.number] = (socket, scheme)
+            socket.connect(endpoint)
+            self.link.wake_all()
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        """Credit that came in before is counted; what is outstanding then is lost."""
+        with self.link:
+            self.read_credit()
+            account = self.workers.leave(peer, key)
+            if account is None:
+                return
+            self._sockets.pop(account.number)[0].close(linger=0)
+            if account.outstanding:
+                self._missed(TasksLost(self.channel, node_text(peer), account.outstanding))
+
+    def _missed(self, loss: TasksLost) -> None:
+        self.counters.lost += loss.count
+        if loss.worker in self.lost or len(self.lost) < limits.SIGHTINGS_MAX:
+            self.lost[loss.worker] = self.lost.get(loss.worker, 0) + loss.count
+        if self.on_loss is not None:
+            self._home.run_hook(self.on_loss, loss)
+
+    def tick(self) -> None:
+        """Ask the workers that have been quiet: a task or its credit may be lost on the way."""
+        with self.link:
+            self.read_credit()
+            for account in self.workers.tick():
+                mark = encode(
+                    self._wire,
+                    Kind.MARK,
+                    b"",
+                    sender=self._home.node_id,
+                    seq=account.sent,
+                    remaining=account.number,
+                )
+                send_parts(self._sockets[account.number][0], [mark])  # no room: then a later one
+
+    def close(self, linger_ms: int) -> None:
+        """What was sent goes on its way for `linger_ms`."""
+        with self.link.lock:
+            if self.link.closed:
+                return
+            for socket, _ in self._sockets.values():
+                socket.close(linger=linger_ms)
+            self._sockets.clear()
+        self.link.close()
+
+
+class Pusher(Handle):
+    """A handle to a queue, from `Node.pusher`. Safe from several threads."""
+
+    def __init__(self, core: Dispatch, owner: object, release: Callable[[], None]) -> None:
+        super().__init__(owner, release)
+        self._core = core
+
+    @property
+    def channel(self) -> str:
+        return self._core.channel
+
+    @property
+    def workers(self) -> int:
+        """How many workers are connected. Does not block."""
+        return len(self._core.workers)
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """How many tasks went away with their worker, by worker (node id): of all this node's
+        pushers of the queue. A snapshot; does not block."""
+        with self._core.link.lock:
+            return MappingProxyType(dict(self._core.lost))
+
+    def on_loss(self, hook: Callable[[TasksLost], object]) -> None:
+        """Have `hook` called with each `TasksLost`, in the node's hook thread."""
+        self._core.on_loss = hook
+
+    def send(
+        self,
+        payload: Any,
+        *,
+        headers: codec.Headers | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Give one task to the worker that has the fewest.
+
+        `payload`: what MessagePack has a form for; tuples arrive as lists. `headers`: str keys,
+        plain values. Blocks while no worker has room, or there is none, up to `timeout` seconds
+        (None: for ever, 0: not at all). Raises `NotSerializable`, `PayloadTooLarge`, `Timeout`,
+        `Closed`; nothing was sent then.
+        """
+        attempt = self._sending(payload, headers)
+        with self._telling_workers():
+            self._core.link.wait(
+                attempt, check_timeout(timeout), self._room, retry_s=limits.TICK_S
+            )
+
+    async def asend(
+        self,
+        payload: Any,
+        *,
+        headers: codec.Headers | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """`send` for asyncio. Cancelled, the task was sent or was not, as with any send."""
+        attempt = self._sending(payload, headers)
+        with self._telling_workers():
+            await self._core.link.wait_async(
+                attempt, check_timeout(timeout), self._room, retry_s=limits.TICK_S
+            )
+
+    def send_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
+        """Send each of `payloads` in order; returns how many. `timeout` is for each of them.
+
+        An error ends it where it occurred: what came before was sent.
+        """
+        count = 0
+        for payload in payloads:
+            self.send(payload, timeout=timeout)
+            count += 1
+        return count
+
+    async def asend_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
+        """`send_many` for asyncio."""
+        count = 0
+        for payload in payloads:
+            await self.asend(payload, timeout=timeout)
+            count += 1
+        return count
+
+    def wait_for(self, count: int, *, timeout: float | None = None) -> None:
+        """Block until at least `count` workers are connected. Raises `Timeout`, `Closed`."""
+        with self._watching():
+            self._core.link.wait(*self._connected(count, timeout))
+
+    async def await_for(self, count: int, *, timeout: float | None = None) -> None:
+        """`wait_for` for asyncio."""
+        with self._watching():
+            await self._core.link.wait_async(*self._connected(count, timeout))
+
+    def close(self) -> None:
+        """Give the handle back; whoever sends with it gets `Closed`. Does not block; idempotent."""
+        super().close()
+        with self._core.link.lock:
+            self._core.link.wake_all()
+
+    def _connected(self, count: int, timeout: float | None) -> tuple[Any, float | None, str]:
+        check_count(count, "count", 0, limits.PEERS_MAX)
+        core = self._core
+
+        def attempt() -> bool | None:
+            self._check_open()
+            core.read_credit()
+            return len(core.workers) >= count or None
+
+        return attempt, check_timeout(timeout), f"{count} workers of queue {self.channel!r}"
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        with self._core.link.lock:
+            self._core.watchers += 1
+        try:
+            yield
+        finally:
+            with self._core.link.lock:
+                self._core.watchers -= 1
+
+    @contextmanager
+    def _telling_workers(self) -> Iterator[None]:
+        """Say how many workers there are now that nobody had room in time."""
+        try:
+            yield
+        except Timeout as error:
+            raise Timeout(f"{error} ({self.workers} workers)") from None
+
+    @property
+    def _room(self) -> str:
+        return f"worker of queue {self.channel!r} with room"
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed(f"pusher {self.channel!r} is closed")
+
+    def _sending(
+        self, payload: Any, headers: codec.Headers | None
+    ) -> Callable[[], bool | None]:
+        """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""
+        core = self._core
+        packed_headers = codec.pack_headers(headers)
+        flags = 0 if packed_headers is None else int(Flag.HEADERS)
+        detached = type(payload) is bytes and len(payload) >= _DETACH_BYTES_MIN
+        packed = b"" if detached else codec.pack(payload)
+        size = len(payload) if detached else len(packed)
+        if size > (limit := core._home.transport.message_bytes_max):
+            raise PayloadTooLarge(
+                f"payload of {size:,} bytes over the limit of {limit:,} (option message_bytes_max)"
+            )
+        if detached:
+            task = Task(packed_headers or b"", payload, flags | Flag.DETACHED)
+        else:
+            body = codec.pack_body([packed], packed_headers and [packed_headers])
+            task = Task(body, None, flags)
+
+        def attempt() -> bool | None:
+            self._check_open()
+            return core.send(task)
+
+        return attempt

@@ -1,0 +1,55 @@
+"""Homes made by hand: what a pattern's core needs, without a node around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.sockets.home import Home
+from mesh.sockets.transport import Transport
+
+
+@dataclass
+class Made:
+    """What cores told their node."""
+
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Homes:
+    """Makes homes whose sockets lie in one folder; closes them all in the end."""
+
+    directory: Path
+    made: dict[int, Made] = field(default_factory=dict)
+    _transports: list[Transport] = field(default_factory=list)
+
+    def make(self, node_id: int, **options: Any) -> Home:
+        transport = Transport(
+            socket_path=lambda label: f"{self.directory}/{node_id}.{label}", **options
+        )
+        self._transports.append(transport)
+        made = self.made[node_id] = Made()
+
+        def run_hook(hook: Callable[[Any], object], event: Any) -> None:
+            made.events.append(event)
+            hook(event)
+
+        return Home(node_id, transport, lambda peer, mark: made.marks.append((peer, mark)), run_hook)
+
+    def close(self) -> None:
+        for transport in self._transports:
+            transport.context.destroy(linger=0)
+
+
+@pytest.fixture
+def homes(private_runtime_dir: str) -> Iterator[Homes]:
+    """`Homes` in a private folder."""
+    homes = Homes(Path(private_runtime_dir))
+    yield homes
+    homes.close()
