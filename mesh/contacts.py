@@ -42,6 +42,11 @@ class Contact:
     reached: str = ""
     """For a seed: id of the node that answered there."""
 
+    def answered(self, node_id: str) -> None:
+        """A node of that id is where this was dialled."""
+        if self.seed:
+            self.reached = node_id
+
     def addresses(self) -> list[str]:
         """Endpoints that are not being dialled already."""
         found = dict.fromkeys(e for endpoints in self.endpoints.values() for e in endpoints)
@@ -110,6 +115,7 @@ class Contacts:
         if contact is not None:
             contact.endpoints[PEERS] = endpoints
             contact.forget_at = now + limits.FORGET_S
+            contact.attempts = 0
             self.retry(contact, now)
         self._retry_seeds(key, now)
 
@@ -122,12 +128,11 @@ class Contacts:
             del self.gone[next(iter(self.gone))]
         self._retry_seeds(key, now)
 
-    def failed(self, contact: Contact, link: int, now: float, refusal: str = "") -> None:
+    def failed(self, contact: Contact, now: float, refusal: str = "") -> None:
         """A dial came to nothing. The last one of its round decides how to go on.
 
         A seed is an address: who refuses there today may be another node tomorrow.
         """
-        contact.links.pop(link, None)
         contact.refusal = refusal or contact.refusal
         if contact.links or self.known.get(contact.key) is not contact:
             return
@@ -163,6 +168,10 @@ class Contacts:
         for contact in self.known.values():
             if contact.stopped == reason:
                 self._dial(contact)
+
+    def clear(self) -> None:
+        for contact in list(self.known.values()):
+            self._forget(contact)
 
     def _contact(self, key: str, source: str, name: str, seed: bool) -> Contact | None:
         contact = self.known.get(key)

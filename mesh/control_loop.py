@@ -19,19 +19,19 @@ from typing import Any, TypeVar
 from mesh import host, limits
 from mesh.discovery.source import Announcement, Source
 from mesh.errors import Closed
-from mesh.membership import (
+from mesh.membership import Membership
+from mesh.message import PeerEvent
+from mesh.peering import (
     Acknowledged,
     Dial,
     Effect,
     HangUp,
-    Membership,
     Peer,
     PeerDown,
     PeerOffers,
     PeerUp,
     Send,
 )
-from mesh.message import PeerEvent
 from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.home import Core
@@ -42,6 +42,9 @@ from mesh.wiring import Wiring
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_AFTER_ERROR_S = 0.05
+"""A fault that repeats must not become a busy loop, nor fill a disk with its log."""
 
 
 class ControlLoop:
@@ -151,14 +154,14 @@ class ControlLoop:
 
     def leave(self, linger_ms: int) -> None:
         """Say goodbye, close everything, and end the loop."""
+        self._running = False
         for core in self.wiring.cores:
             self._guarded(core.close, linger_ms)
         self._guarded(self._topics.close, linger_ms)
-        self._apply(self.membership.leave("", time.monotonic()))
+        self._guarded(lambda: self._apply(self.membership.leave("", time.monotonic())))
         for source in self._sources:
             self._guarded(source.close)
         self._guarded(self._control.close, max(50, min(linger_ms, 1000)))
-        self._running = False
 
     # -- The loop ----------------------------------------------------------------------------
 
@@ -189,7 +192,7 @@ class ControlLoop:
 
     def _on_time(self) -> None:
         now = time.monotonic()
-        self._apply(self.membership.tick(now))
+        self._guarded(lambda: self._apply(self.membership.tick(now)))
         if now < self._next_tick:
             return
         self._next_tick = now + limits.TICK_S
@@ -213,6 +216,7 @@ class ControlLoop:
         except Exception:
             self.errors += 1
             logger.exception("node %r: unexpected error in its control thread", self._name)
+            time.sleep(_AFTER_ERROR_S)
 
     # -- What happens ------------------------------------------------------------------------
 
@@ -296,18 +300,18 @@ class ControlLoop:
         if peer.same_host and peer.card.pid_space == self._own.pid_space and peer.card.pid:
             fd = host.open_process(peer.card.pid, peer.card.started)
             if fd is None:
-                self.post(lambda: self._process_died(peer.card.id))
+                self.post(lambda: self._process_died(peer.id))
             else:
-                self._processes[peer.card.id] = fd
-                self._watch(fd, lambda: self._process_died(peer.card.id))
-        logger.info("node %r: %s joined (%s)", self._name, peer.card.name, peer.card.id)
-        self._on_peer(PeerEvent("joined", peer.info(), ""))
+                self._processes[peer.id] = fd
+                self._watch(fd, lambda: self._process_died(peer.id))
+        logger.info("node %r: %s joined (%s)", self._name, peer.card.name, peer.id)
+        self._on_peer(PeerEvent("joined", peer.info, ""))
 
     def _peer_down(self, peer: Peer, reason: str) -> None:
-        self._forget_process(peer.card.id)
-        self.wiring.gone(peer.card.id, reason)
-        logger.info("node %r: %s left (%s): %s", self._name, peer.card.name, peer.card.id, reason)
-        self._on_peer(PeerEvent("left", peer.info(), reason))
+        self._forget_process(peer.id)
+        self.wiring.gone(peer.id, reason)
+        logger.info("node %r: %s left (%s): %s", self._name, peer.card.name, peer.id, reason)
+        self._on_peer(PeerEvent("left", peer.info, reason))
 
     def _endpoint_of(self, peer_id: str, offer: Offer) -> str | None:
         if peer_id == self._own.id:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Literal, TypeVar
 
 import msgspec
 
 from mesh import limits
-from mesh.contacts import Contact
 from mesh.message import PeerInfo, Untrusted
 from mesh.sockets.control import Card, ControlMessage, Introduction, Offer
 
@@ -25,45 +23,6 @@ _ENVELOPE_BYTES = 64
 Link = int | bytes
 """A control link: a number that membership chose when it dialled, or the routing id, as the shell
 has it, of one that was accepted. A connection that broke and came back is another link."""
-
-
-class LinkState(Enum):
-    """How far a link has got. A link in no table is `UNKNOWN`."""
-
-    UNKNOWN = auto()
-    DIALLING = auto()
-    """Dialled by us, HELLO sent."""
-    WELCOMED = auto()
-    """Accepted, WELCOME sent."""
-    UP = auto()
-    """Both sides proved themselves, and this is the link they use."""
-    SPARE = auto()
-    """The same peer is up over another link: what still arrives here is left unread."""
-
-
-@dataclass(slots=True, eq=False)
-class ControlLink:
-    """A link that is in membership's table, and what its handshake needs to remember."""
-
-    key: Link
-    state: LinkState
-    nonce: bytes
-    """Ours."""
-    contact: Contact | None = None
-    """Whom we dial; None for an accepted link."""
-    endpoint: str = ""
-    """What we dialled, or the host that dialled us (empty over ipc)."""
-    card: Card | None = None
-    """Of the other side, once it told."""
-    knows: frozenset[str] = frozenset()
-    expected: bytes = b""
-    """For an accepted link: the proof that makes a peer of the dialler."""
-    instead_of: Link | None = None
-    """For an accepted link: the one that peer had, proven at both ends, when it dialled this."""
-
-    @property
-    def dialled(self) -> bool:
-        return self.contact is not None
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +37,8 @@ class Peer:
     """The endpoint of its control link by which it is reached."""
     transport: Literal["ipc", "tcp"]
     same_host: bool
+    remote_host: str
+    """The IP from which an accepted link came; empty over ipc, or if dialled."""
     heard: float
     """When it last said anything, in seconds of the shell's clock."""
     ping_at: float

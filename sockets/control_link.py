@@ -2,7 +2,7 @@
 
 Used by the control thread alone, never blocks. Says what it heard and which links failed; what
 that means is membership's business. A link is known by its key: the number under which it was
-dialled, or for an accepted one the socket and routing id it came in by.
+dialled, or for an accepted one a byte for the socket it came in by, and its routing id.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from mesh.sockets.curve import ZAP_ENDPOINT, answer_zap
 from mesh.sockets.frame import Kind, Malformed, decode, encode
 from mesh.sockets.transport import Bound, Socket, Transport
 
-AcceptedLink = tuple[int, bytes]
-LinkKey = int | AcceptedLink
+LinkKey = int | bytes
 
 _NAME: Final = b"\0"
 _PARTS_MAX: Final = 2
@@ -116,8 +115,8 @@ class ControlLink:
                 if (dialled := self._dialled.get(link)) is not None:
                     dialled.socket.send(frame, zmq.NOBLOCK)
             else:
-                index, routing_id = link
-                self._bound[index].socket.send_multipart([routing_id, frame], zmq.NOBLOCK)
+                bound = self._bound[link[0]]
+                bound.socket.send_multipart([link[1:], frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:  # the other side is gone, or reads nothing any more
             self.dropped["control unsent"] += 1
             self.failed.append((link, str(error)))
@@ -130,7 +129,7 @@ class ControlLink:
         for index, bound in enumerate(self._bound):
             while len(heard) < _HEARD_MAX and (parts := self._parts(bound.socket)) is not None:
                 routing_id, *rest = parts
-                key = (index, routing_id.bytes)
+                key = bytes((index,)) + routing_id.bytes
                 address = str(rest[0].get("Peer-Address")) if rest and bound.port else ""
                 self._hear(heard, key, rest, address)
         for link, dialled in list(self._dialled.items()):

@@ -12,9 +12,9 @@ Both sides keep cumulative counts, so a frame that repeats or is late changes no
 
     outstanding = sent - settled, never over the worker's prefetch
 
-A task that is lost on the way is a gap in the sequence, and a gap counts as settled. The last before
-a silence leaves no gap: so an account that stays quiet with tasks outstanding is sent a *mark*, which
-says where its sequence stands, and which the worker answers with its count.
+A task that is lost on the way is a gap in the sequence, and a gap counts as settled. The last
+before a silence leaves no gap: so an account that stays quiet with tasks outstanding is sent a
+*mark*, which says where its sequence stands, and which the worker answers with its count.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class WorkerAccount:
         return self.sent - self.settled
 
 
-class Workers:
+class Ledger:
     """The pusher's side: all workers of one queue, and who of them gets the next task."""
 
     def __init__(self) -> None:

@@ -6,10 +6,10 @@ stays with the pusher, where an idle worker can get it. Nothing is kept if this 
 pusher is told how many of its own went with it.
 
 A task is in a worker's hands until the thread (or asyncio task) that received it comes back for
-more, or ends; then credit goes back (`mesh.sockets.credit`). A puller that is closed settles nothing.
-A program that knows no credit may push here too: it leaves the account number 0, and ZeroMQ's
-high-water mark is all that bounds it. What came in one frame waits in the inbox; nothing more is
-read before that is taken.
+more, or ends; then credit goes back (`mesh.sockets.credit`). A puller that is closed settles
+nothing. A program that knows no credit may push here too: it leaves the account number 0, and
+ZeroMQ's high-water mark is all that bounds it. What came in one frame waits in the inbox; nothing
+more is read before that is taken.
 """
 
 from __future__ import annotations
@@ -26,34 +26,35 @@ from mesh.message import EMPTY, Message
 from mesh.names import check_name
 from mesh.options import PullerOptions, check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.control import Offer
+from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import NO_ACCOUNT, Hands, PusherAccount, Pushers
 from mesh.sockets.frame import Frame, Kind, Malformed, decode, encode, wire_name
 from mesh.sockets.handle import Receiving
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, read_parts
-from mesh.sockets.link import send_parts as send_parts
+from mesh.sockets.link import Link, read_parts, send_parts
 from mesh.sockets.transport import Bound, Socket, scheme_of
 
 if TYPE_CHECKING:
     from asyncio import Task
+
+    Caller = threading.Thread | Task[Any]
 
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: none of them may hold a task."""
 _LINGER_MS = 200
 """Credit that was given just before the puller was closed gets this long to leave."""
 
-Caller = "threading.Thread | Task[Any]"
-
 
 class Intake:
-    """The core of a puller: its PULL sockets, what is read but not taken, and the credit it owes."""
+    """The core of a puller: PULL sockets, what is read but not taken, and the credit it owes."""
 
     kind = "queue"
-    seeks = "push"
+    seeks: OfferKind | None = "push"
 
-    def __init__(self, home: Home, channel: str, options: PullerOptions) -> None:
+    def __init__(self, home: Home, channel: str, options: PullerOptions, *, key: int = 0) -> None:
         self.channel = check_name(channel)
+        self.key = key
+        """Of its own offer; the node's business."""
         self.prefetch = options.prefetch
         self.counters = Counters()
         self.link = Link(f"puller {channel!r}")
@@ -61,7 +62,7 @@ class Intake:
         self._home = home
         self._wire = wire_name(channel)
         self._inbox: deque[tuple[PusherAccount | None, Message]] = deque()
-        self._hands: Hands[threading.Thread | Task[Any]] = Hands(_is_over)
+        self._hands: Hands[Caller] = Hands(_is_over)
         self._sockets: dict[int, tuple[int, Socket]] = {}
         self._pushers = Pushers(self._sockets)
         self._owing: set[PusherAccount] = set()
@@ -77,7 +78,7 @@ class Intake:
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
-    def take(self, caller: threading.Thread | Task[Any], count_max: int) -> list[Message] | None:
+    def take(self, caller: Caller, count_max: int) -> list[Message] | None:
         """What `caller` held is done with; here are its next tasks, or None if there are none."""
         self._settle(self._hands.take_back(caller))
         accounts: list[PusherAccount | None] = []
@@ -93,9 +94,7 @@ class Intake:
         self._pay()
         return None
 
-    def give_back(
-        self, caller: threading.Thread | Task[Any], messages: list[Message]
-    ) -> None:
+    def give_back(self, caller: Caller, messages: list[Message]) -> None:
         """The caller was cancelled before it saw them: they are for somebody else."""
         accounts = self._hands.take_back(caller)
         self._inbox.extendleft(reversed(list(zip(accounts, messages, strict=True))))
@@ -194,8 +193,8 @@ class Intake:
             self._tell(account)
 
     def _tell(self, account: PusherAccount) -> None:
-        """Send the count; owe it if the pusher is not known yet, or does not read."""
-        self._owing.add(account)
+        """Send the count. A pusher that is not known yet is told when it is."""
+        self._owing.discard(account)
         if account.sender not in self._sockets:
             return
         settled = account.settled
@@ -209,7 +208,8 @@ class Intake:
         )
         if send_parts(self._sockets[account.sender][1], [credit]):
             account.told = settled
-            self._owing.discard(account)
+        else:
+            self._owing.add(account)
 
     # -- Pushers -----------------------------------------------------------------------------
 
@@ -249,3 +249,77 @@ class Intake:
                 socket.close(linger=linger_ms)
             self._sockets.clear()
         self.link.close()
+
+
+class Puller(Receiving[Message]):
+    """A handle to a queue's tasks, from `Node.puller`. Iterate it, or call `recv`. Safe from
+    several threads, each task going to one of them.
+
+    A task counts as done once the thread or asyncio task that received it receives again, or ends.
+    So receive in the one that does the work, with `timeout=` and not with `asyncio.wait_for`, which
+    on Python 3.11 receives in a task of its own.
+    """
+
+    def __init__(self, core: Intake, owner: object, release: Callable[[], None]) -> None:
+        super().__init__(owner, release)
+        self._core = core
+
+    @property
+    def channel(self) -> str:
+        return self._core.channel
+
+    @property
+    def prefetch(self) -> int:
+        return self._core.prefetch
+
+    def recv(self, *, timeout: float | None = None) -> Message:
+        """The next task, blocking up to `timeout` seconds (None: for ever, 0: not at all).
+
+        What this thread received before is done with, even if none comes. Raises `Timeout`,
+        `Closed`.
+        """
+        return self.recv_many(timeout=timeout, count_max=1)[0]
+
+    async def arecv(self, *, timeout: float | None = None) -> Message:
+        """`recv` for asyncio. Cancelling it loses nothing."""
+        return (await self.arecv_many(timeout=timeout, count_max=1))[0]
+
+    def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> list[Message]:
+        """Wait for one task, and return all that are there, at most `count_max`.
+
+        All of them are in this thread's hands until it receives again.
+        """
+        core, caller = self._core, threading.current_thread()
+        check_count(count_max, "count_max", 1, limits.PREFETCH_MAX)
+        return core.link.wait(
+            lambda: core.take(caller, count_max), check_timeout(timeout), self._what
+        )
+
+    async def arecv_many(
+        self, *, timeout: float | None = None, count_max: int = 1000
+    ) -> list[Message]:
+        """`recv_many` for asyncio. Cancelling it loses nothing."""
+        from asyncio import current_task  # blocking programs never import asyncio
+
+        core, caller = self._core, current_task() or threading.current_thread()
+        check_count(count_max, "count_max", 1, limits.PREFETCH_MAX)
+        return await core.link.wait_async(
+            lambda: core.take(caller, count_max),
+            check_timeout(timeout),
+            self._what,
+            give_back=lambda messages: core.give_back(caller, messages),
+        )
+
+    def close(self) -> None:
+        """Stop receiving; whoever waits gets `Closed`. What was received last, and what waits here,
+        counts as lost. Does not block; idempotent."""
+        self._core.close(_LINGER_MS)
+        super().close()
+
+    @property
+    def _what(self) -> str:
+        return f"task of queue {self._core.channel!r}"
+
+
+def _is_over(caller: Caller) -> bool:
+    return not caller.is_alive() if isinstance(caller, threading.Thread) else caller.done()

@@ -6,8 +6,8 @@ is full holds up none of the others. A worker that goes away takes at most its `
 and that many are counted in `Pusher.lost` and told to the `on_loss` hook.
 
 Every worker has a PUSH socket of its own, so that it is known who holds what, and credit
-(`mesh.sockets.credit`) says who has room: a high-water mark does not. Credit of all workers comes in
-at one PULL socket, the only one that is waited on.
+(`mesh.sockets.credit`) says who has room: a high-water mark does not. The credit of all workers
+comes in at one PULL socket, the only one that is waited on.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mesh.message import TasksLost
 from mesh.names import check_name
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.control import Offer
-from mesh.sockets.credit import WorkerAccount, Workers
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.credit import Ledger, WorkerAccount
 from mesh.sockets.frame import Codec, Flag, Kind, Malformed, decode, encode, wire_name
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home, node_text
@@ -54,17 +54,19 @@ class Task:
 
 
 class Dispatch:
-    """The pushing side of one queue in a node: the core that every `Pusher` of it is a handle to."""
+    """All workers of one queue, as seen from a node: the core of every `Pusher` there."""
 
     kind = "queue"
-    seeks = "pull"
+    seeks: OfferKind | None = "pull"
+    key = 0
+    """Of its own offer; the node's business."""
 
     def __init__(self, home: Home, channel: str) -> None:
         self.channel = check_name(channel)
         self.counters = Counters()
         self.link = Link(f"pusher {channel!r}")
         self.link.pending = self._pending  # type: ignore[method-assign]
-        self.workers = Workers()
+        self.ledger = Ledger()
         self.lost: dict[str, int] = {}
         self.on_loss: Callable[[TasksLost], object] | None = None
         self.watchers = 0
@@ -86,13 +88,13 @@ class Dispatch:
     def send(self, task: Task) -> bool | None:
         """Send to the worker with the fewest tasks; None if none has room."""
         self.read_credit()
-        account = self.workers.choose()
+        account = self.ledger.choose()
         if account is None:
             return None
         socket, scheme = self._sockets[account.number]
         if not send_parts(socket, self._parts(task, account, scheme)):
             return None
-        self.workers.sent(account)
+        self.ledger.sent(account)
         self.counters.sent += 1
         self.counters.bytes_sent += len(task.body) + len(task.detached or b"")
         return True
@@ -134,10 +136,10 @@ class Dispatch:
         frame = decode(parts)
         if frame.kind != Kind.CREDIT or frame.name != self._wire:
             raise Malformed("malformed")
-        return self.workers.credit(frame.remaining, frame.sender, frame.seq)
+        return self.ledger.credit(frame.remaining, frame.sender, frame.seq)
 
     def _pending(self) -> bool:
-        return self.workers.room > 0 or Link.readable(self.link)
+        return self.ledger.room > 0 or Link.readable(self.link)
 
     # -- Workers -----------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ class Dispatch:
         with self.link:
             account = None
             while account is None:
-                account = self.workers.join(secrets.randbits(32), peer, offer.key, offer.prefetch)
+                account = self.ledger.join(secrets.randbits(32), peer, offer.key, offer.prefetch)
             scheme = scheme_of(endpoint)
             socket = self._home.transport.connecting(
                 zmq.PUSH, scheme, hwm=account.prefetch + _MARKS
@@ -158,7 +160,7 @@ class Dispatch:
         """Credit that came in before is counted; what is outstanding then is lost."""
         with self.link:
             self.read_credit()
-            account = self.workers.leave(peer, key)
+            account = self.ledger.leave(peer, key)
             if account is None:
                 return
             self._sockets.pop(account.number)[0].close(linger=0)
@@ -176,7 +178,7 @@ class Dispatch:
         """Ask the workers that have been quiet: a task or its credit may be lost on the way."""
         with self.link:
             self.read_credit()
-            for account in self.workers.tick():
+            for account in self.ledger.tick():
                 mark = encode(
                     self._wire,
                     Kind.MARK,
@@ -212,7 +214,7 @@ class Pusher(Handle):
     @property
     def workers(self) -> int:
         """How many workers are connected. Does not block."""
-        return len(self._core.workers)
+        return len(self._core.ledger)
 
     @property
     def lost(self) -> Mapping[str, int]:
@@ -241,9 +243,7 @@ class Pusher(Handle):
         """
         attempt = self._sending(payload, headers)
         with self._telling_workers():
-            self._core.link.wait(
-                attempt, check_timeout(timeout), self._room, retry_s=limits.TICK_S
-            )
+            self._core.link.wait(attempt, check_timeout(timeout), self._room, retry_s=limits.TICK_S)
 
     async def asend(
         self,
@@ -301,7 +301,7 @@ class Pusher(Handle):
         def attempt() -> bool | None:
             self._check_open()
             core.read_credit()
-            return len(core.workers) >= count or None
+            return len(core.ledger) >= count or None
 
         return attempt, check_timeout(timeout), f"{count} workers of queue {self.channel!r}"
 
@@ -331,9 +331,7 @@ class Pusher(Handle):
         if self.closed:
             raise Closed(f"pusher {self.channel!r} is closed")
 
-    def _sending(
-        self, payload: Any, headers: codec.Headers | None
-    ) -> Callable[[], bool | None]:
+    def _sending(self, payload: Any, headers: codec.Headers | None) -> Callable[[], bool | None]:
         """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""
         core = self._core
         packed_headers = codec.pack_headers(headers)
@@ -348,7 +346,7 @@ class Pusher(Handle):
         if detached:
             task = Task(packed_headers or b"", payload, flags | Flag.DETACHED)
         else:
-            body = codec.pack_body([packed], packed_headers and [packed_headers])
+            body = codec.pack_body([packed], None if packed_headers is None else [packed_headers])
             task = Task(body, None, flags)
 
         def attempt() -> bool | None:

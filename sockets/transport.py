@@ -32,6 +32,8 @@ class Bound:
     scheme: str
     port: int
     """0 for ipc."""
+    endpoint: str
+    """As bound; a tcp socket is reached under the host's addresses instead."""
 
 
 class Transport:
@@ -69,8 +71,9 @@ class Transport:
         """
         self._label += 1
         ipc = self._make(kind, "ipc", hwm, server=True)
-        ipc.bind(f"ipc://{self._socket_path(f'{label}{self._label}')}")
-        bound = [Bound(ipc, "ipc", 0)]
+        endpoint = f"ipc://{self._socket_path(f'{label}{self._label}')}"
+        ipc.bind(endpoint)
+        bound = [Bound(ipc, "ipc", 0, endpoint)]
         if self._networked:
             bound.append(self._bind_tcp(kind, port, hwm))
         return bound
@@ -80,7 +83,7 @@ class Transport:
         found: list[str] = []
         for each in bound:
             if each.scheme == "ipc":
-                found.append(each.socket.last_endpoint.decode())
+                found.append(each.endpoint)
             else:
                 found += [f"tcp://{address}:{each.port}" for address in self.addresses]
         return tuple(found)
@@ -115,7 +118,7 @@ class Transport:
                 if port or last_try or error.errno != zmq.EADDRINUSE:
                     raise
             else:
-                return Bound(socket, "tcp", taken)
+                return Bound(socket, "tcp", taken, f"tcp://{hosts[0]}:{taken}")
         raise AssertionError("the last try either returns or raises")
 
     def _make(self, kind: int, scheme: str, hwm: int | None, *, server: bool) -> Socket:

@@ -1,0 +1,112 @@
+"""The table of control links: which there are, how far each has got, and until when it may take.
+
+Part of `mesh.membership`, which decides what becomes of them. What the shell is to do is appended
+to one list of effects, in order. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import count
+
+from mesh import limits
+from mesh.contacts import Contact
+from mesh.deadlines import Deadlines
+from mesh.peering import Dial, Effect, HangUp, Link
+from mesh.sockets.control import Card
+
+
+class State(Enum):
+    """How far a link has got."""
+
+    DIALLING = auto()
+    """Dialled by us, HELLO sent."""
+    WELCOMED = auto()
+    """Accepted, WELCOME sent."""
+    UP = auto()
+    """Both sides proved themselves, and this is the link they use."""
+    SPARE = auto()
+    """The same peer is up over another link: what still arrives over this one is not read."""
+
+
+@dataclass(slots=True, eq=False)
+class ControlLink:
+    """One link, and what its handshake needs to remember."""
+
+    key: Link
+    state: State
+    nonce: bytes
+    """Ours."""
+    contact: Contact | None = None
+    """Whom we dialled; None for an accepted link."""
+    endpoint: str = ""
+    """What we dialled, or the host that dialled us (empty over ipc)."""
+    card: Card | None = None
+    """Of the other side, once it told."""
+    knows: frozenset[str] = frozenset()
+    """Whom the other side needs no introduction to."""
+    expected: bytes = b""
+    """For an accepted link: the proof that makes a peer of the dialler."""
+    instead_of: Link | None = None
+    """For an accepted link: the link that was up, at both ends, when the same peer dialled."""
+
+    @property
+    def node_id(self) -> str:
+        """Whom it leads to; empty while that is not known."""
+        return "" if self.card is None else self.card.id
+
+
+class Links:
+    """Links by key. Each that is not up has a deadline."""
+
+    def __init__(self, effects: list[Effect]) -> None:
+        self.table: dict[Link, ControlLink] = {}
+        self.deadlines: Deadlines[Link] = Deadlines()
+        self._effects = effects
+        self._numbers = count(1)
+        self._in_state = dict.fromkeys(State, 0)
+
+    def count(self, state: State) -> int:
+        return self._in_state[state]
+
+    def dial(self, contact: Contact, endpoint: str, nonce: bytes, now: float) -> ControlLink:
+        key = next(self._numbers)
+        contact.links[key] = endpoint
+        self._effects.append(Dial(key, endpoint))
+        return self._add(ControlLink(key, State.DIALLING, nonce, contact, endpoint), now)
+
+    def accept(self, key: bytes, card: Card, host: str, nonce: bytes, now: float) -> ControlLink:
+        return self._add(ControlLink(key, State.WELCOMED, nonce, None, host, card), now)
+
+    def up(self, link: ControlLink) -> None:
+        self._move(link, State.UP)
+        self.deadlines.clear(link.key)
+        self._no_longer_dialled(link)
+
+    def spare(self, link: ControlLink, now: float) -> None:
+        self._move(link, State.SPARE)
+        self.deadlines.set(link.key, now + limits.HANDSHAKE_S)
+
+    def hang_up(self, key: Link) -> None:
+        """Forget it, and have the shell do so."""
+        link = self.table.pop(key)
+        self._in_state[link.state] -= 1
+        self.deadlines.clear(key)
+        self._no_longer_dialled(link)
+        self._effects.append(HangUp(key))
+
+    def _add(self, link: ControlLink, now: float) -> ControlLink:
+        self.table[link.key] = link
+        self._in_state[link.state] += 1
+        self.deadlines.set(link.key, now + limits.HANDSHAKE_S)
+        return link
+
+    def _no_longer_dialled(self, link: ControlLink) -> None:
+        if link.contact is not None and isinstance(link.key, int):
+            link.contact.links.pop(link.key, None)
+
+    def _move(self, link: ControlLink, state: State) -> None:
+        self._in_state[link.state] -= 1
+        self._in_state[state] += 1
+        link.state = state
