@@ -131,12 +131,13 @@ class Contacts:
     def failed(self, contact: Contact, now: float, refusal: str = "") -> None:
         """A dial came to nothing. The last one of its round decides how to go on.
 
-        A seed is an address: who refuses there today may be another node tomorrow.
+        Somebody who refused would refuse again. But a seed is an address, where another node may
+        be tomorrow; and a failure of CURVE (``handshake``) may have been one of the network.
         """
         contact.refusal = refusal or contact.refusal
         if contact.links or self.known.get(contact.key) is not contact:
             return
-        if contact.refusal and (not contact.seed or contact.refusal == "self"):
+        if contact.refusal in ("" if contact.seed else LASTING) or contact.refusal == "self":
             contact.stopped = contact.refusal
             self._rest(contact)
             if not contact.endpoints.keys() - {PEERS}:

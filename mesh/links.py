@@ -13,7 +13,7 @@ from itertools import count
 from mesh import limits
 from mesh.contacts import Contact
 from mesh.deadlines import Deadlines
-from mesh.peering import Dial, Effect, HangUp, Link
+from mesh.peering import Dial, Effect, HangUp, Link, Peer, address_of
 from mesh.sockets.control import Card
 
 
@@ -31,7 +31,7 @@ class State(Enum):
 
 
 @dataclass(slots=True, eq=False)
-class ControlLink:
+class KnownLink:
     """One link, and what its handshake needs to remember."""
 
     key: Link
@@ -56,12 +56,23 @@ class ControlLink:
         """Whom it leads to; empty while that is not known."""
         return "" if self.card is None else self.card.id
 
+    def peer(self, *, same_host: bool, now: float) -> Peer:
+        """The node at the other end, now that it is known. Data goes over ipc where that works."""
+        assert self.card is not None
+        dialled = self.contact is not None
+        host = "" if dialled else self.endpoint
+        address = self.endpoint if dialled else address_of(self.card, same_host, host)
+        transport = "ipc" if same_host or address.startswith("ipc://") else "tcp"
+        return Peer(
+            self.card, self.key, dialled, address, transport, same_host, host, heard=now, ping_at=now
+        )
+
 
 class Links:
     """Links by key. Each that is not up has a deadline."""
 
     def __init__(self, effects: list[Effect]) -> None:
-        self.table: dict[Link, ControlLink] = {}
+        self.table: dict[Link, KnownLink] = {}
         self.deadlines: Deadlines[Link] = Deadlines()
         self._effects = effects
         self._numbers = count(1)
@@ -70,21 +81,21 @@ class Links:
     def count(self, state: State) -> int:
         return self._in_state[state]
 
-    def dial(self, contact: Contact, endpoint: str, nonce: bytes, now: float) -> ControlLink:
+    def dial(self, contact: Contact, endpoint: str, nonce: bytes, now: float) -> KnownLink:
         key = next(self._numbers)
         contact.links[key] = endpoint
         self._effects.append(Dial(key, endpoint))
-        return self._add(ControlLink(key, State.DIALLING, nonce, contact, endpoint), now)
+        return self._add(KnownLink(key, State.DIALLING, nonce, contact, endpoint), now)
 
-    def accept(self, key: bytes, card: Card, host: str, nonce: bytes, now: float) -> ControlLink:
-        return self._add(ControlLink(key, State.WELCOMED, nonce, None, host, card), now)
+    def accept(self, key: bytes, card: Card, host: str, nonce: bytes, now: float) -> KnownLink:
+        return self._add(KnownLink(key, State.WELCOMED, nonce, None, host, card), now)
 
-    def up(self, link: ControlLink) -> None:
+    def up(self, link: KnownLink) -> None:
         self._move(link, State.UP)
         self.deadlines.clear(link.key)
         self._no_longer_dialled(link)
 
-    def spare(self, link: ControlLink, now: float) -> None:
+    def spare(self, link: KnownLink, now: float) -> None:
         self._move(link, State.SPARE)
         self.deadlines.set(link.key, now + limits.HANDSHAKE_S)
 
@@ -96,17 +107,17 @@ class Links:
         self._no_longer_dialled(link)
         self._effects.append(HangUp(key))
 
-    def _add(self, link: ControlLink, now: float) -> ControlLink:
+    def _add(self, link: KnownLink, now: float) -> KnownLink:
         self.table[link.key] = link
         self._in_state[link.state] += 1
         self.deadlines.set(link.key, now + limits.HANDSHAKE_S)
         return link
 
-    def _no_longer_dialled(self, link: ControlLink) -> None:
+    def _no_longer_dialled(self, link: KnownLink) -> None:
         if link.contact is not None and isinstance(link.key, int):
             link.contact.links.pop(link.key, None)
 
-    def _move(self, link: ControlLink, state: State) -> None:
+    def _move(self, link: KnownLink, state: State) -> None:
         self._in_state[link.state] -= 1
         self._in_state[state] += 1
         link.state = state

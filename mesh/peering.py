@@ -177,7 +177,7 @@ def in_messages(items: Iterable[T]) -> Iterator[tuple[T, ...]]:
     yield tuple(part)
 
 
-def address_of(card: Card, *, same_host: bool, remote_host: str) -> str:
+def address_of(card: Card, same_host: bool, remote_host: str) -> str:
     """The endpoint by which the node of `card`, which dialled us from `remote_host`, is reached.
 
     `remote_host` is empty for a link over ipc.

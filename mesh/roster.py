@@ -108,9 +108,7 @@ class Roster:
             case Moved(card) if card.id == peer.id:
                 peer.card = card
                 if not peer.dialled:
-                    peer.address = address_of(
-                        card, same_host=peer.same_host, remote_host=peer.remote_host
-                    )
+                    peer.address = address_of(card, peer.same_host, peer.remote_host)
                 self._effects.append(PeerMoved(peer))
             case _:
                 return False
@@ -124,7 +122,7 @@ class Roster:
         peer.round_trip_s = max(0.0, now - stamp / 1e9)
 
     def _offered(self, peer: Peer, add: tuple[Offer, ...], drop: tuple[int, ...]) -> None:
-        added = []
+        added = {}
         for offer in add:
             if not _is_sound(offer):
                 self._dropped["offer"] += 1
@@ -133,11 +131,12 @@ class Roster:
             elif len(peer.offers) >= limits.CHANNELS_PER_NODE_MAX:
                 self._dropped["offers full"] += 1
             else:
-                peer.offers[offer.key] = offer
-                added.append(offer)
-        dropped = [key for key in dict.fromkeys(drop) if peer.offers.pop(key, None) is not None]
+                added[offer.key] = peer.offers[offer.key] = offer
+        known = [key for key in dict.fromkeys(drop) if peer.offers.pop(key, None) is not None]
+        # What came and went in one message has not been there for anybody.
+        dropped = tuple(key for key in known if added.pop(key, None) is None)
         if added or dropped:
-            self._effects.append(PeerOffers(peer.id, tuple(added), tuple(dropped)))
+            self._effects.append(PeerOffers(peer.id, tuple(added.values()), dropped))
 
     # Whether they live
 
