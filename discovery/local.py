@@ -113,6 +113,11 @@ def share(path: str | int, directory: Path) -> None:
         os.chmod(path, 0o660)
 
 
+def remove_socket(path: str) -> None:
+    """Remove the file of a socket that is closed: libzmq leaves it behind."""
+    Path(path).unlink(missing_ok=True)
+
+
 class _OwnFiles:
     """The files that nodes of this process hold, by inode, however they are reached."""
 
@@ -212,8 +217,6 @@ class LocalSource:
             # Seen before, it may be seen again: a directory that cannot be read withdraws nobody.
             return self._seen, {str(self._directory): str(error)}
         for name in names:
-            if name == self._own_id + _SUFFIX:
-                continue
             try:
                 if len(seen) >= limits.SIGHTINGS_MAX:
                     raise _StrangeFile(f"one over the limit of {limits.SIGHTINGS_MAX} nodes")
@@ -221,7 +224,7 @@ class LocalSource:
             except (_StrangeFile, OSError) as error:
                 strange[name] = str(error)
             else:
-                if announcement is not None:
+                if announcement is not None and announcement.id != self._own_id:
                     seen[announcement.id] = announcement
         return seen, strange
 

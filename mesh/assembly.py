@@ -23,7 +23,13 @@ from typing import Any
 from mesh import host
 from mesh.control_loop import ControlLoop
 from mesh.discovery.interfaces import addresses_of
-from mesh.discovery.local import LocalSource, runtime_directory, socket_path
+from mesh.discovery.local import (
+    LocalSource,
+    remove_socket,
+    runtime_directory,
+    share,
+    socket_path,
+)
 from mesh.discovery.source import Source
 from mesh.errors import Closed, Forked, Timeout
 from mesh.hooks import Hooks
@@ -80,26 +86,30 @@ class Assembly:
                 same_host=_same_host,
                 now=time.monotonic(),
             )
+            self.loop = ControlLoop(
+                name=name,
+                membership=self.membership,
+                control=self._control,
+                topics=self.topics,
+                sources=self._sources,
+                card=self._card,
+                on_peer=self._on_peer,
+            )
+            self.loop.start()
         except BaseException:
+            for source in self._sources:
+                source.close()
             self._transport.context.destroy(linger=0)
             raise
-        self.loop = ControlLoop(
-            name=name,
-            membership=self.membership,
-            control=self._control,
-            topics=self.topics,
-            sources=self._sources,
-            card=self._card,
-            on_peer=self._on_peer,
-        )
         _alive.add(self)
-        self.loop.start()
 
     def _make_transport(self, directory: Any, keys: Keys | None) -> Transport:
         options = self.options
         self._addresses_of = lambda: addresses_of(options.interfaces)
         return Transport(
             socket_path=lambda label: socket_path(directory, self.id, label),
+            share_path=lambda path: share(path, directory),
+            remove_path=remove_socket,
             networked=options.networked,
             addresses=self._addresses_of() if options.networked else (),
             interfaces_named=options.interfaces is not None,

@@ -21,6 +21,9 @@ from mesh.deadlines import Deadlines
 PEERS = "peers"
 """The source of what peers said, of others or of themselves."""
 
+LASTING = frozenset({"version", "realm", "secret", "self"})
+"""Refusals that would only be repeated."""
+
 
 @dataclass(slots=True, eq=False)
 class Contact:
@@ -137,7 +140,8 @@ class Contacts:
         contact.refusal = refusal or contact.refusal
         if contact.links or self.known.get(contact.key) is not contact:
             return
-        if contact.refusal in ("" if contact.seed else LASTING) or contact.refusal == "self":
+        lasting = contact.refusal in LASTING and not contact.seed
+        if lasting or contact.refusal == "self":
             contact.stopped = contact.refusal
             self._rest(contact)
             if not contact.endpoints.keys() - {PEERS}:

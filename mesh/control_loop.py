@@ -90,6 +90,11 @@ class ControlLoop:
     # -- From other threads ------------------------------------------------------------------
 
     def start(self) -> None:
+        """Announce the node, and start the thread. Raises what a source's `start` raises."""
+        for source in self._sources:
+            source.start(self.membership.announcement(self._own))
+            if (fd := source.fileno()) >= 0:
+                self._watch(fd, lambda source=source: self._look_at(source))  # type: ignore[misc]
         self._thread.start()
 
     def post(self, action: Callable[[], object]) -> None:
@@ -155,19 +160,20 @@ class ControlLoop:
     def leave(self, linger_ms: int) -> None:
         """Say goodbye, close everything, and end the loop."""
         self._running = False
+        self._control.linger_ms = max(50, min(linger_ms, self._control.linger_ms))
         for core in self.wiring.cores:
             self._guarded(core.close, linger_ms)
         self._guarded(self._topics.close, linger_ms)
         self._guarded(lambda: self._apply(self.membership.leave("", time.monotonic())))
         for source in self._sources:
             self._guarded(source.close)
-        self._guarded(self._control.close, max(50, min(linger_ms, 1000)))
+        self._guarded(self._control.close)
 
     # -- The loop ----------------------------------------------------------------------------
 
     def _run(self) -> None:
         for source in self._sources:
-            self._guarded(self._start_source, source)
+            self._guarded(self._look_at, source)
         while self._running:
             for fd, _ in self._poll.poll(self._sleep_s()):
                 if (handler := self._watched.get(fd)) is not None:
@@ -235,12 +241,6 @@ class ControlLoop:
         while self._control.failed:
             link, reason = self._control.failed.pop()
             self._apply(self.membership.link_failed(link, reason, time.monotonic()))
-
-    def _start_source(self, source: Source) -> None:
-        source.start(self.membership.announcement(self._own))
-        if (fd := source.fileno()) >= 0:
-            self._watch(fd, lambda: self._look_at(source))
-        self._look_at(source)
 
     def _look_at(self, source: Source) -> None:
         now = time.monotonic()

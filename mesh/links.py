@@ -38,6 +38,8 @@ class KnownLink:
     state: State
     nonce: bytes
     """Ours."""
+    told: Card
+    """Ours, as the other side has it from the handshake."""
     contact: Contact | None = None
     """Whom we dialled; None for an accepted link."""
     endpoint: str = ""
@@ -62,9 +64,16 @@ class KnownLink:
         dialled = self.contact is not None
         host = "" if dialled else self.endpoint
         address = self.endpoint if dialled else address_of(self.card, same_host, host)
-        transport = "ipc" if same_host or address.startswith("ipc://") else "tcp"
         return Peer(
-            self.card, self.key, dialled, address, transport, same_host, host, heard=now, ping_at=now
+            self.card,
+            self.key,
+            dialled,
+            address,
+            "ipc" if same_host or address.startswith("ipc://") else "tcp",
+            same_host,
+            host,
+            heard=now,
+            ping_at=now,
         )
 
 
@@ -81,14 +90,18 @@ class Links:
     def count(self, state: State) -> int:
         return self._in_state[state]
 
-    def dial(self, contact: Contact, endpoint: str, nonce: bytes, now: float) -> KnownLink:
+    def dial(
+        self, contact: Contact, endpoint: str, own: Card, nonce: bytes, now: float
+    ) -> KnownLink:
         key = next(self._numbers)
         contact.links[key] = endpoint
         self._effects.append(Dial(key, endpoint))
-        return self._add(KnownLink(key, State.DIALLING, nonce, contact, endpoint), now)
+        return self._add(KnownLink(key, State.DIALLING, nonce, own, contact, endpoint), now)
 
-    def accept(self, key: bytes, card: Card, host: str, nonce: bytes, now: float) -> KnownLink:
-        return self._add(KnownLink(key, State.WELCOMED, nonce, None, host, card), now)
+    def accept(
+        self, key: bytes, card: Card, host: str, own: Card, nonce: bytes, now: float
+    ) -> KnownLink:
+        return self._add(KnownLink(key, State.WELCOMED, nonce, own, None, host, card), now)
 
     def up(self, link: KnownLink) -> None:
         self._move(link, State.UP)

@@ -29,6 +29,7 @@ _PARTS_MAX: Final = 2
 _HEARD_MAX: Final = 1000
 """Messages taken at a time, so that timers and other sources get their turn."""
 _HWM: Final = 10_000
+_LINGER_MS: Final = 1000
 _HANDSHAKE_FAILED: Final = (
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
@@ -58,6 +59,8 @@ class ControlLink:
         self.dropped: Counter[str] = Counter()
         self.failed: list[tuple[LinkKey, str]] = []
         """Links that failed since this was last emptied, with the reason."""
+        self.linger_ms = _LINGER_MS
+        """How long what was sent may still take to leave once a link is closed."""
         self._transport = transport
         self._node_id = node_id
         self._seq = 0
@@ -100,10 +103,10 @@ class ControlLink:
         self._dialled[link] = dialled
         self._watch(socket)
 
-    def hang_up(self, link: LinkKey, linger_ms: int = 1000) -> None:
+    def hang_up(self, link: LinkKey) -> None:
         """Close a dialled link, after what was sent on it. An accepted one is the dialler's."""
         if isinstance(link, int) and (dialled := self._dialled.pop(link, None)) is not None:
-            self._close(dialled, linger_ms)
+            self._close(dialled, self.linger_ms)
 
     def send(self, link: LinkKey, message: ControlMessage) -> None:
         """Send, or put the link among the `failed`."""
@@ -138,11 +141,11 @@ class ControlLink:
             self._look_at_monitor(link, dialled)
         return heard
 
-    def close(self, linger_ms: int) -> None:
+    def close(self) -> None:
         for link in list(self._dialled):
-            self.hang_up(link, linger_ms)
+            self.hang_up(link)
         for bound in self._bound:
-            bound.socket.close(linger=linger_ms)
+            bound.socket.close(linger=self.linger_ms)
         if self._gate is not None:
             self._gate.close(linger=0)
         self._poll.close()
@@ -214,6 +217,7 @@ class ControlLink:
         if dialled.monitor is not None:
             self._poll.unregister(dialled.monitor.getsockopt(zmq.FD))
             dialled.socket.disable_monitor()
+            dialled.monitor.close(linger=0)
         with contextlib.suppress(FileNotFoundError):  # never watched: connecting failed
             self._poll.unregister(dialled.socket.getsockopt(zmq.FD))
         dialled.socket.close(linger=linger_ms)

@@ -65,6 +65,9 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._accounts)
 
+    def knows(self, peer: int, key: int) -> bool:
+        return self._find(peer, key) is not None
+
     def join(self, number: int, peer: int, key: int, prefetch: int) -> WorkerAccount | None:
         """A worker comes, with full credit. None if the number is in use: draw another."""
         if number in self._accounts or number == NO_ACCOUNT:
@@ -75,12 +78,11 @@ class Ledger:
 
     def leave(self, peer: int, key: int) -> WorkerAccount | None:
         """A worker is gone: its account, whose outstanding tasks are lost; None if it had none."""
-        for account in self._accounts.values():
-            if (account.peer, account.key) == (peer, key):
-                del self._accounts[account.number]
-                self.room -= account.prefetch - account.outstanding
-                return account
-        return None
+        account = self._find(peer, key)
+        if account is not None:
+            del self._accounts[account.number]
+            self.room -= account.prefetch - account.outstanding
+        return account
 
     def choose(self) -> WorkerAccount | None:
         """Of the workers with room the one with the fewest tasks; of equals the longest unused."""
@@ -131,6 +133,12 @@ class Ledger:
                 if account.quiet_ticks & (account.quiet_ticks - 1) == 0:
                     due.append(account)
         return due
+
+    def _find(self, peer: int, key: int) -> WorkerAccount | None:
+        for account in self._accounts.values():
+            if (account.peer, account.key) == (peer, key):
+                return account
+        return None
 
 
 class PusherAccount:

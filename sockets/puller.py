@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from mesh import limits
+from mesh.errors import Closed
 from mesh.message import EMPTY, Message
 from mesh.names import check_name
 from mesh.options import PullerOptions, check_count, check_timeout
@@ -50,11 +51,11 @@ class Intake:
 
     kind = "queue"
     seeks: OfferKind | None = "push"
+    key = 0
+    """Of its own offer; the node's business."""
 
-    def __init__(self, home: Home, channel: str, options: PullerOptions, *, key: int = 0) -> None:
+    def __init__(self, home: Home, channel: str, options: PullerOptions) -> None:
         self.channel = check_name(channel)
-        self.key = key
-        """Of its own offer; the node's business."""
         self.prefetch = options.prefetch
         self.counters = Counters()
         self.link = Link(f"puller {channel!r}")
@@ -241,14 +242,16 @@ class Intake:
 
     def close(self, linger_ms: int) -> None:
         """Tasks that are not settled are lost, and their pushers will hear of it."""
+        try:
+            with self.link:
+                self._pay()
+        except Closed:
+            return  # also in a forked child, where the sockets are the parent's
+        self.link.close()
         with self.link.lock:
-            if self.link.closed:
-                return
-            self._pay()
             for _, socket in self._sockets.values():
                 socket.close(linger=linger_ms)
             self._sockets.clear()
-        self.link.close()
 
 
 class Puller(Receiving[Message]):

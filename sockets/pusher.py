@@ -145,6 +145,8 @@ class Dispatch:
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
+            if self.ledger.knows(peer, offer.key):
+                return  # a peer may say a thing twice
             account = None
             while account is None:
                 account = self.ledger.join(secrets.randbits(32), peer, offer.key, offer.prefetch)
@@ -191,13 +193,13 @@ class Dispatch:
 
     def close(self, linger_ms: int) -> None:
         """What was sent goes on its way for `linger_ms`."""
+        if self.link.closed:
+            return  # also in a forked child, where the sockets are the parent's
+        self.link.close()
         with self.link.lock:
-            if self.link.closed:
-                return
             for socket, _ in self._sockets.values():
                 socket.close(linger=linger_ms)
             self._sockets.clear()
-        self.link.close()
 
 
 class Pusher(Handle):

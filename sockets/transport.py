@@ -43,6 +43,8 @@ class Transport:
         self,
         *,
         socket_path: Callable[[str], str],
+        share_path: Callable[[str], object] = lambda path: None,
+        remove_path: Callable[[str], object] = lambda path: None,
         networked: bool = False,
         addresses: tuple[str, ...] = (),
         interfaces_named: bool = False,
@@ -60,9 +62,12 @@ class Transport:
         self._networked = networked
         self._interfaces_named = interfaces_named
         self._socket_path = socket_path
+        self._share_path = share_path
+        self._remove_path = remove_path
         self._heartbeat_ms = max(50, round(heartbeat_s * 1000))
         self._buffer_messages = buffer_messages
         self._label = 0
+        self._paths: list[str] = []
 
     def bind(self, kind: int, label: str, *, port: int = 0, hwm: int | None = None) -> list[Bound]:
         """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one.
@@ -71,8 +76,11 @@ class Transport:
         """
         self._label += 1
         ipc = self._make(kind, "ipc", hwm, server=True)
-        endpoint = f"ipc://{self._socket_path(f'{label}{self._label}')}"
+        path = self._socket_path(f"{label}{self._label}")
+        endpoint = f"ipc://{path}"
         ipc.bind(endpoint)
+        self._share_path(path)
+        self._paths.append(path)
         bound = [Bound(ipc, "ipc", 0, endpoint)]
         if self._networked:
             bound.append(self._bind_tcp(kind, port, hwm))
@@ -100,8 +108,13 @@ class Transport:
         return socket
 
     def close(self) -> None:
-        """End the context. Every socket was closed before; waits for the linger they were given."""
+        """End the context. Every socket was closed before; waits for the linger they were given.
+
+        libzmq leaves the ipc sockets' files behind.
+        """
         self.context.term()
+        for path in self._paths:
+            self._remove_path(path)
 
     def _bind_tcp(self, kind: int, port: int, hwm: int | None) -> Bound:
         """On named interfaces only there, all with one port; else on every one."""

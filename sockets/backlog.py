@@ -1,0 +1,93 @@
+"""Requests a server holds: which may start, which wait, and which never will.
+
+No I/O and no clock: `now` is given, in seconds that only grow. A request's remaining time counts
+from its arrival, since the two sides' clocks have nothing to do with each other.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Hashable
+
+from mesh.sockets.frame import FOR_EVER, Frame
+
+
+class Verdict(enum.Enum):
+    START = enum.auto()
+    WAIT = enum.auto()
+    BUSY = enum.auto()
+    EXPIRED = enum.auto()
+    REPEATED = enum.auto()
+
+
+class Request:
+    """A request as it arrived."""
+
+    __slots__ = ("caller", "expires", "frame")
+
+    def __init__(self, caller: Hashable, frame: Frame, now: float) -> None:
+        self.caller = caller
+        self.frame = frame
+        wait = frame.remaining
+        self.expires = math.inf if wait == FOR_EVER else now + wait / 1000
+
+    @property
+    def key(self) -> Hashable:
+        """Unique as long as it waits."""
+        return self.caller, self.frame.seq
+
+
+class Backlog:
+    """At most `concurrency` requests run, at most `places` wait, in the order of their arrival."""
+
+    def __init__(self, concurrency: int, places: int) -> None:
+        self.running = 0
+        self._concurrency = concurrency
+        self._places = places
+        self._waiting: dict[Hashable, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def arrive(self, request: Request, now: float) -> Verdict:
+        """What is to become of a new request. START counts it as running."""
+        if now >= request.expires:
+            return Verdict.EXPIRED
+        if not self._waiting and self.running < self._concurrency:
+            self.running += 1
+            return Verdict.START
+        if request.key in self._waiting:
+            return Verdict.REPEATED
+        if len(self._waiting) >= self._places:
+            return Verdict.BUSY
+        self._waiting[request.key] = request
+        return Verdict.WAIT
+
+    def start(self) -> Request | None:
+        """The next to run, if one waits and may run. It may have expired: see `expire`."""
+        if not self._waiting or self.running >= self._concurrency:
+            return None
+        self.running += 1
+        return self._waiting.pop(next(iter(self._waiting)))
+
+    def done(self) -> None:
+        """One that was started has ended."""
+        self.running -= 1
+
+    def cancel(self, caller: Hashable, seq: int) -> Request | None:
+        """Take out a request whose caller gave up; None if it does not wait here."""
+        return self._waiting.pop((caller, seq), None)
+
+    def expire(self, now: float) -> list[Request]:
+        """Take out those whose callers wait no longer."""
+        expired = [request for request in self._waiting.values() if now >= request.expires]
+        for request in expired:
+            del self._waiting[request.key]
+        return expired
+
+    def clear(self) -> list[Request]:
+        """Take out all that wait."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        return waiting

@@ -1,0 +1,76 @@
+"""One message on its way out: encoded once, in its sender's thread, before any lock is taken.
+
+Fails with the sender's own errors (`NotSerializable`, `PayloadTooLarge`), so that nothing was sent
+then. Knows frames, not sockets: where it goes, and under which sequence, is said when it is framed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mesh.errors import PayloadTooLarge
+from mesh.sockets import codec
+from mesh.sockets.frame import Codec, Flag, encode
+
+DETACH_BYTES_MIN: Final = 64 * 1024
+"""From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
+
+
+class Outgoing:
+    """A payload with its headers, ready to be framed as often as it is sent."""
+
+    __slots__ = ("body", "detached", "flags")
+
+    def __init__(self, body: bytes, detached: bytes | None = None, flags: int = 0) -> None:
+        self.body = body
+        self.detached = detached
+        self.flags = flags
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire, the frame's own header aside."""
+        return len(self.body) + len(self.detached or b"")
+
+    def parts(
+        self,
+        name: bytes,
+        kind: int,
+        *,
+        sender: int,
+        seq: int,
+        time_ns: int = 0,
+        remaining: int = 0,
+        compressed: bool = False,
+    ) -> list[bytes]:
+        """The ZeroMQ message. `compressed`: by LZ4, where that pays (for tcp)."""
+        body, flags = self.body, self.flags
+        if compressed and self.detached is None and (packed := codec.compress(body)):
+            body, flags = packed, flags | Flag.LZ4
+        first = encode(
+            name,
+            kind,
+            body,
+            codec=Codec.MSGPACK if self.detached is None else Codec.RAW,
+            flags=flags,
+            sender=sender,
+            seq=seq,
+            time_ns=time_ns,
+            remaining=remaining,
+        )
+        return [first] if self.detached is None else [first, self.detached]
+
+
+def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Outgoing:
+    """Encode `payload`. Raises `NotSerializable`; `PayloadTooLarge` beyond `bytes_max`."""
+    packed_headers = codec.pack_headers(headers)
+    flags = 0 if packed_headers is None else int(Flag.HEADERS)
+    detached = type(payload) is bytes and len(payload) >= DETACH_BYTES_MIN
+    packed: bytes = payload if detached else codec.pack(payload)
+    if len(packed) > bytes_max:
+        raise PayloadTooLarge(
+            f"payload of {len(packed):,} bytes over the limit of {bytes_max:,} "
+            "(option message_bytes_max)"
+        )
+    if detached:
+        return Outgoing(packed_headers or b"", packed, flags | Flag.DETACHED)
+    return Outgoing(codec.pack_body([packed], packed_headers and [packed_headers]), None, flags)

@@ -1,0 +1,172 @@
+"""Requests a client waits for: which server has which, who gets the next, what ends one.
+
+No I/O and no clock. Every request that a server accepted is answered exactly once, by a result or
+an error, so what a server still owes is known, and the one that owes least gets the next request.
+A request that its caller gave up counts until its answer comes: a server that hangs would look idle
+otherwise, and attract all that follow.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+from mesh import limits
+from mesh.errors import Busy
+
+R = TypeVar("R", bound="Outstanding")
+
+
+class Outstanding:
+    """One request, from its call until its outcome."""
+
+    __slots__ = ("retry", "seq", "server", "tried")
+
+    def __init__(self, retry: bool) -> None:
+        self.retry = retry
+        """Whether it may be sent again when the server that had it is gone."""
+        self.seq = 0
+        """Its id; 0 until it is opened."""
+        self.server: object | None = None
+        self.tried: tuple[object, ...] = ()
+        """Servers that were too busy for it."""
+
+
+class ServerAccount(Generic[R]):
+    """What a client keeps of one server."""
+
+    __slots__ = ("abandoned", "key", "peer", "requests")
+
+    def __init__(self, peer: int, key: int) -> None:
+        self.peer = peer
+        self.key = key
+        self.requests: dict[int, R] = {}
+        self.abandoned = 0
+        """Requests it has not answered, but nobody waits for."""
+
+    @property
+    def owes(self) -> int:
+        return len(self.requests) + self.abandoned
+
+
+class RequestTable(Generic[R]):
+    """All requests and servers of one client."""
+
+    def __init__(self, channel: str, requests_max: int = limits.OUTSTANDING_MAX) -> None:
+        self.waiting: dict[int, R] = {}
+        """Those that no server has, in the order in which they came."""
+        self._channel = channel
+        self._requests_max = requests_max
+        self._servers: OrderedDict[tuple[int, int], ServerAccount[R]] = OrderedDict()
+        self._open = 0
+        self._seq = 0
+
+    def __len__(self) -> int:
+        return self._open
+
+    @property
+    def servers(self) -> int:
+        return len(self._servers)
+
+    # -- A request's life --------------------------------------------------------------------
+
+    def open(self, request: R) -> None:
+        """A new request, which no server has yet. Raises `Busy` when the table is full."""
+        if self._open >= self._requests_max:
+            raise Busy(
+                f"{self._open:,} requests to {self._channel!r} are outstanding, which is the limit"
+            )
+        self._open += 1
+        self._seq += 1
+        request.seq = self._seq
+        self.waiting[request.seq] = request
+
+    def choose(
+        self, request: R, full: Iterable[ServerAccount[R]] = ()
+    ) -> ServerAccount[R] | None:
+        """Of the servers not tried and not `full` the one that owes least; of equals the one
+        longest unused."""
+        best: ServerAccount[R] | None = None
+        for server in self._servers.values():
+            if (best is None or server.owes < best.owes) and not (
+                server in request.tried or server in full
+            ):
+                best = server
+                if not server.owes:
+                    break
+        return best
+
+    def placed(self, request: R, server: ServerAccount[R]) -> None:
+        """`server` has the request now."""
+        del self.waiting[request.seq]
+        request.server = server
+        server.requests[request.seq] = request
+        self._servers.move_to_end((server.peer, server.key))
+
+    def answered(self, server: ServerAccount[R], seq: int) -> R | None:
+        """`server` answered that request: it leaves the table. None if nobody waits for it."""
+        request = server.requests.pop(seq, None)
+        if request is not None:
+            self._open -= 1
+        return request
+
+    def owed(self, server: ServerAccount[R]) -> bool:
+        """An answer that nobody waits for: whether it was expected, because a caller gave up."""
+        if not server.abandoned:
+            return False
+        server.abandoned -= 1
+        return True
+
+    def refused(self, server: ServerAccount[R], request: R) -> bool:
+        """`server`, which just answered, was too busy: False if there is no other to try.
+
+        Else the request waits to be placed.
+        """
+        request.tried = (*request.tried, server)
+        request.server = None
+        if self.choose(request) is None:
+            return False
+        self._open += 1
+        self.waiting[request.seq] = request
+        return True
+
+    def abandon(self, request: R) -> ServerAccount[R] | None:
+        """The caller gave up: the server that has to be told, if any."""
+        if self.waiting.pop(request.seq, None) is not None:
+            self._open -= 1
+            return None
+        server = request.server
+        if not isinstance(server, ServerAccount) or request.seq not in server.requests:
+            return None
+        del server.requests[request.seq]
+        self._open -= 1
+        server.abandoned += 1
+        return server
+
+    # -- Servers -----------------------------------------------------------------------------
+
+    def join(self, peer: int, key: int) -> ServerAccount[R] | None:
+        """A server comes; None if it is here already."""
+        if (peer, key) in self._servers:
+            return None
+        server = self._servers[peer, key] = ServerAccount(peer, key)
+        self._servers.move_to_end((peer, key), last=False)
+        return server
+
+    def find(self, peer: int, key: int) -> ServerAccount[R] | None:
+        return self._servers.get((peer, key))
+
+    def leave(self, server: ServerAccount[R]) -> list[R]:
+        """A server is gone: the requests that went with it. Those to be retried wait again."""
+        del self._servers[server.peer, server.key]
+        lost = []
+        for request in server.requests.values():
+            request.server = None
+            if request.retry:
+                self.waiting[request.seq] = request
+            else:
+                self._open -= 1
+                lost.append(request)
+        server.requests.clear()
+        return lost

@@ -1,0 +1,764 @@
+"""What the queue column of the guarantees table promises, over real sockets and without a node."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import zmq
+
+from mesh.errors import Closed, InvalidName, NotSerializable, PayloadTooLarge, Timeout
+from mesh.message import Message, TasksLost
+from mesh.options import PullerOptions
+from mesh.sockets.control import Offer
+from mesh.sockets.credit import Ledger, WorkerAccount
+from mesh.sockets.frame import Codec, Flag, Kind, encode, wire_name
+from mesh.sockets.home import Home, node_text
+from mesh.sockets.puller import Intake, Puller
+from mesh.sockets.pusher import Dispatch, Pusher
+from mesh.sockets.transport import Socket
+from tests.support.homes import Homes
+
+QUEUE = "jobs"
+PUSHING, PULLING = 100, 200
+
+
+class Net:
+    """Pushing and pulling homes, joined as nodes would join them."""
+
+    def __init__(self, homes: Homes) -> None:
+        self.homes = homes
+        self.dispatches: list[tuple[Home, Dispatch]] = []
+        self.intakes: list[tuple[Home, Intake]] = []
+        self.strangers: list[Socket] = []
+
+    def pusher(self) -> Pusher:
+        """A pusher in a node of its own."""
+        home = self.homes.make(PUSHING + len(self.dispatches))
+        core = Dispatch(home, QUEUE)
+        core.key = len(self.dispatches) + 1
+        self.dispatches.append((home, core))
+        for pulling, intake in self.intakes:
+            self.join(home, core, pulling, intake)
+        return Pusher(core, None, lambda: core.close(0))
+
+    def puller(self, prefetch: int = 4, home: Home | None = None) -> Puller:
+        """A puller in a node of its own, or in `home`."""
+        home = home or self.homes.make(PULLING + len(self.intakes))
+        core = Intake(home, QUEUE, PullerOptions(prefetch=prefetch))
+        core.key = len(self.intakes) + 1
+        self.intakes.append((home, core))
+        for pushing, dispatch in self.dispatches:
+            self.join(pushing, dispatch, home, core)
+        return Puller(core, None, lambda: None)
+
+    def join(self, pushing: Home, dispatch: Dispatch, pulling: Home, intake: Intake) -> None:
+        intake.attach(pushing.node_id, Offer(dispatch.key, "push", QUEUE), dispatch.endpoints()[0])
+        offer = Offer(intake.key, "pull", QUEUE, prefetch=intake.prefetch)
+        dispatch.attach(pulling.node_id, offer, intake.endpoints()[0])
+
+    def lose_worker(self, index: int, reason: str = "died") -> None:
+        home, intake = self.intakes[index]
+        for _, dispatch in self.dispatches:
+            dispatch.detach(home.node_id, intake.key, reason)
+
+    def tick(self) -> None:
+        for _, core in (*self.dispatches, *self.intakes):
+            if not core.link.closed:
+                core.tick()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Do what the control threads do until `condition` holds."""
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, "what was waited for never came"
+            self.tick()
+
+    def stranger(self, endpoint: str) -> Socket:
+        """A PUSH socket of a program that knows nothing of this package."""
+        socket: Socket = self.homes.make(300).transport.context.socket(zmq.PUSH)
+        socket.connect(endpoint)
+        self.strangers.append(socket)
+        return socket
+
+    def close(self) -> None:
+        for socket in self.strangers:
+            socket.close(linger=0)
+        for _, core in (*self.dispatches, *self.intakes):
+            core.close(0)
+
+
+@pytest.fixture
+def net(homes: Homes) -> Iterator[Net]:
+    net = Net(homes)
+    yield net
+    net.close()
+
+
+def core_of(handle: Pusher) -> Dispatch:
+    return handle._core
+
+
+def outstanding(pusher: Pusher) -> int:
+    core = core_of(pusher)
+    with core.link:
+        core.read_credit()
+        return sum(account.outstanding for account in core.ledger._accounts.values())
+
+
+@pytest.fixture
+def high_water(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """The most tasks that any worker (by node) had in hand of one pusher."""
+    highest: dict[int, int] = defaultdict(int)
+    sent = Ledger.sent
+
+    def noting(ledger: Ledger, account: WorkerAccount) -> None:
+        sent(ledger, account)
+        highest[account.peer] = max(highest[account.peer], account.outstanding)
+
+    monkeypatch.setattr(Ledger, "sent", noting)
+    return highest
+
+
+class Crew:
+    """Worker threads, one for each puller, that do each task and note who did it."""
+
+    def __init__(self) -> None:
+        self.done: dict[Puller, list[Message]] = {}
+        self.progress = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+
+    def hire(self, puller: Puller, task_s: float = 0.0) -> None:
+        self.done[puller] = []
+        thread = threading.Thread(target=self._work, args=(puller, task_s))
+        thread.start()
+        self._threads.append(thread)
+
+    def _work(self, puller: Puller, task_s: float) -> None:
+        for task in puller:
+            if task_s:
+                time.sleep(task_s)  # this is the work
+            self.done[puller].append(task)
+            self.progress.release()
+
+    def wait_done(self, count: int) -> None:
+        for i in range(count):
+            assert self.progress.acquire(timeout=10), f"only {i} of {count} tasks were done"
+
+    def dismiss(self) -> None:
+        for puller in self.done:
+            puller.close()
+        for thread in self._threads:
+            thread.join(timeout=5)
+            assert not thread.is_alive()
+
+    @property
+    def shares(self) -> list[int]:
+        return [len(tasks) for tasks in self.done.values()]
+
+    @property
+    def payloads(self) -> list[object]:
+        return [task.payload for tasks in self.done.values() for task in tasks]
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    crew = Crew()
+    yield crew
+    crew.dismiss()
+
+
+# -- One worker ----------------------------------------------------------------------------------
+
+
+def test_a_task_arrives_as_it_was_sent(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller()
+    before = time.time_ns()
+    pusher.send({"path": "a.png", "size": [1, 2]}, headers={"trace": "x"})
+    task = puller.recv(timeout=5)
+    assert task.payload == {"path": "a.png", "size": [1, 2]}
+    assert task.headers == {"trace": "x"}
+    assert (task.channel, task.sender, task.seq) == (QUEUE, node_text(PUSHING), 1)
+    assert before <= task.time_ns <= time.time_ns()
+
+
+def test_a_large_payload_arrives(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller()
+    large = bytes(range(256)) * 1024
+    pusher.send(large, headers={"n": 1})
+    task = puller.recv(timeout=5)
+    assert (task.payload, task.headers) == (large, {"n": 1})
+
+
+def test_each_task_goes_to_exactly_one_worker_in_order(net: Net, crew: Crew) -> None:
+    pusher = net.pusher()
+    for _ in range(3):
+        crew.hire(net.puller())
+    pusher.send_many(range(300), timeout=5)
+    crew.wait_done(300)
+    assert sorted(crew.payloads) == list(range(300))  # type: ignore[type-var]
+    for tasks in crew.done.values():
+        assert [task.payload for task in tasks] == sorted(task.payload for task in tasks)
+        assert [task.seq for task in tasks] == list(range(1, len(tasks) + 1))
+
+
+def test_with_a_prefetch_of_one_the_next_task_comes_when_the_worker_comes_back(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=1)
+    pusher.send(1)
+    with pytest.raises(Timeout, match=r"no worker of queue 'jobs' with room at once \(1 workers\)"):
+        pusher.send(2, timeout=0)
+    assert puller.recv(timeout=5).payload == 1
+    net.tick()
+    with pytest.raises(Timeout):
+        pusher.send(2, timeout=0)
+    with pytest.raises(Timeout):
+        puller.recv(timeout=0)
+    pusher.send(2, timeout=5)
+    assert puller.recv(timeout=5).payload == 2
+
+
+def test_recv_many_returns_all_there_are_and_settles_them_together(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=5)
+    pusher.send_many(range(5), timeout=0)
+    got: list[int] = []
+    while len(got) < 5:
+        batch = puller.recv_many(timeout=5)
+        got += [task.payload for task in batch]
+        net.tick()
+        assert outstanding(pusher) >= len(batch)
+    assert got == list(range(5))
+    with pytest.raises(Timeout):
+        puller.recv_many(timeout=0)
+    net.until(lambda: outstanding(pusher) == 0)
+    pusher.send_many(range(5), timeout=0)
+
+
+def test_recv_many_takes_no_more_than_asked(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=5)
+    pusher.send_many(range(5), timeout=0)
+    got: list[int] = []
+    while len(got) < 5:
+        batch = [task.payload for task in puller.recv_many(timeout=5, count_max=2)]
+        assert len(batch) <= 2
+        got += batch
+    assert got == list(range(5))
+
+
+def test_a_thread_that_ends_is_done_with_its_task(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=1)
+    for i in range(3):
+        pusher.send(i, timeout=5)
+        thread = threading.Thread(target=puller.recv, kwargs={"timeout": 5})
+        thread.start()
+        thread.join(timeout=5)
+        net.until(lambda: outstanding(pusher) == 0)
+
+
+def test_another_thread_coming_for_more_does_not_settle_what_this_one_has(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=2)
+    pusher.send(1)
+    puller.recv(timeout=5)
+    pusher.send(2)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(puller.recv, timeout=5).result()
+        with pytest.raises(Timeout):
+            other.submit(puller.recv, timeout=0).result()
+        net.until(lambda: outstanding(pusher) < 2)
+    net.tick()
+    assert outstanding(pusher) == 1
+
+
+# -- Several workers -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_burst_is_shared_evenly_by_equal_workers(
+    net: Net, crew: Crew, high_water: dict[int, int]
+) -> None:
+    pusher = net.pusher()
+    for _ in range(4):
+        crew.hire(net.puller(), task_s=0.002)
+    pusher.send_many(range(1000), timeout=5)
+    crew.wait_done(1000)
+    assert all(225 <= share <= 275 for share in crew.shares), crew.shares
+    assert max(high_water.values()) <= 4
+
+
+@pytest.mark.slow
+def test_a_slow_worker_hoards_nothing_that_an_idle_one_could_do(
+    net: Net, crew: Crew, high_water: dict[int, int]
+) -> None:
+    """Three workers of 2 ms and one of 20 ms: by their speed it gets one task of 31."""
+    pusher = net.pusher()
+    for _ in range(3):
+        crew.hire(net.puller(), task_s=0.002)
+    crew.hire(net.puller(), task_s=0.020)
+    started = time.monotonic()
+    pusher.send_many(range(620), timeout=5)
+    crew.wait_done(620)
+    took_s = time.monotonic() - started
+    *_, slow = crew.shares
+    assert slow <= 20 + 2 * 4, crew.shares
+    assert max(high_water.values()) <= 4
+    assert took_s < 620 * 0.020 / 4, "no better than an even split"
+
+
+def test_a_worker_that_is_stuck_holds_up_nobody(
+    net: Net, crew: Crew, high_water: dict[int, int]
+) -> None:
+    pusher, stuck = net.pusher(), net.puller(prefetch=3)
+    crew.hire(net.puller(prefetch=3))
+    pusher.send_many(range(100), timeout=5)
+    crew.wait_done(97)
+    assert high_water[PULLING] == 3
+    assert len(stuck.recv_many(timeout=5)) <= 3
+
+
+def test_of_two_pushers_each_may_have_its_prefetch_in_a_workers_hands(net: Net) -> None:
+    first, second, puller = net.pusher(), net.pusher(), net.puller(prefetch=2)
+    for pusher in (first, second):
+        pusher.send_many(range(2), timeout=0)
+        with pytest.raises(Timeout):
+            pusher.send(2, timeout=0)
+    got = Counter(puller.recv(timeout=5).sender for _ in range(4))
+    assert got == {node_text(PUSHING): 2, node_text(PUSHING + 1): 2}
+
+
+def test_eight_threads_push_and_each_ones_order_is_kept(net: Net, crew: Crew) -> None:
+    pusher = net.pusher()
+    crew.hire(net.puller())
+
+    def push(thread: int) -> None:
+        pusher.send_many([[thread, i] for i in range(50)], timeout=10)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(push, range(8)))
+    crew.wait_done(400)
+    (tasks,) = crew.done.values()
+    for thread in range(8):
+        assert [n for t, n in (task.payload for task in tasks) if t == thread] == list(range(50))
+    assert [task.seq for task in tasks] == list(range(1, 401))
+
+
+# -- No worker -----------------------------------------------------------------------------------
+
+
+def test_without_a_worker_the_sender_times_out_and_nothing_was_sent(net: Net) -> None:
+    pusher = net.pusher()
+    expected = r"^no worker of queue 'jobs' with room within 0\.05 s \(0 workers\)$"
+    with pytest.raises(Timeout, match=expected):
+        pusher.send("a", timeout=0.05)
+    puller = net.puller()
+    with pytest.raises(Timeout, match=r"no task of queue 'jobs' within 0\.02 s"):
+        puller.recv(timeout=0.02)
+    assert core_of(pusher).counters.sent == 0
+
+
+def test_a_worker_that_comes_while_the_sender_waits_gets_the_task(net: Net) -> None:
+    pusher = net.pusher()
+    with ThreadPoolExecutor(1) as other:
+        sending = other.submit(pusher.send, "late", timeout=5)
+        waiting = core_of(pusher).link
+        net.until(lambda: bool(waiting._threads))
+        assert net.puller().recv(timeout=5).payload == "late"
+        sending.result(timeout=5)
+
+
+def test_wait_for_returns_once_so_many_workers_are_there(net: Net) -> None:
+    pusher = net.pusher()
+    assert pusher.workers == 0
+    with pytest.raises(Timeout, match=r"no 2 workers of queue 'jobs' within 0\.01 s"):
+        pusher.wait_for(2, timeout=0.01)
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(pusher.wait_for, 2, timeout=5)
+        net.puller(), net.puller()
+        waiting.result(timeout=5)
+    assert pusher.workers == 2
+
+
+def test_who_waits_for_workers_takes_no_wake_up_from_who_waits_for_room(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=1)
+    link = core_of(pusher).link
+    with ThreadPoolExecutor(2) as others:
+        watching = others.submit(pusher.wait_for, 2, timeout=5)
+        net.until(lambda: len(link._threads) == 1)
+        pusher.send(1)
+        sending = others.submit(pusher.send, 2, timeout=5)
+        net.until(lambda: len(link._threads) == 2)
+        puller.recv(timeout=5)
+        started = time.monotonic()
+        assert puller.recv(timeout=5).payload == 2
+        assert time.monotonic() - started < 0.2, "only the retry found the room"
+        sending.result(timeout=5)
+        net.puller()
+        watching.result(timeout=5)
+
+
+# -- Workers that go away ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["died", "silent", "bye", "withdrawn"])
+def test_when_a_worker_goes_each_pusher_is_told_how_many_of_its_own_went_with_it(
+    net: Net, reason: str
+) -> None:
+    first, second, puller = net.pusher(), net.pusher(), net.puller(prefetch=3)
+    told: list[TasksLost] = []
+    first.on_loss(told.append)
+    second.on_loss(told.append)
+    first.send_many(range(3))
+    second.send(0)
+    puller.recv(timeout=5)
+    net.lose_worker(0, reason)
+    worker = node_text(PULLING)
+    assert told == [TasksLost(QUEUE, worker, 3), TasksLost(QUEUE, worker, 1)]
+    assert (dict(first.lost), dict(second.lost)) == ({worker: 3}, {worker: 1})
+    assert core_of(first).counters.lost == 3
+    assert first.workers == 0
+
+
+def test_what_a_worker_had_settled_before_it_died_is_not_lost(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=3)
+    pusher.send_many(range(3))
+    for _ in range(3):
+        puller.recv(timeout=5)
+    link = core_of(pusher).link
+    account = next(iter(core_of(pusher).ledger._accounts.values()))
+    net.until(lambda: account.settled == 2)
+    with pytest.raises(Timeout):
+        puller.recv(timeout=0)
+    deadline = time.monotonic() + 5
+    while not link.readable():
+        assert time.monotonic() < deadline
+    net.lose_worker(0)
+    assert dict(pusher.lost) == {}
+
+
+def test_a_worker_with_empty_hands_takes_nothing_with_it(net: Net) -> None:
+    pusher = net.pusher()
+    net.puller()
+    net.lose_worker(0)
+    assert dict(pusher.lost) == {}
+    net.lose_worker(0)
+
+
+def test_a_task_for_a_dead_worker_goes_to_a_living_one(net: Net) -> None:
+    pusher = net.pusher()
+    net.puller(), net.puller()
+    net.lose_worker(0)
+    living = Puller(net.intakes[1][1], None, lambda: None)
+    pusher.send_many(range(4), timeout=0)
+    assert [living.recv(timeout=5).payload for _ in range(4)] == list(range(4))
+
+
+def test_one_of_two_workers_in_a_node_may_go(net: Net) -> None:
+    pusher, home = net.pusher(), net.homes.make(PULLING)
+    net.puller(prefetch=1, home=home)
+    other = net.puller(prefetch=1, home=home)
+    pusher.send_many("ab")
+    net.lose_worker(0)
+    assert dict(pusher.lost) == {node_text(PULLING): 1}
+    assert pusher.workers == 1
+    assert other.recv(timeout=5).payload == "b"
+
+
+def test_a_worker_that_is_attached_anew_starts_with_full_credit(net: Net) -> None:
+    """After a silence: the tasks of before are lost for the pusher, and what the worker settles of
+    them counts for nothing in the new account."""
+    pusher, puller = net.pusher(), net.puller(prefetch=2)
+    pusher.send_many(["old 1", "old 2"])
+    assert puller.recv(timeout=5).payload == "old 1"
+    (pushing, dispatch), (pulling, intake) = net.dispatches[0], net.intakes[0]
+    net.lose_worker(0, "silent")
+    assert dict(pusher.lost) == {node_text(PULLING): 2}
+    intake.detach(PUSHING, dispatch.key, "silent")
+    net.join(pushing, dispatch, pulling, intake)
+    pusher.send_many(["new 1", "new 2"], timeout=0)
+    got = sorted(puller.recv(timeout=5).payload for _ in range(3))
+    assert got == ["new 1", "new 2", "old 2"]
+    net.tick()
+    assert outstanding(pusher) in (1, 2)
+    with pytest.raises(Timeout):
+        puller.recv(timeout=0)
+    net.until(lambda: outstanding(pusher) == 0)
+    assert dict(pusher.lost) == {node_text(PULLING): 2}
+    assert intake.counters.lost == 0
+
+
+def test_what_a_pusher_sent_before_it_went_is_delivered(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller()
+    pusher.send_many(range(3))
+    assert puller.recv(timeout=5).payload == 0
+    intake = net.intakes[0][1]
+    intake.detach(PUSHING, core_of(pusher).key, "bye")
+    assert [puller.recv(timeout=5).payload for _ in range(2)] == [1, 2]
+
+
+# -- asyncio -------------------------------------------------------------------------------------
+
+
+def test_both_ends_work_in_asyncio(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=2)
+
+    async def run() -> list[int]:
+        await pusher.await_for(1, timeout=5)
+        sending = asyncio.ensure_future(pusher.asend_many(range(50), timeout=5))
+        got = []
+        async for task in puller:
+            got.append(task.payload)
+            if len(got) == 50:
+                break
+        assert await sending == 50
+        with pytest.raises(Timeout, match=r"\(1 workers\)"):
+            await pusher.asend_many(range(3), timeout=0.01)
+        got += [task.payload for task in await puller.arecv_many(timeout=5)]
+        return got
+
+    assert asyncio.run(run())[:51] == [*range(50), 0]
+
+
+def test_each_asyncio_task_holds_its_own(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=2)
+    pusher.send_many("ab")
+
+    async def run() -> None:
+        assert (await puller.arecv(timeout=5)).payload == "a"
+
+        async def other() -> None:
+            assert (await puller.arecv(timeout=5)).payload == "b"
+
+        await asyncio.create_task(other())  # is over, so it holds nothing any more
+        net.until(lambda: outstanding(pusher) == 1)
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_recv_loses_no_task(net: Net) -> None:
+    """Cancelled when it had one already, which nobody saw yet."""
+    pusher, puller = net.pusher(), net.puller(prefetch=2)
+    link = net.intakes[0][1].link
+
+    async def run() -> list[str]:
+        receiving = asyncio.ensure_future(puller.arecv(timeout=5))
+        await asyncio.sleep(0)
+        pusher.send_many("ab")
+        waiter = link.loops[asyncio.get_running_loop()]
+        while waiter._calls:
+            waiter._look()
+        receiving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await receiving
+        net.tick()
+        assert outstanding(pusher) == 2
+        return [(await puller.arecv(timeout=5)).payload for _ in range(2)]
+
+    assert asyncio.run(run()) == ["a", "b"]
+
+
+# -- Misuse and faults ---------------------------------------------------------------------------
+
+
+def test_what_cannot_be_sent_is_an_error_before_anything_is_sent(homes: Homes) -> None:
+    home = homes.make(PUSHING, message_bytes_max=1024)
+    core = Dispatch(home, QUEUE)
+    pusher = Pusher(core, None, lambda: None)
+    with pytest.raises(NotSerializable):
+        pusher.send(object())
+    with pytest.raises(NotSerializable, match="headers"):
+        pusher.send(1, headers={"a": [1]})
+    with pytest.raises(PayloadTooLarge, match=r"payload of 2,003 bytes over the limit of 1,024"):
+        pusher.send(bytes(2000))
+    core.close(0)
+    with pytest.raises(InvalidName):
+        Dispatch(home, "jobs/*")
+    with pytest.raises(InvalidName):
+        Intake(home, "jobs/*", PullerOptions())
+
+
+def task_frame(body: bytes = b"\x91\x2a", **fields: int) -> bytes:
+    fields = {"kind": Kind.DATA, "sender": 5, "seq": 1} | fields
+    return encode(wire_name(QUEUE), fields.pop("kind"), body, **fields)
+
+
+MALFORMED = [
+    [b""],
+    [b"junk"],
+    [b"/jobs\0" + bytes(36)],
+    [task_frame(), b"too", b"many", b"parts"],
+    [encode(wire_name("other"), Kind.DATA, b"\x91\x2a", sender=5, seq=1)],
+    [task_frame(kind=Kind.CREDIT)],
+    [task_frame(kind=Kind.MARK)],
+    [task_frame(b"\x92\x2a")],
+    [task_frame(b"\xdd\xff\xff\xff\xff")],
+    [task_frame(count=7)],
+    [task_frame(flags=Flag.LZ4)],
+    [task_frame(codec=Codec.RAW)],
+]
+
+
+def test_a_puller_drops_and_counts_what_is_no_task(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller()
+    intake = net.intakes[0][1]
+    raw = net.stranger(intake.endpoints()[0])
+    for parts in MALFORMED:
+        raw.send_multipart(parts)
+    net.until(lambda: intake.counters.dropped.total() == len(MALFORMED))
+    pusher.send("still here")
+    assert puller.recv(timeout=5).payload == "still here"
+    assert intake.counters.received == 1
+
+
+def test_a_pusher_drops_and_counts_what_is_no_credit(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=1)
+    dispatch = core_of(pusher)
+    raw = net.stranger(dispatch.endpoints()[0])
+    number = next(iter(dispatch.ledger._accounts))
+    forged = [
+        [task_frame(kind=Kind.CREDIT, sender=5, remaining=number)],
+        [task_frame(kind=Kind.CREDIT, sender=PULLING, seq=9, remaining=number)],
+        [encode(wire_name("other"), Kind.CREDIT, b"", sender=PULLING, seq=0, remaining=number)],
+    ]
+    bad = [*MALFORMED[:5], *MALFORMED[6:], [task_frame()], *forged]
+    for parts in bad:
+        raw.send_multipart(parts)
+    net.until(lambda: dispatch.counters.dropped.total() == len(bad))
+    pusher.send(1)
+    with pytest.raises(Timeout):
+        pusher.send(2, timeout=0)
+    assert puller.recv(timeout=5).payload == 1
+    with pytest.raises(Timeout):
+        puller.recv(timeout=0)
+    pusher.send(2, timeout=5)
+
+
+def test_a_task_that_does_not_decode_leaks_no_credit(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=1)
+    dispatch, intake = core_of(pusher), net.intakes[0][1]
+    for _ in range(3):
+        with dispatch.link:
+            account = dispatch.ledger.choose()
+            assert account is not None
+            bad = task_frame(
+                b"\xc1", sender=PUSHING, seq=account.sent + 1, remaining=account.number
+            )
+            dispatch._sockets[account.number][0].send(bad)
+            dispatch.ledger.sent(account)
+        net.until(lambda: outstanding(pusher) == 0)
+    assert intake.counters.dropped == {"malformed": 3}
+    pusher.send("good", timeout=0)
+    assert puller.recv(timeout=5).payload == "good"
+
+
+def test_a_task_lost_with_its_connection_leaks_no_credit_and_is_counted(net: Net) -> None:
+    """As sent as it can be, and never arriving: nothing comes after it that would show the gap."""
+    pusher, puller = net.pusher(), net.puller(prefetch=1)
+    dispatch, intake = core_of(pusher), net.intakes[0][1]
+    with dispatch.link:
+        account = dispatch.ledger.choose()
+        assert account is not None
+        dispatch.ledger.sent(account)
+    net.until(lambda: outstanding(pusher) == 0)
+    assert intake.counters.lost == 1
+    pusher.send("next", timeout=0)
+    assert puller.recv(timeout=5).payload == "next"
+
+
+def test_a_pusher_that_sends_more_than_it_has_credit_for_is_refused(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=2)
+    dispatch, intake = core_of(pusher), net.intakes[0][1]
+    ((number, (socket, _)),) = dispatch._sockets.items()
+    for seq in (1, 2, 3):
+        socket.send(task_frame(sender=PUSHING, seq=seq, remaining=number))
+    net.until(lambda: len(intake._inbox) == 1)
+    assert len(puller.recv_many(timeout=5)) == 2
+    assert intake.counters.dropped == {"over credit": 1}
+
+
+def test_a_frame_of_several_tasks_is_several_tasks(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=3)
+    dispatch = core_of(pusher)
+    with dispatch.link:
+        account = dispatch.ledger.choose()
+        assert account is not None
+        frame = task_frame(b"\x93\x01\x02\x03", sender=PUSHING, count=3, remaining=account.number)
+        dispatch._sockets[account.number][0].send(frame)
+        for _ in range(3):
+            dispatch.ledger.sent(account)
+    tasks = [puller.recv(timeout=5) for _ in range(3)]
+    assert [(task.payload, task.seq) for task in tasks] == [(1, 1), (2, 2), (3, 3)]
+    with pytest.raises(Timeout):
+        puller.recv(timeout=0)
+    net.until(lambda: outstanding(pusher) == 0)
+
+
+def test_a_program_that_knows_no_credit_may_push(net: Net) -> None:
+    puller = net.puller(prefetch=1)
+    raw = net.stranger(net.intakes[0][1].endpoints()[0])
+    for seq in range(1, 101):
+        raw.send(task_frame(b"\x91" + bytes([seq]), seq=seq))
+    tasks = [puller.recv(timeout=5) for _ in range(100)]
+    assert [task.payload for task in tasks] == list(range(1, 101))
+    assert {task.sender for task in tasks} == {node_text(5)}
+
+
+# -- Closing -------------------------------------------------------------------------------------
+
+
+def test_closing_wakes_who_waits(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller()
+    net.lose_worker(0)
+    with ThreadPoolExecutor(2) as others:
+        sending = others.submit(pusher.send, 1, timeout=5)
+        receiving = others.submit(puller.recv, timeout=5)
+        links = core_of(pusher).link, net.intakes[0][1].link
+        net.until(lambda: all(link._threads for link in links))
+        pusher.close()
+        puller.close()
+        for waiting in (sending, receiving):
+            with pytest.raises(Closed):
+                waiting.result(timeout=5)
+    with pytest.raises(Closed, match="pusher 'jobs' is closed"):
+        pusher.send(1)
+    with pytest.raises(Closed, match="puller 'jobs' is closed"):
+        puller.recv()
+    assert list(puller) == []
+
+
+def test_closing_one_handle_of_a_queue_leaves_the_others(net: Net) -> None:
+    pusher = net.pusher()
+    other = Pusher(core_of(pusher), None, lambda: None)
+    with ThreadPoolExecutor(1) as threads:
+        sending = threads.submit(other.send, 1, timeout=5)
+        net.until(lambda: bool(core_of(pusher).link._threads))
+        other.close()
+        with pytest.raises(Closed, match="pusher 'jobs' is closed"):
+            sending.result(timeout=5)
+    puller = net.puller()
+    pusher.send(2)
+    assert puller.recv(timeout=5).payload == 2
+
+
+def test_a_puller_that_closes_tells_what_is_settled_and_nothing_more(net: Net) -> None:
+    pusher, puller = net.pusher(), net.puller(prefetch=100)
+    pusher.send_many(range(10))
+    for _ in range(10):
+        puller.recv(timeout=5)
+    assert outstanding(pusher) == 10
+    puller.close()
+    net.until(lambda: outstanding(pusher) == 1)
+    net.lose_worker(0, "withdrawn")
+    assert dict(pusher.lost) == {node_text(PULLING): 1}
+
+
+def test_closing_does_not_hang_on_workers_that_never_read(net: Net) -> None:
+    pusher = net.pusher()
+    net.puller(prefetch=64)
+    pusher.send_many([bytes(50_000)] * 64)
+    started = time.monotonic()
+    pusher.close()
+    net.dispatches[0][0].transport.close()
+    assert time.monotonic() - started < 1
