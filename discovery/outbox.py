@@ -37,8 +37,7 @@ class Outbox:
             full = len(self._waiting) >= limits.SIGHTINGS_MAX and key not in self._waiting
             if self._fd < 0 or full:
                 return False
-            if not self._waiting:
-                os.eventfd_write(self._fd, 1)
+            os.eventfd_write(self._fd, 1)
             # The newest goes to the back, as it would in a queue.
             self._waiting.pop(key, None)
             self._waiting[key] = sighting

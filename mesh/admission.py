@@ -37,6 +37,7 @@ from mesh.sockets.control import (
     Confirm,
     ControlMessage,
     Hello,
+    Moved,
     Refuse,
     Welcome,
 )
@@ -151,7 +152,7 @@ class Admission:
         elif not peer.proven and not self._decides(peer):
             self.links.hang_up(peer.link)
             self.links.up(link)
-            self._roster.change_over(peer, link.key, link.knows, now)
+            self._roster.change_over(peer, link, now)
             self._catch_up(link)
         elif peer.proven and link.instead_of == peer.link:
             self.down(peer, "reset", now)
@@ -203,6 +204,15 @@ class Admission:
         self._effects.append(UntrustedSeen(seen))
 
     # Peers
+
+    def leave(self, reason: str) -> None:
+        """Say goodbye to peers, and to those that may be about to take this node for one."""
+        for link in list(self.links.table.values()):
+            if link.state in (State.UP, State.WELCOMED):
+                self._effects.append(Send(link.key, Bye(reason)))
+            self.links.hang_up(link.key)
+        self.contacts.clear()
+        self._roster.clear()
 
     def down(self, peer: Peer, reason: str, now: float) -> None:
         """A peer is one no more; it may come back unless it ended."""

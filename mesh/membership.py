@@ -230,11 +230,7 @@ class Membership:
         """This node goes: tell all peers. Nothing happens after this."""
         if not self._left:
             self._left = True
-            self._roster.tell_all([Bye(reason[:255])])
-            self._roster.clear()
-            self._contacts.clear()
-            for key in list(self._links.table):
-                self._links.hang_up(key)
+            self._admission.leave(reason[:255])
         return self._take()
 
     # What they mean

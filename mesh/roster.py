@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 
 from mesh import limits
 from mesh.deadlines import Deadlines
+from mesh.links import KnownLink
 from mesh.names import is_name
 from mesh.peering import (
     Acknowledged,
     Effect,
-    Link,
     Peer,
     PeerDown,
     PeerMoved,
@@ -26,6 +26,7 @@ from mesh.peering import (
     in_messages,
 )
 from mesh.sockets.control import (
+    Card,
     ControlMessage,
     Marked,
     Moved,
@@ -63,11 +64,14 @@ class Roster:
         self._greet(peer, knows)
         self.deadlines.set(peer.id, now)
 
-    def change_over(self, peer: Peer, link: Link, knows: Collection[str], now: float) -> None:
+    def change_over(self, peer: Peer, link: KnownLink, now: float) -> None:
         """It took another link than this side thought. Nothing had come over the old one, so
         nothing that was sent there has been read either."""
-        peer.link, peer.dialled, peer.heard = link, False, now
-        self._greet(peer, knows)
+        assert link.card is not None
+        peer.link, peer.dialled, peer.remote_host, peer.heard = link.key, False, link.endpoint, now
+        if peer.card != link.card:
+            self._moved(peer, link.card)
+        self._greet(peer, link.knows)
 
     def remove(self, peer: Peer, reason: str) -> None:
         del self.peers[peer.id]
@@ -106,13 +110,16 @@ class Roster:
             case Marked(address):
                 self._effects.append(Acknowledged(peer.id, address))
             case Moved(card) if card.id == peer.id:
-                peer.card = card
-                if not peer.dialled:
-                    peer.address = address_of(card, peer.same_host, peer.remote_host)
-                self._effects.append(PeerMoved(peer))
+                self._moved(peer, card)
             case _:
                 return False
         return True
+
+    def _moved(self, peer: Peer, card: Card) -> None:
+        peer.card = card
+        if not peer.dialled and peer.address not in card.endpoints:
+            peer.address = address_of(card, peer.same_host, peer.remote_host)
+        self._effects.append(PeerMoved(peer))
 
     def _answered(self, peer: Peer, stamp: int, now: float) -> None:
         if stamp != peer.ping_stamp:

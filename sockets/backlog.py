@@ -9,8 +9,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Hashable
+from typing import Generic, TypeVar
 
 from mesh.sockets.frame import FOR_EVER, Frame
+
+C = TypeVar("C", bound=Hashable)
 
 
 class Verdict(enum.Enum):
@@ -21,36 +24,36 @@ class Verdict(enum.Enum):
     REPEATED = enum.auto()
 
 
-class Request:
+class Request(Generic[C]):
     """A request as it arrived."""
 
     __slots__ = ("caller", "expires", "frame")
 
-    def __init__(self, caller: Hashable, frame: Frame, now: float) -> None:
+    def __init__(self, caller: C, frame: Frame, now: float) -> None:
         self.caller = caller
         self.frame = frame
         wait = frame.remaining
         self.expires = math.inf if wait == FOR_EVER else now + wait / 1000
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[C, int]:
         """Unique as long as it waits."""
         return self.caller, self.frame.seq
 
 
-class Backlog:
+class Backlog(Generic[C]):
     """At most `concurrency` requests run, at most `places` wait, in the order of their arrival."""
 
     def __init__(self, concurrency: int, places: int) -> None:
         self.running = 0
         self._concurrency = concurrency
         self._places = places
-        self._waiting: dict[Hashable, Request] = {}
+        self._waiting: dict[tuple[C, int], Request[C]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def arrive(self, request: Request, now: float) -> Verdict:
+    def arrive(self, request: Request[C], now: float) -> Verdict:
         """What is to become of a new request. START counts it as running."""
         if now >= request.expires:
             return Verdict.EXPIRED
@@ -64,29 +67,33 @@ class Backlog:
         self._waiting[request.key] = request
         return Verdict.WAIT
 
-    def start(self) -> Request | None:
-        """The next to run, if one waits and may run. It may have expired: see `expire`."""
-        if not self._waiting or self.running >= self._concurrency:
-            return None
-        self.running += 1
-        return self._waiting.pop(next(iter(self._waiting)))
+    def start(self, now: float) -> tuple[Request[C] | None, list[Request[C]]]:
+        """The next to run, if one waits and may run; and those before it that have expired."""
+        expired: list[Request[C]] = []
+        while self._waiting and self.running < self._concurrency:
+            request = self._waiting.pop(next(iter(self._waiting)))
+            if now < request.expires:
+                self.running += 1
+                return request, expired
+            expired.append(request)
+        return None, expired
 
     def done(self) -> None:
         """One that was started has ended."""
         self.running -= 1
 
-    def cancel(self, caller: Hashable, seq: int) -> Request | None:
+    def cancel(self, caller: C, seq: int) -> Request[C] | None:
         """Take out a request whose caller gave up; None if it does not wait here."""
         return self._waiting.pop((caller, seq), None)
 
-    def expire(self, now: float) -> list[Request]:
+    def expire(self, now: float) -> list[Request[C]]:
         """Take out those whose callers wait no longer."""
         expired = [request for request in self._waiting.values() if now >= request.expires]
         for request in expired:
             del self._waiting[request.key]
         return expired
 
-    def clear(self) -> list[Request]:
+    def clear(self) -> list[Request[C]]:
         """Take out all that wait."""
         waiting = list(self._waiting.values())
         self._waiting.clear()

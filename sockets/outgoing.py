@@ -63,7 +63,7 @@ class Outgoing:
 def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Outgoing:
     """Encode `payload`. Raises `NotSerializable`; `PayloadTooLarge` beyond `bytes_max`."""
     packed_headers = codec.pack_headers(headers)
-    flags = 0 if packed_headers is None else int(Flag.HEADERS)
+    flags = int(Flag.HEADERS) if packed_headers else 0
     detached = type(payload) is bytes and len(payload) >= DETACH_BYTES_MIN
     packed: bytes = payload if detached else codec.pack(payload)
     if len(packed) > bytes_max:
@@ -73,4 +73,6 @@ def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) 
         )
     if detached:
         return Outgoing(packed_headers or b"", packed, flags | Flag.DETACHED)
-    return Outgoing(codec.pack_body([packed], packed_headers and [packed_headers]), None, flags)
+    return Outgoing(
+        codec.pack_body([packed], [packed_headers] if packed_headers else None), None, flags
+    )

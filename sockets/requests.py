@@ -82,9 +82,7 @@ class RequestTable(Generic[R]):
         request.seq = self._seq
         self.waiting[request.seq] = request
 
-    def choose(
-        self, request: R, full: Iterable[ServerAccount[R]] = ()
-    ) -> ServerAccount[R] | None:
+    def choose(self, request: R, full: Iterable[ServerAccount[R]] = ()) -> ServerAccount[R] | None:
         """Of the servers not tried and not `full` the one that owes least; of equals the one
         longest unused."""
         best: ServerAccount[R] | None = None

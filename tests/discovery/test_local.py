@@ -247,6 +247,7 @@ def test_strange_files_are_left_alone_and_counted_once(
 ) -> None:
     good = announcement()
     content = msgspec.json.encode(good)
+    big = announcement()
     path = directory / f"{good.id}.node"
     strange = {
         "empty.node": b"",
@@ -255,7 +256,7 @@ def test_strange_files_are_left_alone_and_counted_once(
         "nested.node": b"[" * 60_000,
         "other-types.node": b'{"id": 7}',
         "someone-elses.node": content,
-        "big.node": content + b" " * limits.ANNOUNCEMENT_BYTES_MAX,
+        f"{big.id}.node": msgspec.json.encode(big) + b" " * limits.ANNOUNCEMENT_BYTES_MAX,
         "0123456789ABCDEF.node": msgspec.json.encode(announcement("0123456789ABCDEF")),
     }
     for name, data in strange.items():
@@ -269,6 +270,8 @@ def test_strange_files_are_left_alone_and_counted_once(
     assert source.sightings() == []
     assert source.ignored == len(strange) + 3
     assert len(caplog.records) == len(strange) + 3
+    assert "ignored pipe.node in the runtime directory: not a regular file" in caplog.messages
+    assert f"ignored {big.id}.node in the runtime directory: over the limit" in caplog.text
     source.close()
     assert sorted(os.listdir(directory)) == before
 

@@ -99,7 +99,7 @@ def test_a_new_process_is_found_on_the_loopback_alone(start: Callable[..., MdnsS
         hear(source, node_id)
         took_ms = (time.monotonic() - before) * 1000
     print(f"from process start to being seen by mDNS: {took_ms:.0f} ms")  # noqa: T201
-    assert took_ms < 2000
+    assert took_ms < 1000, "ten times what it takes: has it asked whether its name is free?"
 
 
 @pytest.mark.slow

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import queue
 import select
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,25 @@ from mesh.discovery.seeds import Seed, SeedsSource, parse_seed, resolve_ipv4
 from mesh.discovery.source import Announcement
 from mesh.errors import InvalidOption
 
+ROOT = Path(__file__).parents[2]
 WAIT_S = 5.0
+
+UNANSWERED = """
+import threading
+from mesh.discovery.seeds import SeedsSource
+from mesh.discovery.source import Announcement
+
+asked = threading.Event()
+
+def resolve(host):
+    asked.set()
+    threading.Event().wait()
+
+source = SeedsSource(["hangs.test:1"], resolve=resolve)
+source.start(Announcement(id="", name="", realm="", endpoints=()))
+asked.wait()
+print("asked", flush=True)
+"""
 OWN = Announcement(id="0123456789abcdef", name="own", realm="r", endpoints=())
 
 
@@ -150,6 +171,17 @@ def test_a_name_server_that_does_not_answer_holds_nobody_up(
         assert source.sightings() == []
     finally:
         answer.set()
+
+
+def test_a_program_does_not_wait_at_its_end_for_a_name_server() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", UNANSWERED],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=WAIT_S,
+        check=True,
+    )
+    assert (run.stdout, run.stderr) == (b"asked\n", b"")
 
 
 def test_a_name_that_does_not_resolve_is_logged_once_counted_and_tried_again(

@@ -72,9 +72,8 @@ class Network:
             self._next_port[host] += 1
             port = PORT + self._next_port[host]
         node_id = node_id or f"{self.random.getrandbits(64):016x}"
-        endpoints = (f"tcp://{host}:{port}",)
-        if ipc:
-            endpoints = (f"ipc:///run/{node_id}", *endpoints)
+        tcp = f"tcp://{host}:{port}"
+        endpoints = (f"ipc:///run/{node_id}", tcp) if ipc else (tcp,)
         card = Card(node_id, name, endpoints, boot=f"boot of {host}", pid=1)
         node = SimNode(self, card, host, realm=realm, key=key, heartbeat_s=heartbeat_s)
         self.nodes[node_id] = node
@@ -160,7 +159,9 @@ class Network:
 
     # What tests say
 
-    def see(self, seer: SimNode, seen: SimNode, source: str = "local", present: bool = True) -> None:
+    def see(
+        self, seer: SimNode, seen: SimNode, source: str = "local", present: bool = True
+    ) -> None:
         announcement = seen.membership.announcement(seen.membership.card)
         seer.sighted(Sighting(source, announcement, present))
 

@@ -1,0 +1,401 @@
+"""Calling services.
+
+Guarantee: a request goes to one server, at most once unless the caller declares it idempotent
+(``retry=True``), and the call ends by its timeout at the latest: with the result, or an error that
+says what is known. A server that is gone fails its requests at once (`PeerLost`), one that is full
+has the next server tried, and `Busy` comes when all are.
+
+Every server has a DEALER socket of its own, so that it is known who has what
+(`mesh.sockets.requests`). The calling thread sends its request and reads the answer itself; of
+several that wait, one reads for all and wakes whom an answer is for. An answer that nobody waits
+for is dropped and counted. One that cannot be decoded fails its call with a `RemoteError` of type
+``Malformed``: waiting on would only end in a `Timeout` that says less.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+
+from mesh import limits
+from mesh.errors import Busy, Closed, MeshError, PeerLost, RemoteError, Timeout
+from mesh.names import check_name
+from mesh.options import check_count, check_timeout
+from mesh.sockets import codec, failure
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.failure import read_failure
+from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, wire_name
+from mesh.sockets.handle import Handle
+from mesh.sockets.home import Counters, Home, node_text
+from mesh.sockets.link import Link, Slot, read_parts, send_parts
+from mesh.sockets.outgoing import Outgoing, encode_message
+from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
+from mesh.sockets.transport import Socket, scheme_of
+
+_FRAMES_PER_ATTEMPT = 1024
+"""Read at most so many before the deadline is looked at again."""
+_LINGER_MS = 200
+"""Cancellations sent when a client is closed get this long to leave."""
+_CANCEL = Outgoing(b"")
+
+
+class Requests:
+    """The core of a client: its servers, and the requests it waits for."""
+
+    kind = "service"
+    seeks: OfferKind | None = "serve"
+
+    def __init__(self, home: Home, channel: str) -> None:
+        self.channel = check_name(channel)
+        self.counters = Counters()
+        self.link = Link(f"client {channel!r}")
+        self.table: RequestTable[Call] = RequestTable(channel)
+        self._home = home
+        self._wire = wire_name(channel)
+        self._sockets: dict[ServerAccount[Call], tuple[Socket, bool]] = {}
+        """Of each server, and whether what it is sent is worth compressing."""
+        self._read_at = -1
+
+    # -- Attempts: under the lock ------------------------------------------------------------
+
+    def begin(self, call: Call) -> Outcome | None:
+        """A new call: hand it to a server if there is one. Raises `Busy`."""
+        self.table.open(call)
+        self._place(call)
+        return self._read(call)
+
+    def look(self, call: Call) -> Outcome | None:
+        """Its outcome, or None after reading all there is.
+
+        An event loop has all its calls look in one go: the first of them has read for all.
+        """
+        if call.outcome is None and self._read_at != self.link.attempts:
+            self._read(call)
+        return call.outcome
+
+    def _read(self, reader: Call | None = None) -> Outcome | None:
+        """Read until `reader` has its outcome, or nothing is left to read; place what waits."""
+        sent = -1
+        while sent != self.counters.sent:  # what was sent may have swallowed the descriptor's edge
+            sent = self.counters.sent
+            for server, (socket, _) in self._sockets.items():
+                if socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+                    self._read_from(server, socket, reader)
+                    if reader is not None and reader.outcome is not None:
+                        return reader.outcome
+            if self.table.waiting:
+                self._place_all()
+        self._read_at = self.link.attempts
+        return None
+
+    def _read_from(self, server: ServerAccount[Call], socket: Socket, reader: Call | None) -> None:
+        for _ in range(_FRAMES_PER_ATTEMPT):
+            if (parts := read_parts(socket, 2)) is None:
+                return
+            self._accept(server, parts, reader)
+            if reader is not None and reader.outcome is not None:
+                return
+        self.link.wake_all()  # there may be more
+
+    def _accept(self, server: ServerAccount[Call], parts: list[bytes], reader: Call | None) -> None:
+        try:
+            frame = decode(parts)
+            if frame.name != self._wire or frame.sender != server.peer:
+                raise Malformed("malformed")
+            if frame.kind not in (Kind.REPLY, Kind.ERROR):
+                raise Malformed("malformed")
+        except Malformed as fault:
+            self.counters.dropped[fault.reason] += 1
+            return
+        call = self.table.answered(server, frame.seq)
+        if call is not None:
+            self.counters.received += 1
+            self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+            outcome = frame if frame.kind == Kind.REPLY else self._failure(server, call, frame)
+            self._settle(call, outcome, reader)
+        elif not self.table.owed(server):
+            self.counters.dropped["unexpected reply"] += 1
+        elif frame.kind == Kind.REPLY:
+            self.counters.dropped["late reply"] += 1
+
+    def _failure(self, server: ServerAccount[Call], call: Call, frame: Frame) -> Outcome | None:
+        """The outcome that an ERROR stands for; None if the call goes on to another server."""
+        try:
+            code, error = read_failure(frame, self._home.transport.message_bytes_max)
+        except Malformed as fault:
+            return self._undecodable(fault, server.peer)
+        if code == failure.EXPIRED:
+            return Timeout(f"no answer of service {self.channel!r}: the request was not started")
+        if code != failure.BUSY:
+            return error
+        if self.table.refused(server, call):
+            self._place(call)
+            return None
+        return Busy(
+            f"every server of {self.channel!r} is full ({len(call.tried)} of them turned it away)"
+        )
+
+    def _settle(self, call: Call, outcome: Outcome | None, reader: Call | None = None) -> None:
+        if outcome is not None:
+            call.outcome = outcome
+            if call is not reader:
+                call.slot.wake()
+
+    def _place(self, call: Call) -> bool:
+        """Send to the server that owes least and has room, if there is one."""
+        full: tuple[ServerAccount[Call], ...] = ()
+        while (server := self.table.choose(call, full)) is not None:
+            socket, compressed = self._sockets[server]
+            if send_parts(socket, self._parts(call, compressed)):
+                self.table.placed(call, server)
+                self.counters.sent += 1
+                self.counters.bytes_sent += call.message.size
+                return True
+            full = (*full, server)
+        return False
+
+    def _place_all(self) -> None:
+        """Have those that wait placed, the first first."""
+        now = time.monotonic()
+        for call in list(self.table.waiting.values()):
+            expired = call.deadline is not None and now >= call.deadline
+            if not expired and not self._place(call) and not call.tried:
+                return  # those behind it fare no better
+
+    def _parts(self, call: Call, compressed: bool) -> list[bytes]:
+        remaining = FOR_EVER
+        if call.deadline is not None:
+            left_ms = math.ceil((call.deadline - time.monotonic()) * 1000)
+            remaining = min(max(0, left_ms), FOR_EVER - 1)
+        return call.message.parts(
+            self._wire,
+            Kind.REQUEST,
+            sender=self._home.node_id,
+            seq=call.seq,
+            remaining=remaining,
+            compressed=compressed,
+        )
+
+    # -- The ends of a call ------------------------------------------------------------------
+
+    def abandon(self, call: Call) -> None:
+        """The caller waits no longer: forget the call, and tell the server that has it."""
+        try:
+            with self.link:
+                if call.outcome is not None:
+                    self.counters.dropped["late reply"] += 1
+                elif (server := self.table.abandon(call)) is not None:
+                    self._cancel(call, server)
+        except Closed:
+            return  # `close` has told the servers
+
+    def _cancel(self, call: Call, server: ServerAccount[Call]) -> None:
+        parts = _CANCEL.parts(self._wire, Kind.CANCEL, sender=self._home.node_id, seq=call.seq)
+        send_parts(self._sockets[server][0], parts)  # no room: then the server finds out by itself
+
+    def result(self, outcome: Outcome) -> Any:
+        """What the server returned. Raises what it answered instead."""
+        if isinstance(outcome, MeshError):
+            raise outcome
+        try:
+            payloads, _ = codec.unpack_frame(outcome, self._home.transport.message_bytes_max)
+            if len(payloads) != 1:
+                raise Malformed("malformed")
+        except Malformed as fault:
+            with self.link.lock:
+                error = self._undecodable(fault, outcome.sender)
+            raise error from None
+        return payloads[0]
+
+    def _undecodable(self, fault: Malformed, peer: int) -> RemoteError:
+        self.counters.dropped[fault.reason] += 1
+        text = f"the answer of server {node_text(peer)} of {self.channel!r} cannot be decoded"
+        return RemoteError("Malformed", text, "")
+
+    def late(self, call: Call) -> Timeout:
+        """What to tell a caller whose deadline has passed."""
+        if isinstance(call.server, ServerAccount):
+            missing = f"answer of service {self.channel!r} (server {node_text(call.server.peer)})"
+        elif self.table.servers:
+            missing = f"server of {self.channel!r} with room"
+        else:
+            missing = f"server of {self.channel!r}"
+        limit = f"within {call.timeout:g} s" if call.timeout else "at once"
+        return Timeout(f"no {missing} {limit}")
+
+    # -- Servers -----------------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        with self.link:
+            server = self.table.join(peer, offer.key)
+            if server is None:
+                return
+            scheme = scheme_of(endpoint)
+            socket = self._home.transport.connecting(zmq.DEALER, scheme, hwm=limits.OUTSTANDING_MAX)
+            self.link.add(socket)
+            socket.connect(endpoint)
+            self._sockets[server] = (socket, scheme == "tcp")
+            self._place_all()
+            self.link.wake_all()
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        """Answers that came in before count; what is outstanding then has lost its server."""
+        with self.link:
+            server = self.table.find(peer, key)
+            if server is None:
+                return
+            self._read()
+            self.link.discard(self._sockets.pop(server)[0])
+            for call in self.table.leave(server):
+                text = (
+                    f"server {node_text(peer)} of {self.channel!r} is gone ({reason}); "
+                    "whether the request ran is not known"
+                )
+                self._settle(call, PeerLost(text))
+            self._place_all()
+
+    def tick(self) -> None:
+        """Take notice of answers that nobody waits for any more, and of room."""
+        with self.link:
+            self._read()
+
+    def close(self, linger_ms: int) -> None:
+        """Whoever waits gets `Closed`; servers are told to forget what they have not started."""
+        with self.link.lock:
+            if self.link.closed:
+                return
+            for server in self._sockets:
+                for call in server.requests.values():
+                    self._cancel(call, server)
+        self.link.close(linger_ms)
+
+
+Outcome = Frame | MeshError
+
+
+class Call(Outstanding):
+    """One request as its caller sees it: a context, which abandons it if it ends in an error."""
+
+    __slots__ = ("_core", "deadline", "message", "outcome", "slot", "timeout")
+
+    def __init__(
+        self, core: Requests, message: Outgoing, timeout: float | None, retry: bool
+    ) -> None:
+        super().__init__(retry)
+        self._core = core
+        self.message = message
+        self.timeout = timeout
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.outcome: Outcome | None = None
+        self.slot = Slot()
+
+    def attempt(self) -> Outcome | None:
+        """For the link to wait with."""
+        return self._core.look(self) if self.seq else self._core.begin(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        self._core.abandon(self)
+        if isinstance(error, Timeout):
+            raise self._core.late(self) from None
+
+
+class Client(Handle):
+    """A handle to call a service, from `Node.client`. Safe from several threads and tasks."""
+
+    def __init__(self, core: Requests, owner: object, release: Callable[[], None]) -> None:
+        super().__init__(owner, release)
+        self._core = core
+
+    @property
+    def channel(self) -> str:
+        return self._core.channel
+
+    @property
+    def servers(self) -> int:
+        """How many servers are connected. Does not block."""
+        return self._core.table.servers
+
+    def request(
+        self,
+        payload: Any,
+        *,
+        headers: codec.Headers | None = None,
+        timeout: float | None = 10.0,
+        retry: bool = False,
+    ) -> Any:
+        """Call the service and return what its handler returned.
+
+        `payload`: what MessagePack has a form for; tuples arrive as lists. `headers`: str keys,
+        plain values. Blocks until the answer is there, or one of these: `Timeout` after `timeout`
+        seconds (None: never), also if no server came by then; `PeerLost` when the server that has
+        the request is gone, at once, unless it may go to another (`retry`: whether running it
+        twice does no harm); `Busy` if no server has room, or too many requests are outstanding
+        here; `RemoteError` if the handler raised, or its result has no form to send;
+        `NotSerializable` and `PayloadTooLarge` before anything is sent; `Closed`.
+        """
+        with self._call(payload, headers, timeout, retry) as call:
+            outcome: Outcome = self._core.link.wait(
+                call.attempt, call.timeout, "answer", slot=call.slot
+            )
+        return self._core.result(outcome)
+
+    async def arequest(
+        self,
+        payload: Any,
+        *,
+        headers: codec.Headers | None = None,
+        timeout: float | None = 10.0,
+        retry: bool = False,
+    ) -> Any:
+        """`request` for asyncio. Cancelled, the request is not run unless it has been started."""
+        with self._call(payload, headers, timeout, retry) as call:
+            outcome: Outcome = await self._core.link.wait_async(
+                call.attempt, call.timeout, "answer", slot=call.slot
+            )
+        return self._core.result(outcome)
+
+    def wait_for(self, count: int, *, timeout: float | None = None) -> None:
+        """Block until at least `count` servers are connected. Raises `Timeout`, `Closed`."""
+        self._core.link.wait(*self._connected(count, timeout))
+
+    async def await_for(self, count: int, *, timeout: float | None = None) -> None:
+        """`wait_for` for asyncio."""
+        await self._core.link.wait_async(*self._connected(count, timeout))
+
+    def close(self) -> None:
+        """Give the client back; whoever waits gets `Closed`. Does not block; idempotent."""
+        self._core.close(_LINGER_MS)
+        super().close()
+
+    def _call(
+        self, payload: Any, headers: codec.Headers | None, timeout: float | None, retry: bool
+    ) -> Call:
+        core = self._core
+        message = encode_message(payload, headers, core._home.transport.message_bytes_max)
+        return Call(core, message, check_timeout(timeout), retry)
+
+    def _connected(self, count: int, timeout: float | None) -> tuple[Any, float | None, str]:
+        check_count(count, "count", 0, limits.PEERS_MAX)
+        core = self._core
+
+        def attempt() -> bool | None:
+            # Whoever waits first watches the sockets for all.
+            core._read()
+            return core.table.servers >= count or None
+
+        return attempt, check_timeout(timeout), f"{count} servers of {self.channel!r}"

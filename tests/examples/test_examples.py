@@ -1,0 +1,106 @@
+"""Every example runs, as its own docstring says to run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RUNNERS = {"topic", "work_queue", "request_reply", "asyncio_service", "presence"}
+
+
+class Example:
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", str(EXAMPLES / f"{name}.py"), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self) -> list[str]:
+        """All that it prints, once it has ended well."""
+        out, err = self.process.communicate(timeout=30)
+        assert (self.process.returncode, err) == (0, "")
+        return out.splitlines()
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=10)
+
+
+@pytest.fixture
+def background() -> Iterator[list[Example]]:
+    """Examples to be ended with the test."""
+    running: list[Example] = []
+    yield running
+    for example in running:
+        example.end()
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == RUNNERS
+
+
+@pytest.mark.parametrize("name", sorted(RUNNERS))
+def test_an_example_can_be_read_at_a_glance(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 35
+
+
+def test_topic() -> None:
+    publisher, subscriber = Example("topic", "publish"), Example("topic")
+    lines = subscriber.lines()
+    assert lines[0].endswith("sensors/kitchen/temp {'celsius': 20.0}")
+    assert len(lines) == 11
+    assert lines[-1] == "lost: 0"
+    publisher.lines()
+
+
+def test_work_queue() -> None:
+    workers = [Example("work_queue", "work"), Example("work_queue", "work")]
+    boss = Example("work_queue")
+    boss.lines()
+    # Where a worker came too late for the last of the tasks, nothing ends it: that is its life.
+    done: list[str] = []
+    for worker in workers:
+        try:
+            done += worker.lines()
+        except subprocess.TimeoutExpired:
+            worker.end()
+    assert sorted(done) == sorted(f"{n} squared is {n * n}" for n in range(10))
+
+
+def test_request_reply(background: list[Example]) -> None:
+    background.append(Example("request_reply", "serve"))
+    assert Example("request_reply").lines() == [
+        "3.5",
+        "the server said: ZeroDivisionError: division by zero",
+    ]
+
+
+def test_asyncio_service() -> None:
+    assert Example("asyncio_service").lines() == ["4950"]
+
+
+def test_presence(background: list[Example]) -> None:
+    watcher = Example("presence", "6")
+    other = Example("presence", "60")
+    assert watcher.process.stdout is not None
+    assert watcher.process.stdout.readline().startswith("I am ")
+    pid = other.process.pid
+    assert watcher.process.stdout.readline() == f"joined watcher {pid} \n"
+    other.end()
+    assert watcher.lines() == [f"left watcher {pid} died", "here now: []"]
+
+
+def test_two_machines_names_things_that_exist() -> None:
+    text = (EXAMPLES / "two_machines.md").read_text()
+    for name in ("port=", "seeds=", "interfaces=", "MESH_SECRET", "MESH_SEEDS", "untrusted"):
+        assert name in text
+    assert os.path.exists(EXAMPLES / "topic.py")

@@ -1,0 +1,69 @@
+"""The README's programs run as they stand, and the files it names exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PROGRAMS = [snippet for snippet in SNIPPETS if "import Node" in snippet]
+
+
+def program(text: str) -> str:
+    [found] = [snippet for snippet in PROGRAMS if text in snippet]
+    return found
+
+
+def start(source: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_there_is_a_program_for_each_kind_of_channel() -> None:
+    assert len(PROGRAMS) == 5
+    assert all(len(snippet.splitlines()) <= 10 for snippet in PROGRAMS)
+
+
+@pytest.mark.parametrize(
+    ("background", "foreground", "printed"),
+    [
+        ("for message in subscriber", "publisher.send", "{'seq': 1} {}"),
+        ("for task in node.puller", "pusher.send", "working on holiday.jpg"),
+    ],
+)
+def test_the_programs_work_together(background: str, foreground: str, printed: str) -> None:
+    # Its own timeouts are for a person's second terminal; here both start at once.
+    receiver = start(program(background))
+    sender = start(program(foreground).replace("timeout=1.0", "timeout=10"))
+    timer = threading.Timer(20, receiver.kill)
+    timer.start()
+    assert receiver.stdout is not None
+    assert receiver.stdout.readline().strip() == printed
+    timer.cancel()
+    receiver.kill()
+    receiver.communicate()
+    _, err = sender.communicate(timeout=10)
+    assert (sender.returncode, err) == (0, "")
+
+
+def test_the_service_answers() -> None:
+    process = start(program("node.service"))
+    assert process.communicate(timeout=20) == ("3\n", "")
+
+
+def test_every_link_leads_somewhere() -> None:
+    documents = [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
