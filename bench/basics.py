@@ -1,7 +1,8 @@
 """What a node costs: ``python -m bench.basics``. docs/measured.md quotes it.
 
-Every figure is the median of several runs in fresh processes; a ratio is against raw pyzmq, measured
-in the same run in alternating blocks. Absolute figures belong to the machine they were taken on.
+Every figure is the median of several runs in fresh processes; a ratio is against raw pyzmq,
+measured in the same run in alternating blocks. Absolute figures belong to the machine they were
+taken on.
 """
 
 from __future__ import annotations

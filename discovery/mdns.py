@@ -159,8 +159,9 @@ class MdnsSource:
                 told.clear()
                 if self._closing:
                     return
-                await zeroconf.async_update_interfaces(list(addresses_of(self._interfaces)))
+                # In this order, since a new interface is told at once what is announced by then.
                 await announcer.announce(self._own)
+                await zeroconf.async_update_interfaces(list(addresses_of(self._interfaces)))
         finally:
             await browser.async_cancel()
             listener.close()

@@ -1,6 +1,6 @@
 """A service and its clients in asyncio: a hundred calls at once, all in one event loop.
 
-    python examples/asyncio_service.py
+python examples/asyncio_service.py
 """
 
 import asyncio
@@ -12,7 +12,7 @@ async def main() -> None:
     async with Node("server") as server, Node("caller") as caller:
 
         @server.service("slow-echo", concurrency=100)
-        async def slow_echo(request):
+        async def slow_echo(request: int) -> int:
             await asyncio.sleep(0.05)
             return request
 

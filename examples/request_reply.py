@@ -1,7 +1,7 @@
 """A service: a request goes to one server, and its answer or its error comes back.
 
-    python examples/request_reply.py serve   # in one terminal, or several
-    python examples/request_reply.py         # in another
+python examples/request_reply.py serve   # in one terminal, or several
+python examples/request_reply.py         # in another
 """
 
 import sys
@@ -13,14 +13,14 @@ with Node("calculator") as node:
     if sys.argv[1:] == ["serve"]:
 
         @node.service("divide")
-        def divide(request):
+        def divide(request: dict[str, float]) -> float:
             return request["dividend"] / request["divisor"]
 
         threading.Event().wait()  # until Ctrl-C
 
-    divide = node.client("divide")
-    print(divide.request({"dividend": 7, "divisor": 2}, timeout=30))
+    client = node.client("divide")
+    print(client.request({"dividend": 7, "divisor": 2}, timeout=30))
     try:
-        divide.request({"dividend": 7, "divisor": 0}, timeout=1.0)
+        client.request({"dividend": 7, "divisor": 0}, timeout=1.0)
     except RemoteError as error:
         print("the server said:", error)

@@ -1,7 +1,7 @@
 """A topic: one process publishes, any number subscribe.
 
-    python examples/topic.py publish     # in one terminal
-    python examples/topic.py             # in another, or several
+python examples/topic.py publish     # in one terminal
+python examples/topic.py             # in another, or several
 """
 
 import sys

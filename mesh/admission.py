@@ -22,7 +22,7 @@ from collections.abc import Callable
 from itertools import chain, islice
 
 from mesh import limits
-from mesh.contacts import Contacts
+from mesh.contacts import Contact, Contacts
 from mesh.errors import InvalidName
 from mesh.links import KnownLink, Links, State
 from mesh.message import Untrusted
@@ -73,19 +73,21 @@ class Admission:
 
     # The handshake
 
+    def may_dial(self) -> Contact | None:
+        """The contact whose turn it is, if there is room for all its endpoints."""
+        if not self.contacts.waiting:
+            return None
+        contact = next(iter(self.contacts.waiting.values()))
+        busy = self.links.count(State.DIALLING)
+        return contact if not busy or busy + len(contact.addresses()) <= limits.DIALS_MAX else None
+
     def dial_waiting(self, now: float) -> None:
         """Dial all endpoints of each contact whose turn it is, as far as there is room."""
-        waiting = self.contacts.waiting
-        while waiting:
-            key, contact = next(iter(waiting.items()))
-            addresses = contact.addresses()
-            busy = self.links.count(State.DIALLING)
-            if busy and busy + len(addresses) > limits.DIALS_MAX:
-                return  # until one of them ends
-            del waiting[key]
-            if (contact.reached if contact.seed else key) in self._roster.peers:
+        while (contact := self.may_dial()) is not None:
+            del self.contacts.waiting[contact.key]
+            if (contact.reached if contact.seed else contact.key) in self._roster.peers:
                 continue
-            for endpoint in addresses:
+            for endpoint in contact.addresses():
                 link = self.links.dial(contact, endpoint, self.card, self._nonce(), now)
                 hello = Hello(PROTOCOL, self._realm.name, self.card, link.nonce, self._knows())
                 self._effects.append(Send(link.key, hello))
@@ -247,6 +249,7 @@ class Admission:
             self.untrusted.pop(link.endpoint, None)
         self.untrusted.pop(node_id, None)
         peer = link.peer(same_host=self._same_host(link.card), now=now)
+        peer.expects = link.knows - self._roster.peers.keys()
         self._roster.add(peer, link.knows, now)
         self._catch_up(link)
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TypeVar
 
 from mesh import host
 from mesh.control_loop import ControlLoop
@@ -34,7 +34,7 @@ from mesh.discovery.source import Source
 from mesh.errors import Closed, Forked, Timeout
 from mesh.hooks import Hooks
 from mesh.membership import Membership
-from mesh.message import PeerEvent, PeerInfo, Stats, Untrusted
+from mesh.message import PeerEvent, PeerInfo, Stats
 from mesh.options import NodeOptions
 from mesh.sockets.control import Card, Marked, Offer
 from mesh.sockets.control_link import ControlLink
@@ -45,6 +45,8 @@ from mesh.sockets.pusher import Dispatch
 from mesh.sockets.transport import Transport
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _CALL_S = 10.0
 """How long a control thread may take to answer: many times what it ever needs."""
@@ -80,7 +82,7 @@ class Assembly:
             self.membership = Membership(
                 self._card(),
                 realm=options.realm,
-                key=keys and keys.realm_key,
+                key=None if keys is None else keys.realm_key,
                 heartbeat_s=options.heartbeat_s,
                 nonce=lambda: secrets.token_bytes(16),
                 same_host=_same_host,
@@ -103,15 +105,14 @@ class Assembly:
             raise
         _alive.add(self)
 
-    def _make_transport(self, directory: Any, keys: Keys | None) -> Transport:
+    def _make_transport(self, directory: Path, keys: Keys | None) -> Transport:
         options = self.options
-        self._addresses_of = lambda: addresses_of(options.interfaces)
         return Transport(
             socket_path=lambda label: socket_path(directory, self.id, label),
             share_path=lambda path: share(path, directory),
             remove_path=remove_socket,
             networked=options.networked,
-            addresses=self._addresses_of() if options.networked else (),
+            addresses=addresses_of(options.interfaces) if options.networked else (),
             interfaces_named=options.interfaces is not None,
             keys=keys,
             heartbeat_s=options.heartbeat_s,
@@ -119,7 +120,7 @@ class Assembly:
             message_bytes_max=options.message_bytes_max,
         )
 
-    def _make_sources(self, directory: Any) -> list[Source]:
+    def _make_sources(self, directory: Path) -> list[Source]:
         sources: list[Source] = []
         if "local" in self.options.sources:
             sources.append(LocalSource(directory))
@@ -136,7 +137,7 @@ class Assembly:
     def _card(self) -> Card:
         """Who this node is, as of now: its addresses may change."""
         if self.options.networked:
-            self._transport.addresses = self._addresses_of()
+            self._transport.addresses = addresses_of(self.options.interfaces)
         return Card(
             id=self.id,
             name=self.name,
@@ -235,9 +236,6 @@ class Assembly:
         """A subscriber of this node has its mark: tell the publisher's node."""
         self.loop.post(lambda: self.loop.send(node_text(peer), Marked(address)))
 
-    def untrusted(self) -> Mapping[Any, Untrusted]:
-        return self.membership.untrusted
-
     def stats(self) -> Stats:
         by_kind = [(core.kind, core.counters) for core in self.loop.wiring.cores]
         by_kind += [("topic", self.topics.counters), *self._retired]
@@ -269,7 +267,7 @@ class Assembly:
         if self._closing is not None:
             raise type(self._closing)(*self._closing.args)
 
-    def on_loop(self, action: Callable[[], Any]) -> Any:
+    def on_loop(self, action: Callable[[], T]) -> T:
         self.check_open()
         return self.loop.call(action, _CALL_S)
 
@@ -302,8 +300,9 @@ class Assembly:
         )
         self._lock = threading.Lock()
         self._changed = threading.Condition()
-        for core in (*self.loop.wiring.cores, self.topics):
+        for core in self.loop.wiring.cores:
             core.link.abandon()
+        self.topics.link.abandon()
         self.loop.abandon()
 
 

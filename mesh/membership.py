@@ -78,6 +78,7 @@ class Membership:
         )
         self._links = self._admission.links
         self._contacts = self._admission.contacts
+        self._now = now
         self._left = False
 
     # What can be asked
@@ -109,9 +110,9 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next; it may be called earlier."""
-        tables = (self._roster.deadlines, self._links.deadlines, self._contacts.deadlines)
-        times = (table.next() for table in tables)
-        return min((at for at in times if at is not None), default=None)
+        if self._admission.may_dial() is not None:
+            return self._now
+        return self._next_timer()
 
     # Events
 
@@ -202,18 +203,21 @@ class Membership:
         return self._take()
 
     def moved(self, card: Card) -> list[Effect]:
-        """This node's own endpoints changed. A seed that named it may be another node by the next
-        tick."""
+        """This node's own endpoints changed. A seed that named it may be another node now."""
         self._admission.card = card
         self._contacts.resume("self")
         self._roster.tell_all([Moved(card)])
         return self._take()
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed: to be called at `next_deadline`, or a little later."""
+        """Time has passed: to be called at `next_deadline`, or a little later.
+
+        All dialling starts here and not with what is seen, so that a dial can tell of everybody
+        whom the same batch of sightings brought, and nobody introduces them again.
+        """
         if self._left:
             return []
-        due = self.next_deadline()
+        due = self._next_timer()
         if due is not None and now - due > self._heartbeat_s:
             self._roster.resume(now)
         for peer in self._roster.silent(now):
@@ -224,6 +228,7 @@ class Membership:
                 self.dropped["handshake timeout"] += 1
             self._admission.failed(link, now)
         self._contacts.due(now)
+        self._admission.dial_waiting(now)
         return self._done(now)
 
     def leave(self, reason: str, now: float) -> list[Effect]:
@@ -260,8 +265,13 @@ class Membership:
             case _ if not self._roster.heard(peer, message, now):
                 self.dropped["unexpected"] += 1
 
+    def _next_timer(self) -> float | None:
+        tables = (self._roster.deadlines, self._links.deadlines, self._contacts.deadlines)
+        times = [at for table in tables if (at := table.next()) is not None]
+        return min(times) if times else None
+
     def _done(self, now: float) -> list[Effect]:
-        self._admission.dial_waiting(now)
+        self._now = now
         return self._take()
 
     def _take(self) -> list[Effect]:

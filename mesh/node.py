@@ -118,9 +118,7 @@ class Node:
     @property
     def untrusted(self) -> Mapping[str, Untrusted]:
         """Who was seen but does not share this node's secret or protocol, by id or address."""
-        return self._parts.on_loop(
-            lambda: MappingProxyType({str(k): v for k, v in self._parts.untrusted().items()})
-        )
+        return self._parts.on_loop(lambda: MappingProxyType(dict(self._parts.membership.untrusted)))
 
     def wait_for_peers(self, count: int, *, timeout: float | None = None) -> None:
         """Block until at least `count` peers are connected. Raises `Timeout`, `Closed`."""
@@ -157,7 +155,12 @@ class Node:
         this node's hook thread. Returns `hook`, so that it serves as a decorator."""
         self._parts.check_open()
         hooks = self._parts.hooks
-        self._parts.observers.append(lambda event: event and hooks.run(hook, event))
+
+        def tell(event: PeerEvent | None) -> None:
+            if event is not None:
+                hooks.run(hook, event)
+
+        self._parts.observers.append(tell)
         return hook
 
     def stats(self) -> Stats:

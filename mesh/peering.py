@@ -44,6 +44,8 @@ class Peer:
     ping_at: float
     proven: bool = False
     """Whether anything came over the link since it is up: only then it is up at both ends."""
+    expects: frozenset[str] = frozenset()
+    """Whom it is about to meet, of those that were no peers of this node when it became one."""
     offers: dict[int, Offer] = field(default_factory=dict)
     ping_stamp: int = -1
     round_trip_s: float | None = None

@@ -176,7 +176,11 @@ class Roster:
         if self._all_offers is None:
             self._all_offers = [Offers(add=part) for part in in_messages(self._offers.values())]
         self._effects += [Send(peer.link, message) for message in self._all_offers]
-        others = [p for i, p in self.peers.items() if i != peer.id and i not in knows]
+        others = [
+            p
+            for i, p in self.peers.items()
+            if i not in knows and peer.id not in p.expects and i != peer.id
+        ]
         for part in in_messages(p.introduction() for p in others):
             if part:
                 self._effects.append(Send(peer.link, Peers(part)))

@@ -14,7 +14,6 @@ for is dropped and counted. One that cannot be decoded fails its call with a `Re
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -32,7 +31,7 @@ from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, wire_name
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, Slot, read_parts, send_parts
+from mesh.sockets.link import Link, Slot, has_input, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.transport import Socket, scheme_of
@@ -63,31 +62,31 @@ class Requests:
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
-    def begin(self, call: Call) -> Outcome | None:
+    def begin(self, call: Call) -> bool | None:
         """A new call: hand it to a server if there is one. Raises `Busy`."""
         self.table.open(call)
         self._place(call)
         return self._read(call)
 
-    def look(self, call: Call) -> Outcome | None:
-        """Its outcome, or None after reading all there is.
+    def look(self, call: Call) -> bool | None:
+        """Whether it has its outcome; None after reading all there is.
 
         An event loop has all its calls look in one go: the first of them has read for all.
         """
-        if call.outcome is None and self._read_at != self.link.attempts:
-            self._read(call)
-        return call.outcome
+        if call.outcome is not None:
+            return True
+        return None if self._read_at == self.link.attempts else self._read(call)
 
-    def _read(self, reader: Call | None = None) -> Outcome | None:
+    def _read(self, reader: Call | None = None) -> bool | None:
         """Read until `reader` has its outcome, or nothing is left to read; place what waits."""
         sent = -1
         while sent != self.counters.sent:  # what was sent may have swallowed the descriptor's edge
             sent = self.counters.sent
             for server, (socket, _) in self._sockets.items():
-                if socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+                if has_input(socket):
                     self._read_from(server, socket, reader)
                     if reader is not None and reader.outcome is not None:
-                        return reader.outcome
+                        return True
             if self.table.waiting:
                 self._place_all()
         self._read_at = self.link.attempts
@@ -99,7 +98,7 @@ class Requests:
                 return
             self._accept(server, parts, reader)
             if reader is not None and reader.outcome is not None:
-                return
+                return  # what else there is, the next reads: see `Link.__exit__`
         self.link.wake_all()  # there may be more
 
     def _accept(self, server: ServerAccount[Call], parts: list[bytes], reader: Call | None) -> None:
@@ -170,8 +169,8 @@ class Requests:
     def _parts(self, call: Call, compressed: bool) -> list[bytes]:
         remaining = FOR_EVER
         if call.deadline is not None:
-            left_ms = math.ceil((call.deadline - time.monotonic()) * 1000)
-            remaining = min(max(0, left_ms), FOR_EVER - 1)
+            left_s = call.deadline - time.monotonic()
+            remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
         return call.message.parts(
             self._wire,
             Kind.REQUEST,
@@ -198,8 +197,10 @@ class Requests:
         parts = _CANCEL.parts(self._wire, Kind.CANCEL, sender=self._home.node_id, seq=call.seq)
         send_parts(self._sockets[server][0], parts)  # no room: then the server finds out by itself
 
-    def result(self, outcome: Outcome) -> Any:
+    def result(self, call: Call) -> Any:
         """What the server returned. Raises what it answered instead."""
+        outcome = call.outcome
+        assert outcome is not None
         if isinstance(outcome, MeshError):
             raise outcome
         try:
@@ -294,7 +295,7 @@ class Call(Outstanding):
         self.outcome: Outcome | None = None
         self.slot = Slot()
 
-    def attempt(self) -> Outcome | None:
+    def attempt(self) -> bool | None:
         """For the link to wait with."""
         return self._core.look(self) if self.seq else self._core.begin(self)
 
@@ -349,10 +350,8 @@ class Client(Handle):
         `NotSerializable` and `PayloadTooLarge` before anything is sent; `Closed`.
         """
         with self._call(payload, headers, timeout, retry) as call:
-            outcome: Outcome = self._core.link.wait(
-                call.attempt, call.timeout, "answer", slot=call.slot
-            )
-        return self._core.result(outcome)
+            self._core.link.wait(call.attempt, call.timeout, "answer", slot=call.slot)
+        return self._core.result(call)
 
     async def arequest(
         self,
@@ -364,10 +363,8 @@ class Client(Handle):
     ) -> Any:
         """`request` for asyncio. Cancelled, the request is not run unless it has been started."""
         with self._call(payload, headers, timeout, retry) as call:
-            outcome: Outcome = await self._core.link.wait_async(
-                call.attempt, call.timeout, "answer", slot=call.slot
-            )
-        return self._core.result(outcome)
+            await self._core.link.wait_async(call.attempt, call.timeout, "answer", slot=call.slot)
+        return self._core.result(call)
 
     def wait_for(self, count: int, *, timeout: float | None = None) -> None:
         """Block until at least `count` servers are connected. Raises `Timeout`, `Closed`."""

@@ -211,13 +211,13 @@ class ControlLink:
             self._gate.send_multipart(answer)
 
     def _watch(self, socket: Any) -> None:
-        self._poll.register(socket.getsockopt(zmq.FD), select.EPOLLIN)
+        self._poll.register(socket.fileno(), select.EPOLLIN)
 
     def _close(self, dialled: _Dialled, linger_ms: int) -> None:
         if dialled.monitor is not None:
-            self._poll.unregister(dialled.monitor.getsockopt(zmq.FD))
+            self._poll.unregister(dialled.monitor.fileno())
             dialled.socket.disable_monitor()
             dialled.monitor.close(linger=0)
         with contextlib.suppress(FileNotFoundError):  # never watched: connecting failed
-            self._poll.unregister(dialled.socket.getsockopt(zmq.FD))
+            self._poll.unregister(dialled.socket.fileno())
         dialled.socket.close(linger=linger_ms)

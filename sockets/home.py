@@ -24,7 +24,7 @@ class Home:
     transport: Transport
     acknowledge: Callable[[int, str], None]
     """Tell that node, over the control link, that the mark to this subscriber address arrived."""
-    run_hook: Callable[[Callable[[Any], None], Any], None]
+    run_hook: Callable[[Callable[[Any], object], Any], None]
     """Call a user's hook with an event, in the node's hook thread, soon."""
 
     def id_text(self) -> str:
@@ -50,14 +50,23 @@ class Core(Protocol):
     the node itself); they do not block.
     """
 
-    kind: str
-    """``topic``, ``queue`` or ``service``, for statistics."""
-    seeks: OfferKind | None
-    """The kind of offer it wants to be attached to."""
-    channel: str
-    """The channel or pattern by which offers are matched."""
-    counters: Counters
-    link: Link
+    @property
+    def kind(self) -> str:
+        """``topic``, ``queue`` or ``service``, for statistics."""
+
+    @property
+    def seeks(self) -> OfferKind | None:
+        """The kind of offer it wants to be attached to."""
+
+    @property
+    def channel(self) -> str:
+        """The channel or pattern by which offers are matched."""
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def link(self) -> Link: ...
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         """A peer offers what this core seeks: connect to it."""

@@ -127,11 +127,12 @@ class Link:
 
     def readable(self) -> bool:
         """Whether a socket has something to read. Takes notice of all that came since."""
-        return any([s.getsockopt(zmq.EVENTS) & zmq.POLLIN for s in self._sockets])  # type: ignore[operator]
+        return any([has_input(socket) for socket in self._sockets])
 
     def wake_all(self) -> None:
         """Have every waiter attempt again: something other than a message changed."""
-        for waiter in (*self._threads, *self._waiting_loops):
+        waiters: list[Waiter] = [*self._threads, *self._waiting_loops]
+        for waiter in waiters:
             waiter.wake()
 
     # -- Waiting -----------------------------------------------------------------------------
@@ -315,6 +316,11 @@ class _ThreadWaiter:
             left = min(left, retry_s)
         poller.poll(None if left == math.inf else math.ceil(left * 1000))
         self._waker.drain()
+
+
+def has_input(socket: zmq.Socket[bytes]) -> bool:
+    """Whether `socket` has something to read. Looking re-arms its descriptor."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[bytes] | None:

@@ -30,7 +30,7 @@ from mesh.sockets.control import Offer
 from mesh.sockets.frame import Codec, Flag, Kind, encode, pattern_of, wire_name
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home
-from mesh.sockets.link import Link, read_parts, send_parts
+from mesh.sockets.link import Link, has_input, read_parts, send_parts
 from mesh.sockets.transport import Bound, Socket
 
 _DETACH_BYTES_MIN = 64 * 1024
@@ -197,7 +197,7 @@ class Topics:
         """Take notice of who subscribed and who left, and answer the newcomers. Under the lock."""
         changed = False
         for bound in self._bound:
-            if not bound.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            if not has_input(bound.socket):
                 continue
             while (parts := read_parts(bound.socket, 1)) is not None:
                 changed = self._subscription(bound.socket, parts[0]) or changed
@@ -423,7 +423,7 @@ class Publisher(Handle):
             flags |= Flag.DETACHED
             body = packed_headers or b""
         else:
-            body = codec.pack_body([packed], packed_headers and [packed_headers])
+            body = codec.pack_body([packed], None if packed_headers is None else [packed_headers])
         last = None
         if topic.options.keep_last:
             kept = [

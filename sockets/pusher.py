@@ -40,6 +40,7 @@ _DETACH_BYTES_MIN = 64 * 1024
 """From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before the deadline is looked at again."""
+_POLLIN = int(zmq.POLLIN)  # as an enum it costs more than the question itself
 _MARKS = 64
 """Room for marks beyond the prefetch: they come at 1, 2, 4 … ticks, so these last for ever."""
 
@@ -120,6 +121,8 @@ class Dispatch:
         """Take notice of all that workers have said."""
         news = 0
         for bound in self._bound:
+            if not int(bound.socket.getsockopt(zmq.EVENTS)) & _POLLIN:  # type: ignore[arg-type]
+                continue  # asking costs a fourth of a recv that fails
             for _ in range(_FRAMES_PER_ATTEMPT):
                 if (parts := read_parts(bound.socket, 1)) is None:
                     break

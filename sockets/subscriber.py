@@ -25,7 +25,7 @@ from mesh.message import EMPTY, Loss, Message
 from mesh.names import check_pattern, is_name, literal_prefix, matches
 from mesh.options import SubscriberOptions, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.control import Offer
+from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.frame import (
     Frame,
     Kind,
@@ -96,7 +96,7 @@ class Subscription:
     """The core of a subscriber: SUB sockets, what is read but not taken, and what was missed."""
 
     kind = "topic"
-    seeks = "publish"
+    seeks: OfferKind = "publish"
 
     def __init__(self, home: Home, pattern: str, options: SubscriberOptions) -> None:
         self.channel = check_pattern(pattern)

@@ -123,7 +123,7 @@ class Transport:
             socket = self._make(kind, "tcp", hwm, server=True)
             try:
                 socket.bind(f"tcp://{hosts[0]}:{port or '*'}")
-                taken = int(socket.last_endpoint.decode().rpartition(":")[2])
+                taken = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
                 for host in hosts[1:]:
                     socket.bind(f"tcp://{host}:{taken}")
             except zmq.ZMQError as error:

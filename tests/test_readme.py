@@ -12,13 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS: list[str] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PROGRAMS = [snippet for snippet in SNIPPETS if "import Node" in snippet]
 
 
 def program(text: str) -> str:
-    [found] = [snippet for snippet in PROGRAMS if text in snippet]
-    return found
+    return next(snippet for snippet in PROGRAMS if text in snippet)
 
 
 def start(source: str) -> subprocess.Popen[str]:

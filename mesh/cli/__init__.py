@@ -37,6 +37,10 @@ def secret() -> None:
 def main() -> None:
     """The entry point: Ctrl-C ends it quietly, with the shell's usual status."""
     try:
-        commands.main(standalone_mode=True)
-    except KeyboardInterrupt:
+        status = commands.main(standalone_mode=False)
+    except click.exceptions.Abort:
         sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(status)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,9 +45,13 @@ class Children:
     def start(self, role: str, name: str) -> None:
         node_name = f"sensor-{name}" if role == "sensor" else name
         self.started[node_name] = time.monotonic()
-        self.processes[node_name] = subprocess.Popen(
-            [sys.executable, "-m", "mesh.cli.demo_parts", role, name]
-        )
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the demo's to handle
+        try:
+            self.processes[node_name] = subprocess.Popen(
+                [sys.executable, "-m", "mesh.cli.demo_parts", role, name, str(os.getpid())]
+            )
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
 
     def __enter__(self) -> Self:
         return self

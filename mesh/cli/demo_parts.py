@@ -1,4 +1,4 @@
-"""The processes of ``mesh demo``: ``python -m mesh.cli.demo_parts sensor|aggregator|hasher NAME``.
+"""The processes of ``mesh demo``: ``python -m mesh.cli.demo_parts ROLE NAME PARENT``.
 
 Each is a small program of its own, as a user might write it. The realm and its secret come from the
 environment; all of them speak over the loopback interface alone.
@@ -103,9 +103,8 @@ READINGS = {"cpu": cpu, "memory": memory, "network": network, "disk": disk}
 ROLES = {"sensor": sensor, "aggregator": aggregator, "hasher": hasher}
 
 
-def leave_with_parent() -> None:
+def leave_with(parent: int) -> None:
     """End when the demo does, also if it is killed: no process of it stays behind."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -116,10 +115,9 @@ def leave_with_parent() -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the demo's to handle
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    leave_with_parent()
-    role, name = sys.argv[1:3]
+    role, name, parent = sys.argv[1:4]
+    leave_with(int(parent))
     ROLES[role](name)
 
 

@@ -40,6 +40,38 @@ sys.stdin.readline()
 """
 
 
+NETWORK = """
+ip link add eth7 type veth peer name far
+ip addr add 10.7.0.1/24 dev eth7
+ip link set eth7 up
+ip link set far up
+ip route add default dev eth7
+exec "$@"
+"""
+
+MOVE = """
+import select, subprocess
+from mesh.discovery.mdns import MdnsSource
+from mesh.discovery.source import Announcement
+
+def node(node_id, address):
+    return Announcement(id=node_id * 16, name="n", realm="r", endpoints=(f"tcp://{address}:5555",))
+
+here, there = MdnsSource(("eth7",)), MdnsSource(("eth7",))
+here.start(node("a", "10.7.0.1"))
+there.start(node("b", "10.7.0.1"))
+assert select.select([here], [], [], 5)[0]
+print(*(s.announcement.endpoints[0] for s in here.sightings()))
+for command in ("addr del 10.7.0.1/24", "addr add 10.7.0.2/24", "route add default"):
+    subprocess.run(["ip", *command.split(), "dev", "eth7"], check=True)
+there.update(node("b", "10.7.0.2"))
+assert select.select([here], [], [], 5)[0]
+print(*(s.announcement.endpoints[0] for s in here.sightings()))
+there.close()
+here.close()
+"""
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., MdnsSource]]:
     sources = []
@@ -155,6 +187,15 @@ def test_a_node_without_a_network_is_announced_once_it_has_one(
     late.update(other)
     heard += hear(source, other.id, present=False)
     assert [s.present for s in heard if s.announcement.id == other.id] == [True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.netns
+def test_a_node_whose_address_changes_is_found_at_the_new_one() -> None:
+    """The socket that mDNS was spoken from went with the old address."""
+    command = ["unshare", "--net", "sh", "-ec", NETWORK, "sh", sys.executable, "-c", MOVE]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["tcp://10.7.0.1:5555", "tcp://10.7.0.2:5555"]
 
 
 def test_an_interface_may_be_given_by_its_name(start: Callable[..., MdnsSource]) -> None:

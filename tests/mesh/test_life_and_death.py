@@ -221,7 +221,7 @@ def test_a_dead_workers_tasks_are_told_to_whoever_sent_them(programs: Programs) 
         for _ in range(3):
             pusher.send("task", timeout=10)
         program.expect("working")
-        with pytest.raises(Timeout, match="within 0.05 s"):
+        with pytest.raises(Timeout, match=r"within 0\.05 s"):
             pusher.send("one too many", timeout=0.05)
         program.kill()
         loss = losses.get(timeout=5)
@@ -321,5 +321,3 @@ def test_mesh_demo_ends_with_control_c_and_leaves_no_process() -> None:
     assert b"Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.killpg(demo.pid, 0)
-
-

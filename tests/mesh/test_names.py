@@ -95,7 +95,7 @@ def test_what_is_no_text_is_no_name(thing: object) -> None:
 @pytest.mark.parametrize("thing", [None, 1, b"a", ("a",)])
 def test_checking_what_is_no_text_says_its_type(thing: object) -> None:
     with pytest.raises(InvalidName) as refused:
-        check_name(thing)
+        check_name(thing)  # type: ignore[arg-type]
     assert str(refused.value) == f"a channel name must be str, not {type(thing).__name__}"
 
 

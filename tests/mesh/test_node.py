@@ -1,4 +1,4 @@
-"""Whole nodes on one machine: finding, all three kinds of channel, and what a node tells of itself."""
+"""Whole nodes on one machine: finding, all three kinds of channel, what a node tells of itself."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ def test_everything_in_asyncio() -> None:
 
 def test_waiting_for_peers_that_never_come_says_how_many_there_are() -> None:
     with Node("a") as node:
-        with pytest.raises(Timeout, match="no 2 peers within 0.02 s, only 0"):
+        with pytest.raises(Timeout, match=r"no 2 peers within 0\.02 s, only 0"):
             node.wait_for_peers(2, timeout=0.02)
-        with pytest.raises(Timeout, match="no 2 peers within 0.02 s, only 0"):
+        with pytest.raises(Timeout, match=r"no 2 peers within 0\.02 s, only 0"):
             asyncio.run(node.await_for_peers(2, timeout=0.02))
 
 
@@ -204,7 +204,7 @@ def test_bad_options_are_refused() -> None:
         {"durable": "/tmp/x"},
     ):
         with pytest.raises(InvalidOption):
-            Node("a", **options)  # type: ignore[arg-type]
+            Node("a", **options)
     for name in ("", "x" * 64, "a\n"):
         with pytest.raises(InvalidName):
             Node(name)
@@ -288,7 +288,7 @@ def test_a_closed_node_refuses_and_everything_it_gave_is_closed() -> None:
         node.stats,
     ):
         with pytest.raises(Closed):
-            call()  # type: ignore[no-untyped-call]
+            call()
     node.close()
     assert node.closed
 

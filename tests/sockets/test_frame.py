@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -30,9 +31,9 @@ def test_the_layout_is_the_documented_one() -> None:
     frame = encode(
         b"/a\0", Kind.REQUEST, b"\x91\xc0", sender=0x1122, seq=3, time_ns=4, remaining=5, count=1
     )
-    assert frame == b"/a\0" + struct.pack(
-        "<BBBBIQQQI", 1, 4, 1, 0, 1, 0x1122, 3, 4, 5
-    ) + b"\x91\xc0"
+    assert (
+        frame == b"/a\0" + struct.pack("<BBBBIQQQI", 1, 4, 1, 0, 1, 0x1122, 3, 4, 5) + b"\x91\xc0"
+    )
     assert HEADER.size == 36
 
 
@@ -58,12 +59,8 @@ def test_what_is_encoded_is_decoded(
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=3))
 def test_no_bytes_raise_anything_but_malformed(parts: list[bytes]) -> None:
-    try:
-        frame = decode(parts)
-    except Malformed as fault:
-        assert fault.reason in {"malformed", "version"}
-    else:
-        assert frame.kind in Kind
+    with contextlib.suppress(Malformed):
+        assert decode(parts).kind in set(Kind)
 
 
 @pytest.mark.parametrize(

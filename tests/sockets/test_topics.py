@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -151,10 +153,8 @@ def read_all(net: Net, subscriber: Subscriber, last: int) -> list[Message]:
     got: list[Message] = []
 
     def complete() -> bool:
-        try:
+        with contextlib.suppress(Timeout):
             got.extend(subscriber.recv_many(timeout=0))
-        except Timeout:
-            pass
         return len(got) + sum(subscriber.lost.values()) >= last
 
     net.until(complete)
@@ -198,10 +198,15 @@ def test_wait_holds_the_publisher_and_loses_nothing(homes: Homes) -> None:
     net = Net(homes, buffer_messages=10)
     publisher, subscriber = net.publisher("a", when_full="wait"), net.subscriber("a")
     sent = 0
-    with pytest.raises(Timeout, match="no room at the subscribers of 'a' within 0.05 s"):
+
+    def fill() -> None:
+        nonlocal sent
         while True:
             publisher.send(bytes(1000), timeout=0.05)
             sent += 1
+
+    with pytest.raises(Timeout, match=r"no room at the subscribers of 'a' within 0\.05 s"):
+        fill()
     thread = threading.Thread(target=publisher.send_many, args=([bytes(1000)] * 500,))
     thread.start()
     got = [subscriber.recv(timeout=5).seq for _ in range(sent + 500)]
@@ -215,8 +220,7 @@ def test_a_subscriber_that_leaves_releases_a_waiting_publisher(homes: Homes) -> 
     net = Net(homes, buffer_messages=10)
     publisher, subscriber = net.publisher("a", when_full="wait"), net.subscriber("a")
     with pytest.raises(Timeout):
-        while True:
-            publisher.send(bytes(1000), timeout=0.02)
+        publisher.send_many((bytes(1000) for _ in range(100_000)), timeout=0.02)
     thread = threading.Thread(target=publisher.send, args=(b"x",))
     thread.start()
     subscriber.close()
@@ -264,7 +268,12 @@ def test_keep_last_gives_newcomers_the_last_message_once(net: Net) -> None:
     kept.send("new")
     assert second.recv(timeout=5).payload == "new"
     got = [first.recv(timeout=5) for _ in range(4)]
-    assert [(m.channel, m.seq) for m in got] == [("kept", 1), ("kept", 2), ("plain", 1), ("kept", 3)]
+    assert [(m.channel, m.seq) for m in got] == [
+        ("kept", 1),
+        ("kept", 2),
+        ("plain", 1),
+        ("kept", 3),
+    ]
     assert got[0].headers == {"h": 1}
     assert first.lost == second.lost == {}
 
@@ -304,9 +313,16 @@ def test_bad_payloads_are_the_callers_errors_and_nothing_is_sent(homes: Homes) -
     for bad in (object(), {(1, 2): 3}, 1 << 64, {"x": {1, 2}}):
         with pytest.raises(NotSerializable):
             publisher.send(bad)
-    for headers in ({1: 2}, {"a": []}, {"a": float("nan")}, {str(i): 1 for i in range(65)}, [1]):
+    bad_headers: tuple[Any, ...] = (
+        {1: 2},
+        {"a": []},
+        {"a": float("nan")},
+        {str(i): 1 for i in range(65)},
+        [1],
+    )
+    for headers in bad_headers:
         with pytest.raises(NotSerializable, match="headers"):
-            publisher.send(1, headers=headers)  # type: ignore[arg-type]
+            publisher.send(1, headers=headers)
     assert topics.counters.sent == 0
     topics.close(0)
 

@@ -40,7 +40,9 @@ class Homes:
             made.events.append(event)
             hook(event)
 
-        return Home(node_id, transport, lambda peer, mark: made.marks.append((peer, mark)), run_hook)
+        return Home(
+            node_id, transport, lambda peer, mark: made.marks.append((peer, mark)), run_hook
+        )
 
     def close(self) -> None:
         for transport in self._transports:

@@ -1,4 +1,4 @@
-"""Two hosts out of one: network namespaces on a bridge, each with a directory and boot id of its own.
+"""Two hosts out of one: network namespaces on a bridge, each with its own directory and boot id.
 
 A namespace alone is not a host: the nodes in it would see each other's ipc sockets and processes.
 So each host also has mount and pid namespaces, a runtime directory that nobody else sees, and
@@ -98,4 +98,3 @@ def hosts() -> Iterator[tuple[Host, Host]]:
             for host in made:
                 host.remove()
             run("ip", "link", "del", bridge)
-
