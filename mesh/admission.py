@@ -299,6 +299,6 @@ class Admission:
     def _knows(self) -> tuple[str, ...]:
         """Whom we need no introduction to: peers, and those who are about to be."""
         contacts = (c.key for c in self.contacts.known.values() if not c.seed)
-        arriving = (li.node_id for li in self.links.table.values() if li.state is State.WELCOMED)
+        arriving = (link.node_id for link in self.links.in_state(State.WELCOMED))
         ids = dict.fromkeys(chain(self._roster.peers, contacts, arriving))
         return tuple(islice(ids, limits.INTRODUCTIONS_MAX))

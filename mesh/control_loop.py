@@ -227,6 +227,8 @@ class ControlLoop:
     # -- What happens ------------------------------------------------------------------------
 
     def _hear(self) -> None:
+        if not self._running:
+            return
         while heard := self._control.receive():
             now = time.monotonic()
             for each in heard:
@@ -292,9 +294,8 @@ class ControlLoop:
                     self._topics.marked(address)
                 case _:
                     pass
-        if self._control.failed and self._running:
-            self._inbox.append(self._report_failed)
-            os.eventfd_write(self._bell, 1)
+        if self._running and (self._control.noticed or self._control.failed):
+            self.post(self._hear)
 
     def _peer_up(self, peer: Peer) -> None:
         if peer.same_host and peer.card.pid_space == self._own.pid_space and peer.card.pid:
@@ -325,7 +326,10 @@ class ControlLoop:
     def _read_ahead(self, core: Core | None = None) -> None:
         """Watch the subscriptions that expect a mark, until it has come."""
         for each in self.wiring.cores if core is None else (core,):
-            if isinstance(each, Subscription) and each.expects_mark and not each.link.closed:
+            if not isinstance(each, Subscription) or each.link.closed:
+                continue
+            each.read_ahead()  # libzmq signals only a reader that has found its pipes empty once
+            if each.expects_mark:
                 self._watch(each.link.fileno(), lambda each=each: self._reading_ahead(each))  # type: ignore[misc]
 
     def _reading_ahead(self, core: Subscription) -> None:

@@ -6,6 +6,7 @@ to one list of effects, in order. No I/O, no clock.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import count
@@ -85,10 +86,13 @@ class Links:
         self.deadlines: Deadlines[Link] = Deadlines()
         self._effects = effects
         self._numbers = count(1)
-        self._in_state = dict.fromkeys(State, 0)
+        self._in_state: dict[State, dict[Link, KnownLink]] = {state: {} for state in State}
 
     def count(self, state: State) -> int:
-        return self._in_state[state]
+        return len(self._in_state[state])
+
+    def in_state(self, state: State) -> Collection[KnownLink]:
+        return self._in_state[state].values()
 
     def dial(
         self, contact: Contact, endpoint: str, own: Card, nonce: bytes, now: float
@@ -115,14 +119,14 @@ class Links:
     def hang_up(self, key: Link) -> None:
         """Forget it, and have the shell do so."""
         link = self.table.pop(key)
-        self._in_state[link.state] -= 1
+        del self._in_state[link.state][key]
         self.deadlines.clear(key)
         self._no_longer_dialled(link)
         self._effects.append(HangUp(key))
 
     def _add(self, link: KnownLink, now: float) -> KnownLink:
         self.table[link.key] = link
-        self._in_state[link.state] += 1
+        self._in_state[link.state][link.key] = link
         self.deadlines.set(link.key, now + limits.HANDSHAKE_S)
         return link
 
@@ -131,6 +135,6 @@ class Links:
             link.contact.links.pop(link.key, None)
 
     def _move(self, link: KnownLink, state: State) -> None:
-        self._in_state[link.state] -= 1
-        self._in_state[state] += 1
+        del self._in_state[link.state][link.key]
+        self._in_state[state][link.key] = link
         link.state = state

@@ -20,6 +20,7 @@ from mesh import limits
 from mesh.sockets.control import ControlMessage, decode_control, encode_control
 from mesh.sockets.curve import ZAP_ENDPOINT, answer_zap
 from mesh.sockets.frame import Kind, Malformed, decode, encode
+from mesh.sockets.link import has_input
 from mesh.sockets.transport import Bound, Socket, Transport
 
 LinkKey = int | bytes
@@ -59,6 +60,8 @@ class ControlLink:
         self.dropped: Counter[str] = Counter()
         self.failed: list[tuple[LinkKey, str]] = []
         """Links that failed since this was last emptied, with the reason."""
+        self.noticed = False
+        """Whether an operation came across something to `receive`: the descriptor may not tell."""
         self.linger_ms = _LINGER_MS
         """How long what was sent may still take to leave once a link is closed."""
         self._transport = transport
@@ -102,6 +105,7 @@ class ControlLink:
             return
         self._dialled[link] = dialled
         self._watch(socket)
+        self._look(socket)
 
     def hang_up(self, link: LinkKey) -> None:
         """Close a dialled link, after what was sent on it. An accepted one is the dialler's."""
@@ -117,15 +121,18 @@ class ControlLink:
             if isinstance(link, int):
                 if (dialled := self._dialled.get(link)) is not None:
                     dialled.socket.send(frame, zmq.NOBLOCK)
+                    self._look(dialled.socket)
             else:
                 bound = self._bound[link[0]]
                 bound.socket.send_multipart([link[1:], frame], zmq.NOBLOCK)
+                self._look(bound.socket)
         except zmq.ZMQError as error:  # the other side is gone, or reads nothing any more
             self.dropped["control unsent"] += 1
             self.failed.append((link, str(error)))
 
     def receive(self) -> list[Heard]:
         """What has come, up to a bound; empty when there is nothing left."""
+        self.noticed = False
         if self._gate is not None:
             self._answer_gate()
         heard: list[Heard] = []
@@ -209,6 +216,11 @@ class ControlLink:
             if answer[2] != b"200":
                 self.dropped["key refused"] += 1
             self._gate.send_multipart(answer)
+
+    def _look(self, socket: Socket) -> None:
+        """After an operation, since it may have swallowed the descriptor's edge; and after
+        connecting, since libzmq signals only a reader that has found the pipe empty once."""
+        self.noticed = has_input(socket) or self.noticed
 
     def _watch(self, socket: Any) -> None:
         self._poll.register(socket.fileno(), select.EPOLLIN)

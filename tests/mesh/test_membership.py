@@ -133,6 +133,7 @@ def test_the_handshake_takes_the_messages_that_are_drawn(network: Network) -> No
 def test_every_endpoint_is_dialled_at_once_and_one_link_is_kept(network: Network) -> None:
     a, b = network.spawn("a"), network.spawn("b")
     network.see(a, b, "local")
+    network.run(0)
     assert set(a.log.dials) == set(b.membership.card.endpoints)
     network.run(5)
     assert len(a.dialled) == 1
@@ -145,6 +146,7 @@ def test_a_sighting_from_the_network_does_not_lead_to_a_socket_of_this_machine(
 ) -> None:
     a, b = network.spawn("a"), network.spawn("b")
     network.see(a, b, "mdns")
+    network.run(1)
     assert a.log.dials == [b.endpoint]
 
 
@@ -254,6 +256,7 @@ def test_a_tag_is_over_id_realm_and_port(network: Network) -> None:
     ]
     for announcement in forged:
         a.sighted(Sighting("mdns", announcement, present=True))
+    network.run(1)
     assert a.log.dials == []
     assert a.membership.dropped["secret"] == len(forged)
 
@@ -262,6 +265,7 @@ def test_an_untagged_address_needs_to_come_from_the_user(network: Network) -> No
     """An empty id means "only an address is known", which no announcement may claim."""
     a = network.spawn("a", key=KEY)
     a.sighted(Sighting("mdns", Announcement("", "x", "default", ("tcp://10.0.0.66:1",)), True))
+    network.run(1)
     assert a.log.dials == []
     assert a.membership.dropped["sighting"] == 1
 
@@ -269,6 +273,7 @@ def test_an_untagged_address_needs_to_come_from_the_user(network: Network) -> No
 def test_another_realm_is_ignored_when_seen_and_remembered_when_met(network: Network) -> None:
     a, b = network.spawn("a", realm="lab"), network.spawn("b", ELSEWHERE, realm="factory")
     network.see(a, b, "mdns")
+    network.run(1)
     assert a.log.dials == []
     assert a.membership.dropped["realm"] == 1
     forged = msgspec.structs.replace(b.membership.announcement(b.membership.card), realm="lab")
@@ -293,6 +298,7 @@ def test_who_is_refused_for_its_version_waits_for_news_before_it_dials_again(
     a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
     network.partition([ELSEWHERE])
     network.see(a, b, "mdns")
+    network.run(0)
     a.received(next(iter(a.dialled)), Refuse("version", "protocol 9"), "")
     network.heal()
     network.see(a, b, "mdns")
@@ -315,7 +321,6 @@ def test_a_seed_that_names_this_node_is_dialled_once(network: Network) -> None:
     b = network.spawn("b", ELSEWHERE)
     a.move(msgspec.structs.replace(a.membership.card, endpoints=("tcp://10.0.0.1:99",)))
     network._listening[a.log.dials[0]] = b
-    a._apply(a.membership.tick(network.now))
     network.run(1)
     assert b.id in a.peers, "once its own address is another, that seed may be somebody else"
 
@@ -357,6 +362,7 @@ def test_a_failed_curve_handshake_is_listed_and_tried_again_only_slowly(network:
     a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
     network.partition([ELSEWHERE])
     network.see(a, b, "mdns")
+    network.run(0)
     a.link_failed(next(iter(a.dialled)), "handshake")
     assert a.membership.untrusted[b.id].reason == "handshake"
     network.heal()
@@ -433,6 +439,7 @@ class Wires:
         seen = self.nodes[1 - at].membership
         sighting = Sighting("mdns", seen.announcement(seen.card), present=True)
         self.apply(at, self.nodes[at].membership.sighted(sighting, self.now))
+        self.apply(at, self.nodes[at].membership.tick(self.now))
 
     def ready(self) -> list[tuple[int, int, int]]:
         return [key for key, queue in self.queues.items() if queue]
@@ -544,6 +551,7 @@ def test_an_introduction_does_not_bring_back_who_ended(network: Network) -> None
     dials = len(a.log.dials)
     introduction = Introduction(b.id, "b", b.membership.card.endpoints)
     a.received(a.membership.peers[c.id].link, Peers((introduction,)), "")
+    network.run(1)
     assert len(a.log.dials) == dials
 
 
@@ -836,6 +844,7 @@ def test_introductions_to_this_node_itself_and_to_peers_are_no_news(network: Net
     dials = len(a.log.dials)
     them = [Introduction(n.id, "x", ("tcp://10.0.0.66:1",)) for n in (a, b)]
     a.received(a.membership.peers[b.id].link, Peers(tuple(them)), "")
+    network.run(1)
     assert len(a.log.dials) == dials
 
 
@@ -859,6 +868,7 @@ def test_a_flood_of_addresses_is_dialled_a_few_at_a_time(network: Network) -> No
     for i in range(1000):
         announcement = Announcement(f"{i:016x}", "x", "default", (f"tcp://10.6.6.6:{i}",))
         a.sighted(Sighting("mdns", announcement, present=True))
+    network.run(0)
     assert len(a.dialled) == limits.DIALS_MAX
     network.run(1000 / limits.DIALS_MAX * limits.HANDSHAKE_S + 60)
     assert len(set(a.log.dials)) == 1000

@@ -394,8 +394,8 @@ def check_invariants(membership: Membership) -> None:
     assert membership.card.id not in peers
     assert not peers.keys() & contacts.gone.keys(), "a ghost"
     for state in State:
-        have = sum(link.state is state for link in links.table.values())
-        assert have == links.count(state)
+        have = [link for link in links.table.values() if link.state is state]
+        assert sorted(map(id, have)) == sorted(map(id, links.in_state(state)))
     for link in links.table.values():
         assert (link.key in links.deadlines) == (link.state is not State.UP), "a link for ever"
         if link.state is State.DIALLING:

@@ -1,0 +1,293 @@
+"""Many callers on one client, and servers under load: nobody hangs, nobody gets another's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from mesh.errors import PeerLost, Timeout
+from mesh.sockets.client import Client
+from tests.support.homes import Homes
+from tests.support.services import Gate, Net, RawServer, calls, core_of, nothing_left
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def net(homes: Homes) -> Iterator[Net]:
+    net = Net(homes)
+    yield net
+    net.close()
+
+
+@pytest.fixture
+def raw_server(net: Net) -> Iterator[RawServer]:
+    server = RawServer(net)
+    yield server
+    server.close()
+
+
+def echo(payload: Any) -> Any:
+    return payload
+
+
+def call_many(client: Client, caller: int, count: int) -> int:
+    for i in range(count):
+        assert client.request([caller, i], timeout=20) == [caller, i]
+    return count
+
+
+async def acall_many(client: Client, tasks: int, count: int) -> int:
+    async def one(caller: int) -> None:
+        for i in range(count):
+            assert await client.arequest([caller, i], timeout=20) == [caller, i]
+
+    await asyncio.gather(*(one(caller) for caller in range(tasks)))
+    return tasks * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_threads_and_tasks_share_one_client(net: Net, concurrency: int) -> None:
+    for _ in range(2):
+        net.serve(echo, concurrency=concurrency)
+    client = net.client()
+    with calls(
+        *[lambda i=i: call_many(client, i, 50) for i in range(8)],  # type: ignore[misc]
+        lambda: asyncio.run(acall_many(client, 100, 5)),
+        lambda: asyncio.run(acall_many(client, 10, 5)),
+    ) as counts:
+        pass
+    assert counts == [50] * 8 + [500, 50]
+    assert nothing_left(client)
+    assert not core_of(client).counters.dropped
+    # One wake-up for each answer, and one for each thread that takes the reading over.
+    assert core_of(client).link.attempts < 950 * 10
+
+
+@pytest.mark.slow
+def test_threads_share_a_client_of_an_async_service(net: Net) -> None:
+    async def handler(payload: Any) -> Any:
+        await asyncio.sleep(0)
+        return payload
+
+    net.serve(handler, concurrency=4)
+    client = net.client()
+    with calls(*[lambda i=i: call_many(client, i, 50) for i in range(8)]) as counts:  # type: ignore[misc]
+        pass
+    assert counts == [50] * 8
+    assert nothing_left(client)
+
+
+@pytest.mark.slow
+def test_more_requests_at_once_than_zeromq_buffers_by_default(net: Net) -> None:
+    """The client's loop sends all of them before it reads the first answer."""
+    server = net.serve(echo, backlog=65_536)
+    client = net.client()
+
+    async def run() -> None:
+        answers = await asyncio.gather(*(client.arequest(i, timeout=30) for i in range(5000)))
+        assert answers == list(range(5000))
+
+    asyncio.run(run())
+    assert not server.counters.dropped
+    assert not core_of(client).counters.dropped
+
+
+def test_whoever_reads_hands_the_reading_on_when_its_own_answer_comes(
+    net: Net, raw_server: RawServer
+) -> None:
+    """Eight threads wait, the first reads for all: the answers come in an order in which the
+    reader's own is always the next, so that each has to hand the reading on."""
+    client = net.client()
+    raw_server.attach(client)
+    with calls(*[lambda i=i: client.request(i, timeout=20) for i in range(8)]) as results:  # type: ignore[misc]
+        requests = [raw_server.recv() for _ in range(8)]
+        until(lambda: len(core_of(client).link._threads) == 8)
+        for _, frame in requests:
+            assert frame.count == 1
+        by_seq = {frame.seq: caller for caller, frame in requests}
+        waiting = dict(by_seq)
+        while waiting:
+            with core_of(client).link.lock:
+                reader = core_of(client).link._threads[0]
+                calling = list(core_of(client).table._servers.values())[0].requests
+                seq = next(seq for seq, call in calling.items() if call.slot.waiter is reader)
+            raw_server.reply(waiting.pop(seq), seq, f"for {seq}")
+            until(lambda reader=reader: reader not in core_of(client).link._threads)  # type: ignore[misc]
+    assert sorted(results) == [f"for {seq}" for seq in sorted(by_seq)]
+    assert nothing_left(client)
+
+
+def test_whoever_reads_wakes_those_whose_answers_came(net: Net, raw_server: RawServer) -> None:
+    """The other way round: the reader's own answer comes last."""
+    client = net.client()
+    raw_server.attach(client)
+    with calls(*[lambda i=i: client.request(i, timeout=20) for i in range(8)]) as results:  # type: ignore[misc]
+        requests = [raw_server.recv() for _ in range(8)]
+        until(lambda: len(core_of(client).link._threads) == 8)
+        with core_of(client).link.lock:
+            reader = core_of(client).link._threads[0]
+            calling = list(core_of(client).table._servers.values())[0].requests
+            last = next(seq for seq, call in calling.items() if call.slot.waiter is reader)
+        requests.sort(key=lambda request: request[1].seq == last)
+        for caller, frame in requests:
+            left = len(core_of(client).link._threads)
+            raw_server.reply(caller, frame.seq, frame.seq)
+            until(lambda left=left: len(core_of(client).link._threads) < left)  # type: ignore[misc]
+    assert sorted(results) == list(range(1, 9))
+
+
+def test_an_answer_that_a_send_brought_to_light_is_not_overlooked(
+    net: Net, raw_server: RawServer
+) -> None:
+    """Sending takes notice of what came, and swallows what the descriptor would say about it. The
+    loop does not poll while this runs, so that only reading again finds the first answer."""
+
+    async def run() -> None:
+        client = net.client()
+        raw_server.attach(client)
+        first = asyncio.ensure_future(client.arequest(1, timeout=10))
+        while not nothing_left(client) and len(core_of(client).table) == 0:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        caller, frame = raw_server.recv()
+        raw_server.reply(caller, frame.seq, "first")
+        core = core_of(client)
+        with core.link.lock:
+            until(core.link.readable)
+        core.abandon(_never_opened(client))  # an operation that is none of the first call's
+        assert await asyncio.wait_for(first, 2) == "first"
+
+    asyncio.run(run())
+
+
+def _never_opened(client: Client) -> Any:
+    return client._call(None, None, 1, False)
+
+
+def test_cancelled_calls_leave_nothing_behind(net: Net) -> None:
+    async def run() -> None:
+        gate = Gate()
+        server = net.serve(gate.later, concurrency=2, backlog=50)
+        client = net.client()
+        rest = len(asyncio.all_tasks())
+        tasks = [asyncio.ensure_future(client.arequest(i, timeout=None)) for i in range(20)]
+        while server.running + server.waiting < 20:
+            await asyncio.sleep(0.001)
+        for task in tasks[::2]:
+            task.cancel()
+        while sum(task.done() for task in tasks) < 10:
+            await asyncio.sleep(0)
+        assert len(core_of(client).table) == 10
+        for task in tasks:
+            task.cancel()
+        assert all(
+            isinstance(outcome, asyncio.CancelledError)
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True)
+        )
+        assert nothing_left(client)
+        while server.waiting:
+            await asyncio.sleep(0.001)
+        assert server.counters.dropped == {"cancelled": 18}
+        gate.open()
+        while len(asyncio.all_tasks()) > rest + 1:  # the server's, that waits for the next request
+            await asyncio.sleep(0.001)
+        assert await client.arequest("next", timeout=5) == "next"
+        net.close()
+
+    asyncio.run(run())
+
+
+def test_a_call_cancelled_before_it_began_sends_nothing(net: Net) -> None:
+    async def run() -> None:
+        server, client = net.serve(echo), net.client()
+        task = asyncio.ensure_future(client.arequest(1, timeout=None))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await client.arequest(2, timeout=5) == 2
+        assert server.counters.received == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_every_call_ends_while_servers_come_and_go(net: Net) -> None:
+    """With a server attached and detached all the time, each call has an outcome, and it is its
+    own: an answer, or that the server was lost, or that there was none in time."""
+    luck = random.Random(5)
+    for _ in range(3):
+        net.serve(echo, concurrency=2)
+    client = net.client()
+    stop = threading.Event()
+
+    def call(caller: int) -> list[Any]:
+        outcomes: list[Any] = []
+        for i in range(150):
+            try:
+                outcomes.append(client.request([caller, i], timeout=5, retry=caller % 2 == 0))
+                assert outcomes[-1] == [caller, i]
+            except PeerLost as error:
+                outcomes.append(error)
+        return outcomes
+
+    def churn() -> None:
+        while not stop.is_set():
+            server = luck.choice(net.servers)
+            net.detach(client, server)
+            net.attach(client, server)
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        with calls(*[lambda i=i: call(i) for i in range(4)]) as results:  # type: ignore[misc]
+            pass
+    finally:
+        stop.set()
+        churning.join()
+    assert [len(outcomes) for outcomes in results] == [150] * 4
+    for retried in results[::2]:
+        assert not any(isinstance(outcome, PeerLost) for outcome in retried)
+    assert nothing_left(client)
+
+
+def test_a_server_without_room_is_waited_for(net: Net, raw_server: RawServer) -> None:
+    """ZeroMQ's buffers are full: the request waits at the client, and goes when there is room."""
+    core = core_of(client := net.client())
+    core._home = _with_small_buffers(core._home)
+    raw_server.socket.setsockopt(zmq.RCVHWM, 1)
+    raw_server.attach(client)
+    large = bytes(60_000)
+
+    async def run() -> None:
+        tasks = []
+        while not core.table.waiting:
+            tasks.append(asyncio.ensure_future(client.arequest(large, timeout=10)))
+            await asyncio.sleep(0)
+        with pytest.raises(Timeout, match=r"no server of 'add' with room within 0\.02 s"):
+            await client.arequest(large, timeout=0.02)
+        for _ in range(len(tasks)):
+            caller, frame = await asyncio.to_thread(raw_server.recv)
+            raw_server.reply(caller, frame.seq, "done")
+        assert await asyncio.gather(*tasks) == ["done"] * len(tasks)
+
+    asyncio.run(run())
+
+
+def _with_small_buffers(home: Any) -> Any:
+    """`home`, whose sockets hold one message."""
+    connecting = home.transport.connecting
+
+    def small(kind: int, scheme: str, **_: Any) -> Any:
+        socket = connecting(kind, scheme, hwm=1)
+        socket.setsockopt(zmq.SNDBUF, 4096)
+        return socket
+
+    home.transport.connecting = small
+    return home

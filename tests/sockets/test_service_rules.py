@@ -1,0 +1,298 @@
+"""Which server gets a request, which request a handler starts: the rules, without any socket."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.errors import Busy
+from mesh.sockets import failure
+from mesh.sockets.backlog import Backlog, Request, Verdict
+from mesh.sockets.codec import pack_body
+from mesh.sockets.failure import describe, encode_failure, read_failure
+from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, encode, wire_name
+from mesh.sockets.outgoing import DETACH_BYTES_MIN, encode_message
+from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
+
+NAME = wire_name("add")
+Table = RequestTable[Outstanding]
+Account = ServerAccount[Outstanding]
+
+
+def frame(seq: int, remaining: int = FOR_EVER) -> Frame:
+    return decode([encode(NAME, Kind.REQUEST, b"", sender=1, seq=seq, remaining=remaining)])
+
+
+def request(seq: int, now: float = 0.0, remaining: int = FOR_EVER) -> Request[str]:
+    return Request("caller", frame(seq, remaining), now)
+
+
+def opened(table: Table, *, retry: bool = False) -> Outstanding:
+    new = Outstanding(retry)
+    table.open(new)
+    return new
+
+
+def join(table: Table, peer: int) -> Account:
+    server = table.join(peer, key=1)
+    assert server is not None
+    return server
+
+
+def place(table: Table, new: Outstanding) -> Account:
+    server = table.choose(new)
+    assert server is not None
+    table.placed(new, server)
+    return server
+
+
+# -- The client's table ------------------------------------------------------------------------
+
+
+def test_equal_servers_take_turns() -> None:
+    table = Table("add")
+    servers = {join(table, peer) for peer in range(3)}
+    for _ in range(4):
+        turn = [(place(table, new), new) for new in (opened(table) for _ in range(3))]
+        assert {server for server, _ in turn} == servers
+        for server, new in turn:
+            assert table.answered(server, new.seq) is new
+    order = []
+    for _ in range(6):
+        new = opened(table)
+        order.append(place(table, new).peer)
+        table.answered(table.find(order[-1], 1), new.seq)  # type: ignore[arg-type]
+    assert order[:3] == order[3:]
+    assert sorted(order[:3]) == [0, 1, 2]
+
+
+def test_the_server_that_owes_least_is_next() -> None:
+    table = Table("add")
+    busy, idle = join(table, 1), join(table, 2)
+    for _ in range(3):
+        table.placed(opened(table), busy)
+    assert [place(table, opened(table)) for _ in range(3)] == [idle] * 3
+
+
+def test_a_server_that_hangs_does_not_look_idle_once_its_callers_gave_up() -> None:
+    table = Table("add")
+    hanging, healthy = join(table, 1), join(table, 2)
+    new = opened(table)
+    table.placed(new, hanging)
+    assert table.abandon(new) is hanging
+    assert len(table) == 0
+    for _ in range(3):
+        answered = opened(table)
+        assert place(table, answered) is healthy
+        table.answered(healthy, answered.seq)
+    assert table.answered(hanging, new.seq) is None
+    assert table.owed(hanging)
+    assert not table.owed(hanging), "it owed one answer, not two"
+    assert hanging.owes == 0
+
+
+def test_a_request_goes_once_to_each_server_that_is_too_busy() -> None:
+    table = Table("add")
+    servers = [join(table, peer) for peer in range(3)]
+    new = opened(table)
+    turned_away = []
+    while True:
+        server = place(table, new)
+        turned_away.append(server)
+        assert table.answered(server, new.seq) is new
+        if not table.refused(server, new):
+            break
+        assert len(table) == 1
+    assert sorted(s.peer for s in turned_away) == [s.peer for s in servers]
+    assert len(table) == 0
+    assert not table.waiting
+
+
+def test_a_full_table_is_busy() -> None:
+    table = Table("add", requests_max=2)
+    first, _ = opened(table), opened(table)
+    with pytest.raises(Busy, match="2 requests to 'add' are outstanding, which is the limit"):
+        opened(table)
+    table.abandon(first)
+    opened(table)
+
+
+def test_a_lost_server_takes_only_the_requests_that_may_not_be_retried() -> None:
+    table = Table("add")
+    server = join(table, 1)
+    once, again, waiting = opened(table), opened(table, retry=True), Outstanding(False)
+    for new in (once, again):
+        table.placed(new, server)
+    table.open(waiting)
+    assert table.leave(server) == [once]
+    assert list(table.waiting.values()) == [waiting, again]
+    assert len(table) == 2
+    assert table.choose(again) is None
+    assert place(table, again) if join(table, 2) else None
+    assert table.abandon(once) is None, "its end was told already"
+    assert len(table) == 2
+
+
+def test_an_answer_of_another_server_is_nobodys() -> None:
+    table = Table("add")
+    one, other = join(table, 1), join(table, 2)
+    new = opened(table)
+    table.placed(new, one)
+    assert table.answered(other, new.seq) is None
+    assert not table.owed(other)
+    assert table.answered(one, new.seq) is new
+    assert table.answered(one, new.seq) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("oparlj"), st.integers(0, 3)), max_size=60))
+def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, int]]) -> None:
+    table = Table("add", requests_max=1000)
+    requests: list[Outstanding] = []
+    for what, n in steps:
+        server = table.find(n, 1)
+        match what:
+            case "o":
+                requests.append(opened(table, retry=n == 0))
+            case "j":
+                table.join(n, 1)
+            case "p":
+                for new in list(table.waiting.values())[:1]:
+                    if table.choose(new) is not None:
+                        place(table, new)
+            case "a" if server is not None and server.requests:
+                seq = next(iter(server.requests))
+                answered = table.answered(server, seq)
+                if n % 2 and answered is not None:
+                    table.refused(server, answered)
+            case "r" if requests:
+                table.abandon(requests[n % len(requests)])
+            case "l" if server is not None:
+                table.leave(server)
+        held = [s.requests for peer in range(4) if (s := table.find(peer, 1)) is not None]
+        assert len(table) == len(table.waiting) + sum(map(len, held))
+    for new in requests:
+        table.abandon(new)
+    assert len(table) == 0
+
+
+# -- The server's backlog ----------------------------------------------------------------------
+
+
+def test_no_more_run_than_may_and_no_more_wait_than_fit() -> None:
+    backlog = Backlog[str](2, 3)
+    verdicts = [backlog.arrive(request(seq), 0.0) for seq in range(1, 8)]
+    assert verdicts == [Verdict.START] * 2 + [Verdict.WAIT] * 3 + [Verdict.BUSY] * 2
+    assert (backlog.running, len(backlog)) == (2, 3)
+    assert backlog.start(0.0) == (None, [])
+    backlog.done()
+    started, _ = backlog.start(0.0)
+    assert started is not None
+    assert started.frame.seq == 3, "the first that waits"
+    assert backlog.running == 2
+
+
+def test_what_arrives_does_not_overtake_what_waits() -> None:
+    backlog = Backlog[str](1, 2)
+    backlog.arrive(request(1), 0.0)
+    backlog.arrive(request(2), 0.0)
+    backlog.done()
+    assert backlog.arrive(request(3), 0.0) is Verdict.WAIT
+
+
+def test_an_expired_request_is_never_started() -> None:
+    """Its remaining time counts from its arrival."""
+    backlog = Backlog[str](1, 5)
+    assert backlog.arrive(request(1, 100.0, 0), 100.0) is Verdict.EXPIRED
+    backlog.arrive(request(2, 100.0), 100.0)
+    short, long = request(3, 100.0, 50), request(4, 100.0, 500)
+    backlog.arrive(short, 100.0)
+    backlog.arrive(long, 100.0)
+    backlog.done()
+    assert backlog.start(100.051) == (long, [short])
+    backlog.done()
+    assert backlog.start(100.051) == (None, [])
+
+
+def test_the_expired_leave_the_backlog_without_a_free_handler() -> None:
+    backlog = Backlog[str](1, 1)
+    backlog.arrive(request(1), 0.0)
+    short = request(2, 0.0, 50)
+    backlog.arrive(short, 0.0)
+    assert backlog.expire(0.049) == []
+    assert backlog.expire(0.05) == [short]
+    assert backlog.arrive(request(3), 0.05) is Verdict.WAIT
+
+
+def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it() -> None:
+    backlog = Backlog[str](1, 5)
+    mine, theirs = request(2), Request("other caller", frame(2), 0.0)
+    for each in (request(1), mine, theirs):
+        backlog.arrive(each, 0.0)
+    assert backlog.cancel("caller", 1) is None, "it runs"
+    assert backlog.cancel("caller", 9) is None
+    assert backlog.cancel("caller", 2) is mine
+    backlog.done()
+    assert backlog.start(0.0) == (theirs, [])
+
+
+def test_a_repeated_request_is_refused() -> None:
+    backlog = Backlog[str](1, 5)
+    backlog.arrive(request(1), 0.0)
+    assert backlog.arrive(request(2), 0.0) is Verdict.WAIT
+    assert backlog.arrive(request(2), 0.0) is Verdict.REPEATED
+
+
+# -- What is answered instead of a result ------------------------------------------------------
+
+
+def error_frame(body: bytes) -> Frame:
+    return decode([encode(NAME, Kind.ERROR, body, sender=1, seq=1)])
+
+
+def test_an_error_travels_with_type_text_and_traceback() -> None:
+    try:
+        {}["missing"]
+    except KeyError as error:
+        code, raised = read_failure(error_frame(describe(failure.REMOTE, error).body), 1 << 20)
+    assert code == "remote"
+    assert (raised.type, raised.text) == ("KeyError", "'missing'")
+    assert '{}["missing"]' in raised.traceback
+
+
+def test_an_error_is_cut_and_escaped_so_that_it_can_always_be_sent() -> None:
+    message = encode_failure("remote", "T" * 1000, "\ud800" + "x" * 20_000, "old" + "t" * 60_000)
+    _, raised = read_failure(error_frame(message.body), 1 << 20)
+    assert raised.type == "T" * failure.TYPE_CHARS_MAX
+    assert raised.text.startswith("\\ud800x")
+    assert len(raised.text) < failure.TEXT_CHARS_MAX + 10
+    assert raised.traceback == "t" * failure.TRACEBACK_CHARS_MAX, "the end names the error"
+
+
+def test_an_error_whose_text_raises_is_told_all_the_same() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    _, raised = read_failure(error_frame(describe(failure.REMOTE, Mute()).body), 1 << 20)
+    assert (raised.type, raised.text) == ("Mute", "<its text cannot be had: ValueError>")
+
+
+@pytest.mark.parametrize(
+    "payload", [None, [], ["remote", "T", "text"], ["remote", "T", "text", 5], {"a": 1}, "remote"]
+)
+def test_a_malformed_error_is_malformed(payload: object) -> None:
+    body = encode_message(payload, None, 1 << 20).body
+    with pytest.raises(Malformed):
+        read_failure(error_frame(body), 1 << 20)
+    with pytest.raises(Malformed):
+        read_failure(error_frame(pack_body([])), 1 << 20)
+
+
+def test_large_bytes_travel_apart_and_small_ones_do_not() -> None:
+    large = bytes(DETACH_BYTES_MIN)
+    assert encode_message(large, None, 1 << 20).detached is large
+    assert encode_message(large[1:], None, 1 << 20).detached is None
+    parts = encode_message(large, {"k": 1}, 1 << 20).parts(NAME, Kind.REQUEST, sender=1, seq=1)
+    assert parts[1] is large
+    assert decode(parts).detached is large
