@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain, islice
+from itertools import islice
 
 from mesh import limits
 from mesh.contacts import Contact, Contacts
@@ -83,13 +83,14 @@ class Admission:
 
     def dial_waiting(self, now: float) -> None:
         """Dial all endpoints of each contact whose turn it is, as far as there is room."""
+        knows = self._knows() if self.contacts.waiting else ()
         while (contact := self.may_dial()) is not None:
             del self.contacts.waiting[contact.key]
             if (contact.reached if contact.seed else contact.key) in self._roster.peers:
                 continue
             for endpoint in contact.addresses():
                 link = self.links.dial(contact, endpoint, self.card, self._nonce(), now)
-                hello = Hello(PROTOCOL, self._realm.name, self.card, link.nonce, self._knows())
+                hello = Hello(PROTOCOL, self._realm.name, self.card, link.nonce, knows)
                 self._effects.append(Send(link.key, hello))
             if not contact.links:
                 self.contacts.retry(contact, now)
@@ -298,7 +299,8 @@ class Admission:
 
     def _knows(self) -> tuple[str, ...]:
         """Whom we need no introduction to: peers, and those who are about to be."""
-        contacts = (c.key for c in self.contacts.known.values() if not c.seed)
-        arriving = (link.node_id for link in self.links.in_state(State.WELCOMED))
-        ids = dict.fromkeys(chain(self._roster.peers, contacts, arriving))
+        arriving = dict.fromkeys(link.node_id for link in self.links.in_state(State.WELCOMED))
+        ids: dict[str, object] = {**self._roster.peers, **self.contacts.known, **arriving}
+        for address in self.contacts.seeds:
+            del ids[address]
         return tuple(islice(ids, limits.INTRODUCTIONS_MAX))

@@ -63,12 +63,13 @@ class Contacts:
     def __init__(self, jitter: Callable[[], float], dropped: Counter[str]) -> None:
         """`jitter` returns 0 to 1; what is refused is counted in `dropped`."""
         self.known: dict[str, Contact] = {}
+        self.seeds: dict[str, Contact] = {}
+        """Those of the known that are addresses."""
         self.waiting: dict[str, Contact] = {}
         """To be dialled as soon as there is room, first come first served."""
         self.deadlines: Deadlines[str] = Deadlines()
         self.gone: dict[str, None] = {}
         """Ids of nodes that ended, oldest first."""
-        self._seeds: dict[str, Contact] = {}
         self._jitter = jitter
         self._dropped = dropped
 
@@ -126,6 +127,7 @@ class Contacts:
         """That node is no more, whatever anybody says of it later."""
         if (contact := self.known.get(key)) is not None:
             self._forget(contact)
+        self.gone.pop(key, None)
         self.gone[key] = None
         while len(self.gone) > limits.GONE_MAX:
             del self.gone[next(iter(self.gone))]
@@ -188,7 +190,7 @@ class Contacts:
                 return None
             contact = self.known[key] = Contact(key, name, seed)
             if seed:
-                self._seeds[key] = contact
+                self.seeds[key] = contact
         return contact
 
     def _dial(self, contact: Contact) -> None:
@@ -203,11 +205,11 @@ class Contacts:
 
     def _forget(self, contact: Contact) -> None:
         self._rest(contact)
-        self._seeds.pop(contact.key, None)
+        self.seeds.pop(contact.key, None)
         del self.known[contact.key]
 
     def _retry_seeds(self, node_id: str, now: float) -> None:
-        for contact in self._seeds.values():
+        for contact in self.seeds.values():
             if contact.reached == node_id and not contact.links:
                 contact.reached = ""
                 contact.attempts = 0

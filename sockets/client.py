@@ -271,7 +271,8 @@ class Requests:
             if self.link.closed:
                 return
             for server in self._sockets:
-                for call in server.requests.values():
+                for call in list(server.requests.values()):
+                    self.table.abandon(call)  # or its caller might be told that it was cancelled
                     self._cancel(call, server)
         self.link.close(linger_ms)
 

@@ -156,7 +156,7 @@ def test_after_any_weather_everyone_sees_the_truth(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 def test_two_hundred_nodes_agree_after_coming_going_and_losing_each_other(seed: int) -> None:
-    weather = Weather(seed, hosts=50, heartbeat_s=60.0)
+    weather = Weather(seed, hosts=50, heartbeat_s=40.0)
     weather.join_many(199)
     weather.assert_truth()
     assert weather.network.sent["introductions"] < 5 * 200**2

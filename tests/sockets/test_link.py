@@ -167,6 +167,40 @@ def test_an_operation_that_swallows_the_edge_wakes_whoever_waits(
     assert asyncio.run(run()) == b"x"
 
 
+def test_what_is_connected_while_somebody_sleeps_wakes_him(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: object
+) -> None:
+    """libzmq signals only a reader that has found the pipe empty once: whoever connects a socket has
+    to look at it, or the first message comes without a sound."""
+    link = Link("dealer")
+    router = context.socket(zmq.ROUTER)
+    router.bind(f"ipc://{tmp_path}/router")
+    dealer = context.socket(zmq.DEALER)
+    with link:
+        link.add(dealer)
+    got: list[bytes] = []
+
+    def take() -> bytes | None:
+        parts = read_parts(dealer, 1)
+        return None if parts is None else parts[0]
+
+    waiting = threading.Thread(target=lambda: got.append(link.wait(take, 5, "message")))
+    waiting.start()
+    while not link._threads:
+        pass
+    with link:
+        dealer.connect(f"ipc://{tmp_path}/router")
+        dealer.send(b"hello", zmq.NOBLOCK)
+    started = time.monotonic()
+    sender, _ = router.recv_multipart()
+    router.send_multipart([sender, b"welcome"])
+    waiting.join(10)
+    assert got == [b"welcome"]
+    assert time.monotonic() - started < 2, "only the deadline found it"
+    link.close()
+    router.close()
+
+
 def test_waiting_for_what_never_comes_does_not_spin(inbox: Inbox) -> None:
     before = time.thread_time()
     with pytest.raises(Timeout, match=r"no message within 0\.1 s"):

@@ -124,7 +124,7 @@ def calls(*call: Callable[[], Any]) -> Iterator[list[Any]]:
     def run(i: int) -> None:
         try:
             outcomes[i] = call[i]()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  an outcome like any other
             outcomes[i] = error
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(call))]
