@@ -156,7 +156,7 @@ class Admission:
             self.links.hang_up(peer.link)
             self.links.up(link)
             self._roster.change_over(peer, link, now)
-            self._catch_up(link)
+            self._settle(link)
         elif peer.proven and link.instead_of == peer.link:
             self.down(peer, "reset", now)
             self._up(link, now)
@@ -250,12 +250,12 @@ class Admission:
             self.untrusted.pop(link.endpoint, None)
         self.untrusted.pop(node_id, None)
         peer = link.peer(same_host=self._same_host(link.card), now=now)
-        peer.expects = link.knows - self._roster.peers.keys()
         self._roster.add(peer, link.knows, now)
-        self._catch_up(link)
+        self._settle(link)
 
-    def _catch_up(self, link: KnownLink) -> None:
-        """This node may have moved during the handshake."""
+    def _settle(self, link: KnownLink) -> None:
+        """The handshake is over; this node may have moved meanwhile."""
+        link.knows = frozenset()
         if link.told != self.card:
             self._effects.append(Send(link.key, Moved(self.card)))
 

@@ -31,11 +31,11 @@ from mesh.discovery.local import (
     socket_path,
 )
 from mesh.discovery.source import Source
-from mesh.errors import Closed, Forked, Timeout
+from mesh.errors import Closed, Forked, OptionsDiffer, Timeout
 from mesh.hooks import Hooks
 from mesh.membership import Membership
 from mesh.message import PeerEvent, PeerInfo, Stats
-from mesh.options import NodeOptions
+from mesh.options import NodeOptions, PublisherOptions, WhenFull
 from mesh.sockets.control import Card, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.curve import Keys, derive_keys
@@ -47,6 +47,8 @@ from mesh.sockets.transport import Transport
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MODES: tuple[WhenFull, ...] = ("drop", "wait")
 
 _CALL_S = 10.0
 """How long a control thread may take to answer: many times what it ever needs."""
@@ -78,7 +80,7 @@ class Assembly:
         try:
             self._control = ControlLink(self._transport, number, options.port)
             self._home = Home(number, self._transport, self._acknowledge, self.hooks.run)
-            self.topics = Topics(self._home)
+            self.topics = {mode: Topics(self._home, mode) for mode in MODES}
             self.membership = Membership(
                 self._card(),
                 realm=options.realm,
@@ -92,7 +94,7 @@ class Assembly:
                 name=name,
                 membership=self.membership,
                 control=self._control,
-                topics=self.topics,
+                topics=tuple(self.topics.values()),
                 sources=self._sources,
                 card=self._card,
                 on_peer=self._on_peer,
@@ -142,7 +144,7 @@ class Assembly:
             id=self.id,
             name=self.name,
             endpoints=self._control.endpoints(),
-            topics=self.topics.endpoints(),
+            topics=self.topics["drop"].endpoints(),
             boot=host.boot_id(),
             pid=os.getpid(),
             pid_space=host.pid_space(),
@@ -179,13 +181,24 @@ class Assembly:
 
         return lambda: self.loop.post(retire)
 
-    def offer_topic(self, topic: Topic) -> None:
+    def topic(self, name: str, options: PublisherOptions) -> Topic:
+        """The topic of that name, among those that drop or those that wait. `OptionsDiffer`."""
+        for mode, topics in self.topics.items():
+            if mode != options.when_full and topics.is_open(name):
+                raise OptionsDiffer(f"topic {name!r} is open with when_full={mode!r}")
+        topic = self.topics[options.when_full].topic(name, options)
+        self.loop.post(lambda: self._offer_topic(topic))
+        return topic
+
+    def _offer_topic(self, topic: Topic) -> None:
         if topic.name not in self._topic_keys:
             key = self._topic_keys[topic.name] = self.next_key()
-            self.loop.offer(Offer(key, "publish", topic.name))
+            waiting = topic.options.when_full == "wait"
+            endpoints = self.topics["wait"].endpoints() if waiting else ()
+            self.loop.offer(Offer(key, "publish", topic.name, endpoints))
 
     def release(self, topic: Topic) -> None:
-        if self.topics.release(topic) and topic.name in self._topic_keys:
+        if self.topics[topic.options.when_full].release(topic) and topic.name in self._topic_keys:
             self.loop.withdraw(self._topic_keys.pop(topic.name))
 
     def workers(self, queue: str) -> Dispatch:
@@ -232,13 +245,14 @@ class Assembly:
         if len(self.peers) < count:
             raise Timeout(too_few(count, len(self.peers), timeout))
 
-    def _acknowledge(self, peer: int, address: str) -> None:
+    def _acknowledge(self, peer: int, address: str, waits: bool) -> None:
         """A subscriber of this node has its mark: tell the publisher's node."""
-        self.loop.post(lambda: self.loop.send(node_text(peer), Marked(address)))
+        self.loop.post(lambda: self.loop.send(node_text(peer), Marked(address, waits)))
 
     def stats(self) -> Stats:
         by_kind = [(core.kind, core.counters) for core in self.loop.wiring.cores]
-        by_kind += [("topic", self.topics.counters), *self._retired]
+        by_kind += [("topic", topics.counters) for topics in self.topics.values()]
+        by_kind += self._retired
         sent: Counter[str] = Counter()
         received: Counter[str] = Counter()
         dropped = self.loop.dropped() + Counter({"hook events": self.hooks.dropped})
@@ -302,7 +316,8 @@ class Assembly:
         self._changed = threading.Condition()
         for core in self.loop.wiring.cores:
             core.link.abandon()
-        self.topics.link.abandon()
+        for topics in self.topics.values():
+            topics.link.abandon()
         self.loop.abandon()
 
 

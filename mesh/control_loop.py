@@ -57,7 +57,7 @@ class ControlLoop:
         name: str,
         membership: Membership,
         control: ControlLink,
-        topics: Topics,
+        topics: tuple[Topics, ...],
         sources: Iterable[Source],
         card: Callable[[], Card],
         on_peer: Callable[[PeerEvent], None],
@@ -85,7 +85,8 @@ class ControlLoop:
         self._thread = threading.Thread(target=self._run, name=f"mesh control {name}", daemon=True)
         self._watch(self._bell, self._read_inbox)
         self._watch(control.fileno(), self._hear)
-        self._watch(topics.link.fileno(), topics.look)
+        for each in topics:
+            self._watch(each.link.fileno(), each.look)
 
     # -- From other threads ------------------------------------------------------------------
 
@@ -149,7 +150,7 @@ class ControlLoop:
         """To a peer that is up, over its link; to oneself what one's own subscriber says."""
         if peer_id == self._own.id:
             if isinstance(message, Marked):
-                self._topics.marked(message.address)
+                self._marked(message.address, message.waits)
         elif (peer := self.membership.peers.get(peer_id)) is not None:
             self._control.send(peer.link, message)
 
@@ -163,7 +164,8 @@ class ControlLoop:
         self._control.linger_ms = max(50, min(linger_ms, self._control.linger_ms))
         for core in self.wiring.cores:
             self._guarded(core.close, linger_ms)
-        self._guarded(self._topics.close, linger_ms)
+        for topics in self._topics:
+            self._guarded(topics.close, linger_ms)
         self._guarded(lambda: self._apply(self.membership.leave("", time.monotonic())))
         for source in self._sources:
             self._guarded(source.close)
@@ -202,7 +204,8 @@ class ControlLoop:
         if now < self._next_tick:
             return
         self._next_tick = now + limits.TICK_S
-        self._guarded(self._topics.tick)
+        for topics in self._topics:
+            self._guarded(topics.tick)
         for core in self.wiring.cores:
             if core.link.closed:
                 self.wiring.remove(core)
@@ -290,12 +293,17 @@ class ControlLoop:
                 case PeerOffers(peer_id, add, drop):
                     self.wiring.offered(peer_id, add, drop)
                     self._read_ahead()
-                case Acknowledged(_, address):
-                    self._topics.marked(address)
+                case Acknowledged(_, address, waits):
+                    self._marked(address, waits)
                 case _:
                     pass
         if self._running and (self._control.noticed or self._control.failed):
             self.post(self._hear)
+
+    def _marked(self, address: str, waits: bool) -> None:
+        for topics in self._topics:
+            if topics.waits == waits:
+                topics.marked(address)
 
     def _peer_up(self, peer: Peer) -> None:
         if peer.same_host and peer.card.pid_space == self._own.pid_space and peer.card.pid:

@@ -99,6 +99,7 @@ class Node:
 
     @property
     def name(self) -> str:
+        """The label it was made with; need not be unique."""
         return self._name
 
     @property
@@ -108,6 +109,7 @@ class Node:
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called, or this is a forked child of the node's process."""
         return self._parts.closed
 
     @property
@@ -180,12 +182,12 @@ class Node:
         """
         parts = self._parts
         parts.check_open()
-        opened = parts.topics.open(
-            topic, PublisherOptions(when_full=when_full, keep_last=keep_last)
-        )
-        parts.loop.post(lambda: parts.offer_topic(opened))
+        opened = parts.topic(topic, PublisherOptions(when_full=when_full, keep_last=keep_last))
         return Publisher(
-            parts.topics, opened, self, lambda: parts.loop.post(lambda: parts.release(opened))
+            parts.topics[when_full],
+            opened,
+            self,
+            lambda: parts.loop.post(lambda: parts.release(opened)),
         )
 
     def subscriber(self, pattern: str, *, latest_only: bool = False) -> Subscriber:

@@ -45,7 +45,7 @@ class Peer:
     proven: bool = False
     """Whether anything came over the link since it is up: only then it is up at both ends."""
     expects: frozenset[str] = frozenset()
-    """Whom it is about to meet, of those that were no peers of this node when it became one."""
+    """Whom it is about to meet anyway, of those that are no peers of this node yet."""
     offers: dict[int, Offer] = field(default_factory=dict)
     ping_stamp: int = -1
     round_trip_s: float | None = None
@@ -136,6 +136,8 @@ class Acknowledged(msgspec.Struct, frozen=True):
 
     peer_id: str
     address: str
+    waits: bool
+    """Of this node's topics that wait, or of those that drop."""
 
 
 class UntrustedSeen(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ appended to one list of effects, in order. No I/O, no clock, no discovery.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from mesh import limits
 from mesh.deadlines import Deadlines
@@ -57,7 +57,7 @@ class Roster:
     def __contains__(self, node_id: str) -> bool:
         return node_id in self.peers
 
-    def add(self, peer: Peer, knows: Collection[str], now: float) -> None:
+    def add(self, peer: Peer, knows: frozenset[str], now: float) -> None:
         """It is up: tell the shell, then tell it everything, except of the peers it `knows`."""
         self.peers[peer.id] = peer
         self._effects.append(PeerUp(peer))
@@ -107,8 +107,8 @@ class Roster:
                 self._answered(peer, stamp, now)
             case Offers(add, drop):
                 self._offered(peer, add, drop)
-            case Marked(address):
-                self._effects.append(Acknowledged(peer.id, address))
+            case Marked(address, waits):
+                self._effects.append(Acknowledged(peer.id, address, waits))
             case Moved(card) if card.id == peer.id:
                 self._moved(peer, card)
             case _:
@@ -165,14 +165,17 @@ class Roster:
                 silent.append(peer)
                 continue
             if now >= peer.ping_at:
+                if peer.round_trip_s is not None:
+                    peer.expects = frozenset()  # a heartbeat later it has met them, or will not
                 peer.ping_stamp = int(now * 1e9)
                 peer.ping_at = now + self._heartbeat_s
                 self._effects.append(Send(peer.link, Ping(peer.ping_stamp)))
             self.deadlines.set(node_id, min(peer.ping_at, gone_at))
         return silent
 
-    def _greet(self, peer: Peer, knows: Collection[str]) -> None:
+    def _greet(self, peer: Peer, knows: frozenset[str]) -> None:
         """Say at least one thing at once: it tells the other side that the link is up here."""
+        peer.expects = knows - self.peers.keys()
         if self._all_offers is None:
             self._all_offers = [Offers(add=part) for part in in_messages(self._offers.values())]
         self._effects += [Send(peer.link, message) for message in self._all_offers]

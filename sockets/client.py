@@ -64,7 +64,7 @@ class Requests:
 
     def begin(self, call: Call) -> bool | None:
         """A new call: hand it to a server if there is one. Raises `Busy`."""
-        self.table.open(call)
+        self.table.admit(call)
         self._place(call)
         return self._read(call)
 

@@ -23,7 +23,7 @@ from mesh import limits
 PROTOCOL: Final = 1
 
 Text = Annotated[str, msgspec.Meta(max_length=255)]
-NodeId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+NodeId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", max_length=16)]
 Endpoint = Annotated[str, msgspec.Meta(max_length=255)]
 Endpoints = Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=limits.ENDPOINTS_MAX)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -63,7 +63,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: OfferKind
     channel: Text
     endpoints: Endpoints = ()
-    """Where its socket is bound; empty for ``publish``, which shares the card's `topics`."""
+    """Where its socket is bound. For ``publish``: empty for a topic that drops, which is on the
+    card's `topics`; else where topics that wait are."""
     prefetch: Natural = 0
     """For ``pull``: the credit each pusher starts with."""
 
@@ -128,6 +129,8 @@ class Marked(Wire, frozen=True, tag="marked", omit_defaults=True):
     """A subscriber has received the mark that answers its subscription: it misses nothing now."""
 
     address: Annotated[str, msgspec.Meta(max_length=limits.SUBSCRIPTION_BYTES_MAX)]
+    waits: bool = False
+    """Of the topics that wait, which have sockets and marks of their own."""
 
 
 class Moved(Wire, frozen=True, tag="moved", omit_defaults=True):

@@ -34,6 +34,8 @@ from mesh import limits
 VERSION: Final = 1
 HEADER: Final = struct.Struct("<BBBBIQQQI")
 FOR_EVER: Final = 0xFFFFFFFF
+QUESTION: Final = b"?"
+"""A subscription to this and a subscriber's address asks for a mark there."""
 
 
 class Kind(enum.IntEnum):
@@ -67,11 +69,13 @@ class Flag(enum.IntFlag):
     """The payload is the second message part; the body holds its headers, if any."""
     LZ4 = 4
     """The body is an LZ4 frame with content size and content checksum."""
+    WAITS = 8
+    """From the sockets of topics that wait, whose sequences and marks are apart from the others."""
 
 
 KINDS: Final = frozenset(int(kind) for kind in Kind)
 CODECS: Final = frozenset(int(codec) for codec in Codec)
-_ALL_FLAGS: Final = int(Flag.HEADERS | Flag.DETACHED | Flag.LZ4)
+_ALL_FLAGS: Final = int(Flag.HEADERS | Flag.DETACHED | Flag.LZ4 | Flag.WAITS)
 
 
 class Malformed(Exception):

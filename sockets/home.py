@@ -22,8 +22,9 @@ class Home:
     node_id: int
     """The node's incarnation, which every frame carries."""
     transport: Transport
-    acknowledge: Callable[[int, str], None]
-    """Tell that node, over the control link, that the mark to this subscriber address arrived."""
+    acknowledge: Callable[[int, str, bool], None]
+    """Tell that node, over the control link, that the mark to this subscriber address arrived, of
+    its topics that drop (False) or that wait (True)."""
     run_hook: Callable[[Callable[[Any], object], Any], None]
     """Call a user's hook with an event, in the node's hook thread, soon."""
 

@@ -40,10 +40,11 @@ class Outgoing:
         seq: int,
         time_ns: int = 0,
         remaining: int = 0,
+        flags: int = 0,
         compressed: bool = False,
     ) -> list[bytes]:
         """The ZeroMQ message. `compressed`: by LZ4, where that pays (for tcp)."""
-        body, flags = self.body, self.flags
+        body, flags = self.body, self.flags | flags
         if compressed and self.detached is None and (packed := codec.compress(body)):
             body, flags = packed, flags | Flag.LZ4
         first = encode(

@@ -5,11 +5,12 @@ subscriber without room loses the newest, and both sides count it (``when_full="
 publisher waits (``when_full="wait"``), for all of its subscribers. A subscriber counted by
 `Publisher.subscribers` misses nothing silently from then on.
 
-All topics of a node share its XPUB sockets: one ipc, and on a network one tcp. A message goes out
+The topics of a node share its XPUB sockets: one ipc, and on a network one tcp. A message goes out
 in the caller's own thread. Sequences count per topic, from 1. A subscriber subscribes to an address
 of its own besides its pattern (`frame.subscriber_address`), and is answered there, in band, with
-what it needs to tell a gap: the mark. A topic that fell quiet marks itself, which exposes a lost
-tail.
+what it needs to tell a gap: the mark. A lost tail is exposed twice over: a topic that fell quiet
+marks itself, and a subscriber that has read all there is asks where its publishers stand, since the
+first may have been dropped with the rest.
 """
 
 from __future__ import annotations
@@ -22,19 +23,18 @@ from typing import Any
 import zmq
 
 from mesh import limits
-from mesh.errors import Closed, OptionsDiffer, PayloadTooLarge
+from mesh.errors import Closed, OptionsDiffer
 from mesh.names import check_name, is_pattern, matches
-from mesh.options import PublisherOptions, check_count, check_timeout
+from mesh.options import PublisherOptions, WhenFull, check_count, check_timeout
 from mesh.sockets import codec
 from mesh.sockets.control import Offer
-from mesh.sockets.frame import Codec, Flag, Kind, encode, pattern_of, wire_name
+from mesh.sockets.frame import QUESTION, Flag, Kind, encode, pattern_of, wire_name
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
+from mesh.sockets.outgoing import Outgoing, encode_message
 from mesh.sockets.transport import Bound, Socket
 
-_DETACH_BYTES_MIN = 64 * 1024
-"""From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
 _MARK_TOPICS_MAX = 1000
 """Topics in one mark, so that it stays within a frame's bounds."""
 
@@ -69,22 +69,32 @@ class Reader:
     """Whether it said that it received its mark."""
 
 
+_Answer = Callable[[bytes, Reader], list[bytes]]
+
+
 class Topics:
-    """The publishing side of a node: the core that every `Publisher` is a handle to."""
+    """The core of a node's publishers: one for those that drop, and one for those that wait.
+
+    They cannot share sockets. Once libzmq has dropped a message for a full subscriber, it takes
+    all that follows as sent to it, until that subscriber has read on: also what must not be lost.
+    """
 
     kind = "topic"
     seeks = None
     channel = ""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, when_full: WhenFull) -> None:
+        self.waits = when_full == "wait"
+        self.message_bytes_max = home.transport.message_bytes_max
         self.counters = Counters()
         self.link = Link("publisher")
         self._home = home
+        self._flags = int(Flag.WAITS) if self.waits else 0
         self._topics: dict[str, Topic] = {}
         self._readers: dict[bytes, Reader] = {}
-        self._unanswered: dict[bytes, Reader] = {}
+        self._unanswered: dict[bytes, tuple[Reader, _Answer]] = {}
         self._dirty: dict[Topic, int] = {}
-        self._bound: list[Bound] = home.transport.bind(zmq.XPUB, "topics")
+        self._bound: list[Bound] = home.transport.bind(zmq.XPUB, when_full)
         with self.link:
             for bound in self._bound:
                 bound.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
@@ -94,17 +104,25 @@ class Topics:
     def endpoints(self) -> tuple[str, ...]:
         return self._home.transport.endpoints(self._bound)
 
-    def open(self, name: str, options: PublisherOptions) -> Topic:
+    def topic(self, name: str, options: PublisherOptions) -> Topic:
         """The topic of that name, made if need be. Raises `OptionsDiffer`."""
         with self.link:
             topic = self._topics.get(check_name(name))
             if topic is None:
                 check_count(len(self._topics), "topics", 0, limits.CHANNELS_PER_NODE_MAX - 1)
                 topic = self._topics[name] = Topic(name, options)
+            elif topic.options != options and not topic.handles:
+                topic.options, topic.last = options, None
             elif topic.options != options:
                 raise OptionsDiffer(f"topic {name!r} is open with {topic.options}, not {options}")
             topic.handles += 1
             return topic
+
+    def is_open(self, name: str) -> bool:
+        """Whether handles to a topic of that name are open here."""
+        with self.link.lock:
+            topic = self._topics.get(name)
+            return topic is not None and topic.handles > 0
 
     def release(self, topic: Topic) -> bool:
         """A handle is gone; True if it was the last. The sequence stays, for a later one."""
@@ -114,59 +132,39 @@ class Topics:
 
     # -- Sending: attempts, under the lock ---------------------------------------------------
 
-    def send(
-        self, topic: Topic, kind: int, body: bytes, payload: bytes | None, flags: int
-    ) -> bool | None:
+    def send(self, topic: Topic, message: Outgoing) -> bool | None:
         """Send one message to every transport; None if the publisher has to wait for room."""
         self.read_subscriptions()
         if not self._pay(topic):
             return None
-        wait = topic.options.when_full == "wait"
         seq, now = topic.seq + 1, time.time_ns()
         taken = False
         for bound in self._bound:
-            parts = self._parts(bound, topic, kind, body, payload, flags, seq, now)
+            parts = message.parts(
+                topic.wire,
+                Kind.DATA,
+                sender=self._home.node_id,
+                seq=seq,
+                time_ns=now,
+                flags=self._flags,
+                compressed=bound.scheme == "tcp",
+            )
             if send_parts(bound.socket, parts):
                 taken = True
-            elif not wait:
+            elif not self.waits:
                 self._send_dropping(bound.socket, parts)
             elif taken:
                 topic.owed.append((bound.socket, parts))
             else:
-                bound.socket.getsockopt(zmq.EVENTS)  # or the descriptor stays readable: a busy loop
+                has_input(bound.socket)  # or the descriptor stays readable: a busy loop
                 return None
         topic.seq = seq
         if not topic.dirty:
             topic.dirty = True
             self._dirty[topic] = -1
         self.counters.sent += 1
-        self.counters.bytes_sent += len(body) + (len(payload) if payload is not None else 0)
+        self.counters.bytes_sent += message.size
         return True
-
-    def _parts(
-        self,
-        bound: Bound,
-        topic: Topic,
-        kind: int,
-        body: bytes,
-        payload: bytes | None,
-        flags: int,
-        seq: int,
-        now: int,
-    ) -> list[bytes]:
-        if bound.scheme == "tcp" and payload is None and (packed := codec.compress(body)):
-            body, flags = packed, flags | Flag.LZ4
-        first = encode(
-            topic.wire,
-            kind,
-            body,
-            codec=Codec.MSGPACK if payload is None else Codec.RAW,
-            flags=flags,
-            sender=self._home.node_id,
-            seq=seq,
-            time_ns=now,
-        )
-        return [first] if payload is None else [first, payload]
 
     def _send_dropping(self, socket: Socket, parts: list[bytes]) -> None:
         """To all who have room; the others will see the gap."""
@@ -181,7 +179,7 @@ class Topics:
         while topic.owed:
             socket, parts = topic.owed[0]
             if not send_parts(socket, parts):
-                socket.getsockopt(zmq.EVENTS)
+                has_input(socket)
                 return False
             del topic.owed[0]
         return True
@@ -206,6 +204,10 @@ class Topics:
 
     def _subscription(self, socket: Socket, message: bytes) -> bool:
         what, address = message[:1], message[1:]
+        if address[:1] == QUESTION:
+            if what == b"\1" and (known := self._readers.get(address[1:])) is not None:
+                self._answer_soon(address[1:], known, self._marks)
+            return False
         if what == b"\0":
             self._unanswered.pop(address, None)
             return self._readers.pop(address, None) is not None
@@ -222,31 +224,46 @@ class Topics:
             self.counters.dropped["too many subscribers"] += 1
             return False
         reader = self._readers[address] = Reader(pattern, socket)
-        if not self._answer(address, reader):
-            self._unanswered[address] = reader
+        self._answer_soon(address, reader, self._lasts_and_marks)
         return True
 
-    def _answer(self, address: bytes, reader: Reader) -> bool:
-        """Tell a newcomer the last values it may want, and then where every sequence stands."""
-        topics = [t for t in self._topics.values() if matches(reader.pattern, t.name)]
-        frames = [
-            encode(
-                address,
-                Kind.LAST,
-                t.last,
-                sender=self._home.node_id,
-                seq=t.seq,
-                time_ns=t.last_time_ns,
-            )
-            for t in topics
-            if t.last is not None
+    def _answer_soon(self, address: bytes, reader: Reader, answer: _Answer) -> None:
+        """Send it what it needs, or note that there was no room."""
+        if all(send_parts(reader.socket, [frame]) for frame in answer(address, reader)):
+            self._unanswered.pop(address, None)
+        else:
+            self._unanswered[address] = (reader, answer)
+
+    def _lasts_and_marks(self, address: bytes, reader: Reader) -> list[bytes]:
+        """For a newcomer: the last values it may want, and then where every sequence stands."""
+        lasts = [
+            self._to_reader(address, Kind.LAST, t.last, t.seq, t.last_time_ns)
+            for t in self._topics.values()
+            if t.last is not None and matches(reader.pattern, t.name)
         ]
-        chunks = [topics[i : i + _MARK_TOPICS_MAX] for i in range(0, len(topics), _MARK_TOPICS_MAX)]
-        for left, chunk in zip(range(len(chunks or [[]]) - 1, -1, -1), chunks or [[]], strict=True):
-            standing = codec.pack({t.name: t.seq for t in chunk})
-            body = codec.pack_body([standing])
-            frames.append(encode(address, Kind.MARK, body, sender=self._home.node_id, seq=left))
-        return all(send_parts(reader.socket, [frame]) for frame in frames)
+        return lasts + self._marks(address, reader)
+
+    def _marks(self, address: bytes, reader: Reader) -> list[bytes]:
+        """Where every sequence that matches stands; each frame says how many follow it."""
+        standing = {t.name: t.seq for t in self._topics.values() if matches(reader.pattern, t.name)}
+        names = list(standing)
+        chunks = [names[i : i + _MARK_TOPICS_MAX] for i in range(0, len(names), _MARK_TOPICS_MAX)]
+        bodies = [
+            codec.pack_body([codec.pack({n: standing[n] for n in c})]) for c in chunks or [[]]
+        ]
+        left = range(len(bodies) - 1, -1, -1)
+        return [
+            self._to_reader(address, Kind.MARK, body, seq)
+            for body, seq in zip(bodies, left, strict=True)
+        ]
+
+    def _to_reader(
+        self, address: bytes, kind: Kind, body: bytes, seq: int, time_ns: int = 0
+    ) -> bytes:
+        sender = self._home.node_id
+        return encode(
+            address, kind, body, flags=self._flags, sender=sender, seq=seq, time_ns=time_ns
+        )
 
     def marked(self, address: str) -> None:
         """A subscriber said over the control link that its mark has arrived."""
@@ -273,9 +290,8 @@ class Topics:
         """Answer whom there was no room to answer; mark the topics that were quiet for a tick."""
         with self.link:
             self.read_subscriptions()
-            for address, reader in list(self._unanswered.items()):
-                if self._answer(address, reader):
-                    del self._unanswered[address]
+            for address, (reader, answer) in list(self._unanswered.items()):
+                self._answer_soon(address, reader, answer)
             for topic, seq in list(self._dirty.items()):
                 if seq != topic.seq:
                     self._dirty[topic] = topic.seq
@@ -285,14 +301,11 @@ class Topics:
 
     def _mark(self, topic: Topic) -> bool:
         """Tell all subscribers of a quiet topic where it stands; False if some had no room."""
-        mark = [encode(topic.wire, Kind.MARK, b"", sender=self._home.node_id, seq=topic.seq)]
+        mark = [self._to_reader(topic.wire, Kind.MARK, b"", topic.seq)]
         complete = True
         for bound in self._bound:
             if not send_parts(bound.socket, mark):
-                complete = False
-                bound.socket.setsockopt(zmq.XPUB_NODROP, 0)
-                send_parts(bound.socket, mark)
-                bound.socket.setsockopt(zmq.XPUB_NODROP, 1)
+                complete = False  # those without room get it later
         return complete
 
     def close(self, linger_ms: int) -> None:
@@ -406,36 +419,19 @@ class Publisher(Handle):
         if self.closed:
             raise Closed(f"publisher {self.channel!r} is closed")
 
-    def _sending(self, payload: Any, headers: codec.Headers | None) -> Any:
+    def _sending(self, payload: Any, headers: codec.Headers | None) -> Callable[[], bool | None]:
         """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""
         self._check_open()
         topics, topic = self._topics, self._topic
-        packed_headers = codec.pack_headers(headers)
-        flags = 0 if packed_headers is None else int(Flag.HEADERS)
-        detached = type(payload) is bytes and len(payload) >= _DETACH_BYTES_MIN
-        packed = b"" if detached else codec.pack(payload)
-        size = len(payload) if detached else len(packed)
-        if size > (limit := topics._home.transport.message_bytes_max):
-            raise PayloadTooLarge(
-                f"payload of {size:,} bytes over the limit of {limit:,} (option message_bytes_max)"
-            )
-        if detached:
-            flags |= Flag.DETACHED
-            body = packed_headers or b""
-        else:
-            body = codec.pack_body([packed], None if packed_headers is None else [packed_headers])
-        last = None
-        if topic.options.keep_last:
-            kept = [
-                codec.pack(topic.name),
-                packed or codec.pack(payload),
-                packed_headers or b"\xc0",
-            ]
-            last = codec.pack_body([codec.pack_body(kept)])
+        message = encode_message(payload, headers, topics.message_bytes_max)
+        if not topic.options.keep_last:
+            return lambda: topics.send(topic, message)
+        kept = [codec.pack(topic.name), codec.pack(payload), codec.pack_headers(headers) or b"\xc0"]
+        last = codec.pack_body([codec.pack_body(kept)])
 
         def attempt() -> bool | None:
-            done = topics.send(topic, Kind.DATA, body, payload if detached else None, flags)
-            if done and last is not None:
+            done = topics.send(topic, message)
+            if done:
                 topic.last, topic.last_time_ns = last, time.time_ns()
             return done
 

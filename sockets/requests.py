@@ -71,7 +71,7 @@ class RequestTable(Generic[R]):
 
     # -- A request's life --------------------------------------------------------------------
 
-    def open(self, request: R) -> None:
+    def admit(self, request: R) -> None:
         """A new request, which no server has yet. Raises `Busy` when the table is full."""
         if self._open >= self._requests_max:
             raise Busy(

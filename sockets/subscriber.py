@@ -27,6 +27,8 @@ from mesh.options import SubscriberOptions, check_timeout
 from mesh.sockets import codec
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.frame import (
+    QUESTION,
+    Flag,
     Frame,
     Kind,
     Malformed,
@@ -44,6 +46,8 @@ from mesh.sockets.transport import Socket, scheme_of
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: all may be for others."""
 _NAMES_CACHED = 10_000
+_ASKING_TICKS = 20
+"""Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
 _RETIRING_TICKS = 8
 """A publisher that left may still be flushing: it is disconnected two seconds later."""
 
@@ -92,6 +96,11 @@ class Sequences:
             self._marked.pop(old, None)  # or its forgotten topic would seem to start with 1
 
 
+def _origin(frame: Frame) -> int:
+    """Whose sequence a frame is part of: a node's topics that wait are apart from its others."""
+    return frame.sender << 1 | bool(frame.flags & Flag.WAITS)
+
+
 class Subscription:
     """The core of a subscriber: SUB sockets, what is read but not taken, and what was missed."""
 
@@ -115,9 +124,12 @@ class Subscription:
         self._sequences = Sequences()
         self._channels: dict[bytes, str | None] = {}
         self._senders: dict[int, str] = {}
-        self._offers: dict[int, tuple[str, set[int]]] = {}
+        self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
         self._retiring: dict[str, int] = {}
-        self._awaiting: set[int] = set()
+        self._awaiting: set[tuple[int, bool]] = set()
+        self._quiet_at = 0
+        self._asked_at = 0
+        self._ticks_since_asked = 0
 
     # -- Reading: under the lock -------------------------------------------------------------
 
@@ -174,13 +186,13 @@ class Subscription:
 
     def _accept_topic(self, frame: Frame, channel: str) -> None:
         if frame.kind == Kind.MARK:
-            first = self._sequences.stands_at(frame.sender, frame.name, frame.seq)
+            first = self._sequences.stands_at(_origin(frame), frame.name, frame.seq)
             self._missed(frame.sender, channel, first, frame.seq)
             return
         if frame.kind != Kind.DATA:
             raise Malformed("malformed")
         payloads, headers = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
-        first, skip = self._sequences.take(frame.sender, frame.name, frame.seq, frame.count)
+        first, skip = self._sequences.take(_origin(frame), frame.name, frame.seq, frame.count)
         self._missed(frame.sender, channel, first, frame.seq - 1)
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
         for i in range(skip, len(payloads)):
@@ -214,7 +226,7 @@ class Subscription:
         headers = codec.read_headers(flat)
         if not matches(self.channel, channel):
             return
-        first, skip = self._sequences.take(frame.sender, wire_name(channel), frame.seq, 1)
+        first, skip = self._sequences.take(_origin(frame), wire_name(channel), frame.seq, 1)
         self._missed(frame.sender, channel, first, frame.seq - 1)
         if not skip:
             sender = self._sender(frame.sender)
@@ -226,12 +238,13 @@ class Subscription:
         for channel, seq in standing.items():
             if not is_name(channel) or type(seq) is not int or not 0 <= seq < 1 << 63:
                 raise Malformed("malformed")
-            first = self._sequences.stands_at(frame.sender, wire_name(channel), seq)
+            first = self._sequences.stands_at(_origin(frame), wire_name(channel), seq)
             self._missed(frame.sender, channel, first, seq)
         if frame.seq == 0:  # no further part of this mark follows
-            self._sequences.marked(frame.sender)
-            self._awaiting.discard(frame.sender)
-            self._home.acknowledge(frame.sender, self._address.decode())
+            self._sequences.marked(_origin(frame))
+            waits = bool(frame.flags & Flag.WAITS)
+            self._awaiting.discard((frame.sender, waits))
+            self._home.acknowledge(frame.sender, self._address.decode(), waits)
 
     def _deliver(self, message: Message) -> None:
         self.counters.received += 1
@@ -282,24 +295,26 @@ class Subscription:
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
-            known = self._offers.setdefault(peer, (endpoint, set()))
+            side = (peer, bool(offer.endpoints))
+            known = self._offers.setdefault(side, (endpoint, set()))
             known[1].add(offer.key)
             if len(known[1]) > 1 or self._retiring.pop(known[0], None) is not None:
                 return
-            self._awaiting.add(peer)
+            self._awaiting.add(side)
             self._socket(endpoint).connect(endpoint)
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         """Not disconnected at once: that would throw away what is on its way or was not read."""
         with self.link:
-            known = self._offers.get(peer)
-            if known is None or key not in known[1]:
-                return
-            known[1].discard(key)
-            if not known[1]:
-                del self._offers[peer]
-                self._awaiting.discard(peer)
-                self._retiring[known[0]] = _RETIRING_TICKS
+            for side in ((peer, False), (peer, True)):
+                endpoint, keys = self._offers.get(side, ("", set()))
+                if key not in keys:
+                    continue
+                keys.discard(key)
+                if not keys:
+                    del self._offers[side]
+                    self._awaiting.discard(side)
+                    self._retiring[endpoint] = _RETIRING_TICKS
 
     @property
     def expects_mark(self) -> bool:
@@ -317,11 +332,26 @@ class Subscription:
         self.read_ahead()
         with self.link:
             self._fill(1)
+            self._ask_when_quiet()
             for endpoint, ticks in list(self._retiring.items()):
                 self._retiring[endpoint] = ticks - 1
                 if ticks <= 0 and not self._inbox:
                     del self._retiring[endpoint]
                     self._sockets[scheme_of(endpoint)].disconnect(endpoint)
+
+    def _ask_when_quiet(self) -> None:
+        """Having read all there is, ask where the publishers stand: what they dropped last, and
+        their own marks with it, shows in nothing that came."""
+        received = self.counters.received
+        self._ticks_since_asked += 1
+        quiet = received == self._quiet_at and not self._inbox
+        self._quiet_at = received
+        if received == self._asked_at or not (quiet or self._ticks_since_asked > _ASKING_TICKS):
+            return
+        self._asked_at, self._ticks_since_asked = received, 0
+        for socket in self._sockets.values():
+            socket.subscribe(QUESTION + self._address)
+            socket.unsubscribe(QUESTION + self._address)
 
     def _socket(self, endpoint: str) -> Socket:
         scheme = scheme_of(endpoint)

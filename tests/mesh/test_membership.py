@@ -947,7 +947,7 @@ def test_a_mark_received_is_told_with_who_received_it(network: Network) -> None:
     a = network.spawn("a")
     raw = Raw(a)
     link = raw.join()
-    (effect,) = a.membership.received(link, Marked("sub/7"), network.now)
+    (effect,) = a.membership.received(link, Marked("sub/7", True), network.now)
     assert (effect.peer_id, effect.address) == (raw.card.id, "sub/7")  # type: ignore[union-attr]
 
 

@@ -213,9 +213,12 @@ def test_bad_options_are_refused() -> None:
             node.puller("q", prefetch=0)
         with pytest.raises(InvalidOption, match="when_full"):
             node.publisher("t", when_full="explode")  # type: ignore[arg-type]
-        node.publisher("t", keep_last=True)
-        with pytest.raises(OptionsDiffer):
-            node.publisher("t")
+        node.publisher("t", keep_last=True).close()
+        held = node.publisher("t", keep_last=True)
+        for differing in ({}, {"keep_last": True, "when_full": "wait"}):
+            with pytest.raises(OptionsDiffer):
+                node.publisher("t", **differing)  # type: ignore[arg-type]
+        held.close()
         with pytest.raises(InvalidOption, match="timeout"):
             node.subscriber("t").recv(timeout=-1)
 

@@ -170,8 +170,8 @@ def test_an_operation_that_swallows_the_edge_wakes_whoever_waits(
 def test_what_is_connected_while_somebody_sleeps_wakes_him(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: object
 ) -> None:
-    """libzmq signals only a reader that has found the pipe empty once: whoever connects a socket has
-    to look at it, or the first message comes without a sound."""
+    """libzmq signals only a reader that has found the pipe empty once: whoever connects a socket
+    has to look at it, or the first message comes without a sound."""
     link = Link("dealer")
     router = context.socket(zmq.ROUTER)
     router.bind(f"ipc://{tmp_path}/router")

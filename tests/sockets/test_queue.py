@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import Counter, defaultdict
@@ -20,7 +21,16 @@ from mesh.sockets.home import node_text
 from mesh.sockets.puller import Puller
 from mesh.sockets.pusher import Pusher
 from tests.support.homes import Homes
-from tests.support.queues import PULLING, PUSHING, QUEUE, Crew, Net, core_of, outstanding
+from tests.support.queues import (
+    PULLING,
+    PUSHING,
+    QUEUE,
+    Crew,
+    Net,
+    core_of,
+    outstanding,
+    push_together,
+)
 from tests.support.waiting import until
 
 
@@ -147,7 +157,7 @@ def test_a_thread_that_ends_is_done_with_its_task(net: Net) -> None:
 def test_a_worker_that_runs_out_of_tasks_tells_what_it_has_done(net: Net) -> None:
     """At once and not with the next tick, though it is too little to be worth telling before."""
     pusher, puller = net.pusher(), net.puller(prefetch=100)
-    pusher.send_many(range(3))
+    push_together(pusher, range(3))
     thread = threading.Thread(target=puller.recv, kwargs={"timeout": 5})
     thread.start()
     thread.join(timeout=5)
@@ -181,30 +191,41 @@ def test_a_burst_is_shared_evenly_by_equal_workers(
 ) -> None:
     pusher = net.pusher()
     for _ in range(4):
-        crew.hire(net.puller(), task_s=0.002)
-    pusher.send_many(range(1000), timeout=5)
-    crew.wait_done(1000)
-    assert all(225 <= share <= 275 for share in crew.shares), crew.shares
+        crew.hire(net.puller(), lambda: time.sleep(0.002))
+    bursts = []
+    for _ in range(3):  # on a busy machine equal workers are not equal all the time
+        before = crew.shares
+        pusher.send_many(range(1000), timeout=5)
+        crew.wait_done(1000)
+        bursts.append([after - earlier for after, earlier in zip(crew.shares, before, strict=True)])
+        if all(225 <= share <= 275 for share in bursts[-1]):
+            break
+    else:
+        raise AssertionError(f"uneven three times: {bursts}")
     assert max(high_water.values()) <= 4
 
 
-@pytest.mark.slow
 def test_a_slow_worker_hoards_nothing_that_an_idle_one_could_do(
     net: Net, crew: Crew, high_water: dict[int, int]
 ) -> None:
-    """Three workers of 2 ms and one of 20 ms: by their speed it gets one task of 31."""
-    pusher = net.pusher()
+    """The slow one may do one task for every 30 that the three others have done together."""
+    pusher, done = net.pusher(), itertools.count(1)
+    may_go_on = threading.Semaphore(0)
+
+    def fast() -> None:
+        if next(done) % 30 == 0:
+            may_go_on.release()
+
     for _ in range(3):
-        crew.hire(net.puller(), task_s=0.002)
-    crew.hire(net.puller(), task_s=0.020)
-    started = time.monotonic()
+        crew.hire(net.puller(), fast)
+    crew.hire(net.puller(), lambda: may_go_on.acquire(timeout=10))
     pusher.send_many(range(620), timeout=5)
-    crew.wait_done(620)
-    took_s = time.monotonic() - started
+    crew.wait_done(620 - 4)
     *_, slow = crew.shares
-    assert slow <= 20 + 2 * 4, crew.shares
+    assert 16 <= slow <= 20, crew.shares
     assert max(high_water.values()) <= 4
-    assert took_s < 620 * 0.020 / 4, "no better than an even split"
+    may_go_on.release(4)
+    crew.wait_done(4)
 
 
 def test_a_worker_that_is_stuck_holds_up_nobody(
@@ -325,14 +346,10 @@ def test_what_a_worker_had_settled_before_it_died_is_not_lost(net: Net) -> None:
     pusher.send_many(range(3))
     for _ in range(3):
         puller.recv(timeout=5)
-    link = core_of(pusher).link
-    account = next(iter(core_of(pusher).ledger._accounts.values()))
-    net.until(lambda: account.settled == 2)
+    until(lambda: outstanding(pusher) == 1)
     with pytest.raises(Timeout):
         puller.recv(timeout=0)
-    deadline = time.monotonic() + 5
-    while not link.readable():
-        assert time.monotonic() < deadline
+    until(core_of(pusher).link.readable)
     net.lose_worker(0)
     assert dict(pusher.lost) == {}
 
@@ -556,7 +573,7 @@ def test_closing_one_handle_of_a_queue_leaves_the_others(net: Net) -> None:
 
 def test_a_puller_that_closes_tells_what_is_settled_and_nothing_more(net: Net) -> None:
     pusher, puller = net.pusher(), net.puller(prefetch=100)
-    pusher.send_many(range(10))
+    push_together(pusher, range(10))
     for _ in range(10):
         puller.recv(timeout=5)
     assert outstanding(pusher) == 10

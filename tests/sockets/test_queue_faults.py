@@ -13,7 +13,7 @@ from mesh.sockets.home import node_text
 from mesh.sockets.puller import Intake
 from mesh.sockets.pusher import Dispatch, Pusher
 from tests.support.homes import Homes
-from tests.support.queues import PULLING, PUSHING, QUEUE, Net, core_of, outstanding
+from tests.support.queues import PULLING, PUSHING, QUEUE, Net, core_of, outstanding, push_together
 
 
 @pytest.fixture
@@ -144,14 +144,7 @@ def test_a_pusher_that_sends_more_than_it_has_credit_for_is_refused(net: Net) ->
 
 def test_a_frame_of_several_tasks_is_several_tasks(net: Net) -> None:
     pusher, puller = net.pusher(), net.puller(prefetch=3)
-    dispatch = core_of(pusher)
-    with dispatch.link:
-        account = dispatch.ledger.choose()
-        assert account is not None
-        frame = task_frame(b"\x93\x01\x02\x03", sender=PUSHING, count=3, remaining=account.number)
-        dispatch._sockets[account.number][0].send(frame)
-        for _ in range(3):
-            dispatch.ledger.sent(account)
+    push_together(pusher, [1, 2, 3])
     tasks = [puller.recv(timeout=5) for _ in range(3)]
     assert [(task.payload, task.seq) for task in tasks] == [(1, 1), (2, 2), (3, 3)]
     with pytest.raises(Timeout):

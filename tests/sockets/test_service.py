@@ -26,6 +26,7 @@ from mesh.errors import (
 )
 from mesh.sockets.client import Client
 from mesh.sockets.home import Counters, node_text
+from mesh.sockets.server import Server
 from tests.support.homes import Homes
 from tests.support.services import Gate, Net, calls, core_of, nothing_left
 from tests.support.waiting import until
@@ -361,11 +362,18 @@ def test_a_request_that_expired_in_the_backlog_is_not_started(net: Net, gate: Ga
         with pytest.raises(Timeout):
             client.request("short", timeout=0.02)
         assert server.waiting == 1
+        until(partial(_has_expired, server))
         gate.open()
     assert results == ["first"]
     assert client.request("last", timeout=5) == "last"
     assert gate.started == ["first", "last"]
     assert server.counters.dropped == {"expired": 1}
+
+
+def _has_expired(server: Server) -> bool:
+    """Whether the one request that waits has: its time counts from its arrival, by this clock."""
+    (request,) = server._backlog._waiting.values()
+    return time.monotonic() >= request.expires
 
 
 def test_an_expired_request_gives_up_its_place_in_the_backlog(net: Net, gate: Gate) -> None:
@@ -375,6 +383,7 @@ def test_an_expired_request_gives_up_its_place_in_the_backlog(net: Net, gate: Ga
         core_of(client)._cancel = lambda call, server: None  # type: ignore[method-assign]
         with pytest.raises(Timeout):
             client.request("short", timeout=0.02)
+        until(partial(_has_expired, server))
         server.tick()
         assert server.waiting == 0
         gate.open()

@@ -10,11 +10,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-import zmq
 
 from mesh.errors import PeerLost, Timeout
 from mesh.sockets.client import Client
-from mesh.sockets.frame import Kind
+from mesh.sockets.transport import Transport
 from tests.support.homes import Homes
 from tests.support.services import Gate, Net, RawServer, calls, core_of, nothing_left
 from tests.support.waiting import until
@@ -268,42 +267,28 @@ def test_every_call_ends_while_servers_come_and_go(net: Net) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_without_room_is_waited_for(net: Net, raw_server: RawServer) -> None:
-    """ZeroMQ's buffers are full: the request waits at the client, and goes when there is room."""
-    core = core_of(client := net.client())
-    core._home = _with_small_buffers(core._home)
-    raw_server.socket.setsockopt(zmq.RCVHWM, 1)
-    raw_server.attach(client)
-    large = bytes(1_000_000)
-
-    async def run() -> None:
-        missing = timeout = 0.0
-        while not missing:
-            with pytest.raises(Timeout) as caught:
-                await client.arequest(large, timeout=timeout)
-            full = "no server of 'add' with room" in str(caught.value)
-            missing, timeout = full and timeout, 0.02 if full else 0
-        waiting = asyncio.ensure_future(client.arequest("the last", timeout=10))
-        await asyncio.sleep(0)
-        assert len(core.table.waiting) == 1
-        while not waiting.done():
-            caller, frame = await asyncio.to_thread(raw_server.recv)
-            if frame.kind == Kind.REQUEST and frame.detached is None:
-                raw_server.reply(caller, frame.seq, len(frame.body))
-                await waiting
-        assert await waiting == len(b"\x91\xa8the last")
-
-    asyncio.run(run())
-
-
-def _with_small_buffers(home: Any) -> Any:
-    """`home`, whose sockets hold one message."""
-    connecting = home.transport.connecting
-
-    def small(kind: int, scheme: str, **_: Any) -> Any:
-        socket = connecting(kind, scheme, hwm=1)
-        socket.setsockopt(zmq.SNDBUF, 4096)
-        return socket
-
-    home.transport.connecting = small
-    return home
+def test_a_server_without_room_is_waited_for(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ has room for one message to a server that does not listen yet: the next one waits at
+    the client, and goes when there is room."""
+    connecting = Transport.connecting
+    monkeypatch.setattr(
+        Transport, "connecting", lambda *args, hwm: connecting(*args, hwm=1, persistent=True)
+    )
+    client = net.client()
+    late = RawServer(net, listening=False)
+    late.attach(client)
+    try:
+        with calls(lambda: client.request("first", timeout=10)) as first:
+            until(lambda: core_of(client).counters.sent == 1)
+            with pytest.raises(Timeout, match=r"^no server of 'add' with room within 0\.02 s$"):
+                client.request("second", timeout=0.02)
+            with calls(lambda: client.request("third", timeout=10)) as third:
+                until(lambda: core_of(client).table.waiting)
+                late.listen()
+                for _ in range(2):
+                    caller, frame = late.recv()
+                    late.reply(caller, frame.seq, frame.seq)
+        assert (first, third) == ([1], [3])
+    finally:
+        late.close()
+    assert nothing_left(client)

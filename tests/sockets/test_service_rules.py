@@ -30,7 +30,7 @@ def request(seq: int, now: float = 0.0, remaining: int = FOR_EVER) -> Request[st
 
 def opened(table: Table, *, retry: bool = False) -> Outstanding:
     new = Outstanding(retry)
-    table.open(new)
+    table.admit(new)
     return new
 
 
@@ -124,7 +124,7 @@ def test_a_lost_server_takes_only_the_requests_that_may_not_be_retried() -> None
     once, again, waiting = opened(table), opened(table, retry=True), Outstanding(False)
     for new in (once, again):
         table.placed(new, server)
-    table.open(waiting)
+    table.admit(waiting)
     assert table.leave(server) == [once]
     assert list(table.waiting.values()) == [waiting, again]
     assert len(table) == 2
@@ -146,6 +146,7 @@ def test_an_answer_of_another_server_is_nobodys() -> None:
     assert table.answered(one, new.seq) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from("oparlj"), st.integers(0, 3)), max_size=60))
 def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, int]]) -> None:

@@ -78,7 +78,8 @@ def endpoint(node_id: str, label: str) -> str:
 
 def frame(name: bytes, kind: int, payload: object, *, seq: int = 1, remaining: int = 0) -> bytes:
     header = HEADER.pack(1, kind, MSGPACK, 0, 1, 0xABC, seq, 0, remaining)
-    return name + b"\0" + header + msgpack.packb([payload])
+    body: bytes = msgpack.packb([payload])
+    return name + b"\0" + header + body
 
 
 def fields(raw: bytes) -> tuple[bytes, tuple[int, ...], bytes]:
@@ -89,7 +90,7 @@ def fields(raw: bytes) -> tuple[bytes, tuple[int, ...], bytes]:
 def test_a_plain_program_subscribes_to_a_topic(plain: Plain, node: Program) -> None:
     node_id = node.line()
     subscriber = plain.socket(zmq.SUB)
-    subscriber.connect(endpoint(node_id, "topics"))
+    subscriber.connect(endpoint(node_id, "drop"))
     subscriber.subscribe(b"/sensors/kitchen\0")
     subscriber.subscribe(b"@0123456789abcdef:sensors/*\0")
     name, header, body = fields(subscriber.recv())
@@ -114,7 +115,7 @@ def test_a_plain_program_subscribes_to_a_topic(plain: Plain, node: Program) -> N
     assert (name, header[1], header[6]) == (b"/sensors/kitchen", MARK, 2), "it fell quiet"
 
     newcomer = plain.socket(zmq.SUB)
-    newcomer.connect(endpoint(node_id, "topics"))
+    newcomer.connect(endpoint(node_id, "drop"))
     newcomer.subscribe(b"@fedcba9876543210:sensors/kitchen\0")
     name, header, body = fields(newcomer.recv())
     assert (name, header[1], header[6]) == (b"@fedcba9876543210:sensors/kitchen", LAST, 2)

@@ -17,7 +17,7 @@ from mesh.sockets.transport import Transport
 class Made:
     """What cores told their node."""
 
-    marks: list[tuple[int, str]] = field(default_factory=list)
+    marks: list[tuple[int, str, bool]] = field(default_factory=list)
     events: list[Any] = field(default_factory=list)
 
 
@@ -40,9 +40,7 @@ class Homes:
             made.events.append(event)
             hook(event)
 
-        return Home(
-            node_id, transport, lambda peer, mark: made.marks.append((peer, mark)), run_hook
-        )
+        return Home(node_id, transport, lambda *mark: made.marks.append(mark), run_hook)
 
     def close(self) -> None:
         for transport in self._transports:

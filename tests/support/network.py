@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
+from math import ceil
 
 from mesh import limits
 from mesh.discovery.source import Announcement, Sighting
@@ -39,7 +40,15 @@ PORT = 7000
 class Network:
     """Hosts, the nodes on them, and the time they share."""
 
-    def __init__(self, seed: int = 0, *, latency_s: tuple[float, float] = (0.001, 0.001)) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        latency_s: tuple[float, float] = (0.001, 0.001),
+        tick_s: float = 0.0,
+    ) -> None:
+        """Nodes are called when they want to be, or at the next multiple of `tick_s`."""
+        self.tick_s = tick_s
         self.now = 1000.0
         self.random = random.Random(seed)
         self.nodes: dict[str, SimNode] = {}
@@ -51,7 +60,7 @@ class Network:
         self._order = count()
         self._routing_ids = count(1)
         self._listening: dict[str, SimNode] = {}
-        self._connections: list[Connection] = []
+        self._connections: dict[Connection, None] = {}
         self._island: dict[str, int] = {}
         self._next_port: Counter[str] = Counter()
 
@@ -87,7 +96,8 @@ class Network:
         for endpoint in node.membership.card.endpoints:
             if self._listening.get(endpoint) is node:
                 del self._listening[endpoint]
-        self._connections = [c for c in self._connections if c.dialler is not node]
+        for connection in node.dialled.values():
+            self._connections.pop(connection, None)
 
     # Time
 
@@ -142,7 +152,7 @@ class Network:
             return
         connection = Connection(self, node, link, endpoint)
         node.dialled[link] = connection
-        self._connections.append(connection)
+        self._connections[connection] = None
 
     def listener(self, endpoint: str) -> SimNode | None:
         return self._listening.get(endpoint)
@@ -155,7 +165,7 @@ class Network:
         return low if low == high else self.random.uniform(low, high)
 
     def close(self, connection: Connection) -> None:
-        self._connections.remove(connection)
+        self._connections.pop(connection, None)
 
     # What tests say
 
@@ -372,7 +382,11 @@ class SimNode:
 
     def _schedule(self) -> None:
         at = self.membership.next_deadline()
-        if self.alive and at is not None and (self._tick_at is None or at < self._tick_at):
+        if not self.alive or at is None:
+            return
+        if tick_s := self.network.tick_s:
+            at = ceil(at / tick_s) * tick_s
+        if self._tick_at is None or at < self._tick_at:
             self._tick_at = at
             self.network.at(at - self.network.now, lambda: self._tick(at))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
 from mesh.message import Message
 from mesh.options import PullerOptions
+from mesh.sockets.codec import pack, pack_body
 from mesh.sockets.control import Offer
+from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import Home
 from mesh.sockets.puller import Intake, Puller
 from mesh.sockets.pusher import Dispatch, Pusher
@@ -101,6 +103,26 @@ def outstanding(pusher: Pusher) -> int:
         return sum(account.outstanding for account in core.ledger._accounts.values())
 
 
+def push_together(pusher: Pusher, payloads: Sequence[object]) -> None:
+    """Several tasks in one frame, so that they are there together."""
+    core = core_of(pusher)
+    with core.link:
+        account = core.ledger.choose()
+        assert account is not None
+        frame = encode(
+            wire_name(QUEUE),
+            Kind.DATA,
+            pack_body([pack(payload) for payload in payloads]),
+            count=len(payloads),
+            sender=PUSHING,
+            seq=account.sent + 1,
+            remaining=account.number,
+        )
+        core._sockets[account.number][0].send(frame)
+        for _ in payloads:
+            core.ledger.sent(account)
+
+
 class Crew:
     """Worker threads, one for each puller, that do each task and note who did it."""
 
@@ -109,16 +131,15 @@ class Crew:
         self.progress = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
 
-    def hire(self, puller: Puller, task_s: float = 0.0) -> None:
+    def hire(self, puller: Puller, work: Callable[[], object] = lambda: None) -> None:
         self.done[puller] = []
-        thread = threading.Thread(target=self._work, args=(puller, task_s))
+        thread = threading.Thread(target=self._work, args=(puller, work))
         thread.start()
         self._threads.append(thread)
 
-    def _work(self, puller: Puller, task_s: float) -> None:
+    def _work(self, puller: Puller, work: Callable[[], object]) -> None:
         for task in puller:
-            if task_s:
-                time.sleep(task_s)  # this is the work
+            work()
             self.done[puller].append(task)
             self.progress.release()
 

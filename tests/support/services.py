@@ -182,11 +182,15 @@ class RawCaller:
 class RawServer:
     """A server that a test answers for: a ROUTER that reads and writes frames itself."""
 
-    def __init__(self, net: Net, node_id: int = 50) -> None:
+    def __init__(self, net: Net, node_id: int = 50, *, listening: bool = True) -> None:
         self.node_id = node_id
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.endpoint = f"ipc://{net.homes.directory}/raw{node_id}"
+        if listening:
+            self.listen()
+
+    def listen(self) -> None:
         self.socket.bind(self.endpoint)
 
     def attach(self, client: Client) -> None:
