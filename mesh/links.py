@@ -74,7 +74,6 @@ class KnownLink:
             same_host,
             host,
             heard=now,
-            ping_at=now,
         )
 
 

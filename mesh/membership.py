@@ -156,14 +156,14 @@ class Membership:
                 self._admission.unexpected(link, message)
             return self._done(now)
         match known.state, message:
+            case State.UP, _:
+                self._said(self.peers[known.node_id], message, now)
             case State.DIALLING, Welcome() as welcome:
                 self._admission.said_welcome(known, welcome, now)
             case State.WELCOMED, Confirm() as confirm:
                 self._admission.said_confirm(known, confirm, now)
             case State.DIALLING | State.WELCOMED, Refuse(reason):
                 self._admission.refused(known, reason, now)
-            case State.UP, _:
-                self._said(self.peers[known.node_id], message, now)
             case State.SPARE, Bye() if (peer := self.peers.get(known.node_id)) is not None:
                 self._admission.down(peer, "bye", now)
             case State.SPARE, _:
@@ -248,8 +248,8 @@ class Membership:
                 self._contacts.withdrawn(endpoint, sighting.source)
 
     def _said(self, peer: Peer, message: ControlMessage, now: float) -> None:
-        peer.heard = now
-        peer.proven = True
+        if self._roster.heard(peer, message, now):
+            return
         match message:
             case Bye():
                 self._admission.down(peer, "bye", now)
@@ -262,7 +262,7 @@ class Membership:
                     if i.id != self.card.id and i.id not in self.peers:
                         endpoints = reachable(i.endpoints, ipc=peer.transport == "ipc")
                         self._contacts.introduced(i.id, i.name, endpoints, now)
-            case _ if not self._roster.heard(peer, message, now):
+            case _:
                 self.dropped["unexpected"] += 1
 
     def _next_timer(self) -> float | None:

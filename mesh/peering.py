@@ -41,7 +41,7 @@ class Peer:
     """The IP from which an accepted link came; empty over ipc, or if dialled."""
     heard: float
     """When it last said anything, in seconds of the shell's clock."""
-    ping_at: float
+    ping_at: float = 0.0
     proven: bool = False
     """Whether anything came over the link since it is up: only then it is up at both ends."""
     expects: frozenset[str] = frozenset()

@@ -62,7 +62,8 @@ class Roster:
         self.peers[peer.id] = peer
         self._effects.append(PeerUp(peer))
         self._greet(peer, knows)
-        self.deadlines.set(peer.id, now)
+        peer.ping_at = now + self._heartbeat_s
+        self.deadlines.set(peer.id, peer.ping_at)
 
     def change_over(self, peer: Peer, link: KnownLink, now: float) -> None:
         """It took another link than this side thought. Nothing had come over the old one, so
@@ -99,7 +100,9 @@ class Roster:
     # What peers say
 
     def heard(self, peer: Peer, message: ControlMessage, now: float) -> bool:
-        """Take a message from a peer; False if it is none that one peer says to another."""
+        """Take a message from a peer; False if it is not about what this table holds."""
+        peer.heard = now
+        peer.proven = True
         match message:
             case Ping(stamp):
                 self._effects.append(Send(peer.link, Pong(stamp)))
@@ -165,8 +168,7 @@ class Roster:
                 silent.append(peer)
                 continue
             if now >= peer.ping_at:
-                if peer.round_trip_s is not None:
-                    peer.expects = frozenset()  # a heartbeat later it has met them, or will not
+                peer.expects = frozenset()  # a heartbeat later it has met them, or will not
                 peer.ping_stamp = int(now * 1e9)
                 peer.ping_at = now + self._heartbeat_s
                 self._effects.append(Send(peer.link, Ping(peer.ping_stamp)))

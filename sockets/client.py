@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,6 +39,8 @@ from mesh.sockets.transport import Socket, scheme_of
 
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before the deadline is looked at again."""
+_PLACED_AT_ONCE = 256
+"""Of many that wait for room only so many are looked at: mostly none of them gets any."""
 _LINGER_MS = 200
 """Cancellations sent when a client is closed get this long to leave."""
 _CANCEL = Outgoing(b"")
@@ -88,7 +91,7 @@ class Requests:
                     if reader is not None and reader.outcome is not None:
                         return True
             if self.table.waiting:
-                self._place_all()
+                self._place_waiting()
         self._read_at = self.link.attempts
         return None
 
@@ -158,12 +161,10 @@ class Requests:
             full = (*full, server)
         return False
 
-    def _place_all(self) -> None:
-        """Have those that wait placed, the first first."""
-        now = time.monotonic()
-        for call in list(self.table.waiting.values()):
-            expired = call.deadline is not None and now >= call.deadline
-            if not expired and not self._place(call) and not call.tried:
+    def _place_waiting(self) -> None:
+        """Place those that wait, the first first."""
+        for call in list(islice(self.table.waiting.values(), _PLACED_AT_ONCE)):
+            if not self._place(call) and not call.tried:
                 return  # those behind it fare no better
 
     def _parts(self, call: Call, compressed: bool) -> list[bytes]:
@@ -237,12 +238,11 @@ class Requests:
             if server is None:
                 return
             scheme = scheme_of(endpoint)
-            socket = self._home.transport.connecting(zmq.DEALER, scheme, hwm=limits.OUTSTANDING_MAX)
+            socket = self._home.transport.connecting(zmq.DEALER, scheme)
             self.link.add(socket)
             socket.connect(endpoint)
             self._sockets[server] = (socket, scheme == "tcp")
-            self._place_all()
-            self.link.wake_all()
+            self.link.wake_all()  # the first to look has all that wait placed
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         """Answers that came in before count; what is outstanding then has lost its server."""
@@ -258,7 +258,7 @@ class Requests:
                     "whether the request ran is not known"
                 )
                 self._settle(call, PeerLost(text))
-            self._place_all()
+            self._read()  # which places those that go to another
 
     def tick(self) -> None:
         """Take notice of answers that nobody waits for any more, and of room."""

@@ -65,6 +65,8 @@ class Reader:
 
     pattern: str
     socket: Socket
+    connections: int = 0
+    """A new connection may subscribe before the end of its old one is noticed."""
     marked: bool = False
     """Whether it said that it received its mark."""
 
@@ -209,8 +211,7 @@ class Topics:
                 self._answer_soon(address[1:], known, self._marks)
             return False
         if what == b"\0":
-            self._unanswered.pop(address, None)
-            return self._readers.pop(address, None) is not None
+            return self._unsubscribed(address)
         if what != b"\1" or len(message) > limits.SUBSCRIPTION_BYTES_MAX:
             self.counters.dropped["malformed"] += 1
             return False
@@ -223,8 +224,20 @@ class Topics:
         if len(self._readers) >= limits.READERS_MAX and address not in self._readers:
             self.counters.dropped["too many subscribers"] += 1
             return False
-        reader = self._readers[address] = Reader(pattern, socket)
+        reader = self._readers.setdefault(address, Reader(pattern, socket))
+        reader.connections += 1
+        reader.socket = socket
         self._answer_soon(address, reader, self._lasts_and_marks)
+        return True
+
+    def _unsubscribed(self, address: bytes) -> bool:
+        reader = self._readers.get(address)
+        if reader is None:
+            return False
+        reader.connections -= 1
+        if not reader.connections:
+            del self._readers[address]
+            self._unanswered.pop(address, None)
         return True
 
     def _answer_soon(self, address: bytes, reader: Reader, answer: _Answer) -> None:

@@ -11,8 +11,8 @@ much, while up to `concurrency` others run handlers. An ``async def`` handler ru
 that was running where the service was registered, or in a loop of the service's own; each request
 has a task, and the loop watches the sockets itself.
 
-ZeroMQ's high-water marks are as high as the number of requests one client may have outstanding, so
-a caller that keeps to it never loses an answer; who does not, loses what it does not read.
+ZeroMQ's high-water mark is as high as the number of requests one client may have outstanding, so a
+caller that keeps to it never loses an answer; who does not, loses what it does not read.
 """
 
 from __future__ import annotations

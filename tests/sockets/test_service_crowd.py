@@ -13,6 +13,8 @@ import pytest
 
 from mesh.errors import PeerLost, Timeout
 from mesh.sockets.client import Client
+from mesh.sockets.frame import Kind
+from mesh.sockets.link import has_input
 from mesh.sockets.transport import Transport
 from tests.support.homes import Homes
 from tests.support.services import Gate, Net, RawServer, calls, core_of, nothing_left
@@ -87,7 +89,7 @@ def test_threads_share_a_client_of_an_async_service(net: Net) -> None:
 
 @pytest.mark.slow
 def test_more_requests_at_once_than_zeromq_buffers_by_default(net: Net) -> None:
-    """The client's loop sends all of them before it reads the first answer."""
+    """What ZeroMQ has no room for waits at the client, and goes when there is room."""
     server = net.serve(echo, backlog=65_536)
     client = net.client()
 
@@ -178,6 +180,38 @@ def test_an_answer_that_a_send_brought_to_light_is_not_overlooked(
 
 def _never_opened(client: Client) -> Any:
     return client._call(None, None, 1, False)
+
+
+def test_an_answer_that_comes_while_another_request_is_sent_on_is_not_overlooked(net: Net) -> None:
+    """A server is too busy; while its request is sent on to the other, an answer of that other
+    comes, and the sending swallows what the descriptor would say about it."""
+    first, second = RawServer(net, 50), RawServer(net, 51)
+
+    async def run() -> None:
+        client = net.client()
+        core, place = core_of(client), core_of(client)._place
+        first.attach(client)
+        one = asyncio.ensure_future(client.arequest("one", timeout=10))
+        one_caller, one_frame = await asyncio.to_thread(first.recv)
+        second.attach(client)
+        other = asyncio.ensure_future(client.arequest("other", timeout=10))
+        other_caller, other_frame = await asyncio.to_thread(second.recv)
+
+        def placing(call: Any) -> bool:
+            first.reply(one_caller, one_frame.seq, "answer")
+            until(partial(has_input, next(iter(core._sockets.values()))[0]))
+            return place(call)
+
+        core._place = placing  # type: ignore[method-assign]
+        second.reply(other_caller, other_frame.seq, ["busy", "", "", ""], kind=Kind.ERROR)
+        assert await asyncio.wait_for(one, 2) == "answer"
+        other.cancel()
+
+    try:
+        asyncio.run(run())
+    finally:
+        first.close()
+        second.close()
 
 
 def test_cancelled_calls_leave_nothing_behind(net: Net) -> None:
@@ -272,7 +306,7 @@ def test_a_server_without_room_is_waited_for(net: Net, monkeypatch: pytest.Monke
     the client, and goes when there is room."""
     connecting = Transport.connecting
     monkeypatch.setattr(
-        Transport, "connecting", lambda *args, hwm: connecting(*args, hwm=1, persistent=True)
+        Transport, "connecting", lambda *args: connecting(*args, hwm=1, persistent=True)
     )
     client = net.client()
     late = RawServer(net, listening=False)

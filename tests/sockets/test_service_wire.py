@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mesh.errors import RemoteError, Timeout
+from mesh.errors import Closed, RemoteError, Timeout
 from mesh.sockets.frame import FOR_EVER, Codec, Flag, Kind, encode, wire_name
 from mesh.sockets.transport import Transport
 from tests.support.homes import Homes
@@ -101,6 +101,33 @@ def test_a_payload_that_cannot_be_decoded_is_answered_with_an_error(net: Net, bo
     assert server.counters.dropped == {"malformed": 1}
     assert not gate.started
     assert server.running == 0
+
+
+def test_a_result_that_cannot_be_sent_is_told_apart_from_what_the_handler_raised(net: Net) -> None:
+    net.serve(lambda payload: object())
+    caller = RawCaller(net.servers[0])
+    try:
+        caller.send(1)
+        code, error = caller.error(1)
+    finally:
+        caller.close()
+    assert (code, error.type) == ("payload", "NotSerializable")
+
+
+@pytest.mark.slow
+def test_a_caller_gets_all_answers_however_late_it_reads_them(net: Net) -> None:
+    """As long as it has no more requests outstanding than a client may."""
+    server = net.serve(echo, backlog=5000)
+    caller = RawCaller(server)
+    payload = "x" * 1000
+    try:
+        for seq in range(1, 5001):
+            caller.send(seq, payload)
+        until(lambda: server.counters.received == 5000 and not server.running + server.waiting)
+        assert [caller.result(seq) for seq in range(1, 5001)] == [payload] * 5000
+    finally:
+        caller.close()
+    assert not server.counters.dropped
 
 
 def test_a_plain_zeromq_program_can_call(net: Net) -> None:
@@ -240,6 +267,52 @@ def test_answers_nobody_asked_for_are_dropped_and_counted(net: Net, raw_server: 
         until(noticed)
     finally:
         other.close()
+
+
+def test_an_answer_that_comes_as_its_caller_gives_up_is_counted(
+    net: Net, raw_server: RawServer
+) -> None:
+    client = net.client()
+    core = core_of(client)
+    raw_server.attach(client)
+    call = client._call("x", None, 1, False)
+    with core.link:
+        core.begin(call)
+    caller, frame = raw_server.recv()
+    raw_server.reply(caller, frame.seq, "too late")
+    with core.link:
+        until(core.link.readable)
+    core.tick()
+    with pytest.raises(Timeout, match="no answer of service 'add'"), call:
+        raise Timeout
+    assert core.counters.dropped == {"late reply": 1}
+    assert nothing_left(client)
+
+
+def test_a_closing_client_tells_its_callers_that_it_is_closed_and_nothing_else(
+    net: Net, raw_server: RawServer
+) -> None:
+    """Its servers are told to forget the requests, and answer that; even if that answer is there
+    before the callers have been woken."""
+    client = net.client()
+    core = core_of(client)
+    raw_server.attach(client)
+    end = core.link.close
+
+    def close(linger_ms: int) -> None:
+        _, cancel = raw_server.recv()
+        assert cancel.kind == Kind.CANCEL
+        raw_server.reply(caller, frame.seq, ["cancelled", "", "", ""], kind=Kind.ERROR)
+        with core.link:
+            until(core.link.readable)
+        core.tick()
+        end(linger_ms)
+
+    core.link.close = close  # type: ignore[method-assign]
+    with calls(lambda: client.request("x", timeout=10)) as outcomes:
+        caller, frame = raw_server.recv()
+        client.close()
+    assert isinstance(outcomes[0], Closed)
 
 
 def test_an_answer_that_cannot_be_decoded_is_an_error_at_once(

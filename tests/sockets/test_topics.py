@@ -58,7 +58,7 @@ class Net:
         waiting = self.topics["wait"].endpoints()
         core.attach(PUBLISHER, Offer(1, "publish", "any"), dropping)
         core.attach(PUBLISHER, Offer(2, "publish", "other", waiting), waiting[0])
-        self.until(lambda: len(marks) == 2)
+        self.until(lambda: {waits for _, _, waits in marks} == {False, True})
         for _, address, waits in marks:
             self.topics["wait" if waits else "drop"].marked(address)
 
