@@ -226,7 +226,7 @@ def test_bad_options_are_refused() -> None:
 def test_the_environment_names_realm_and_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESH_REALM", "from-the-environment")
     with Node("a") as a, Node("b", realm="from-the-environment") as b:
-        a.wait_for_peers(1, timeout=5)
+        b.wait_for_peers(1, timeout=5)
         assert set(b.peers) == {a.id}
 
 

@@ -70,7 +70,7 @@ def test_no_bytes_raise_anything_but_malformed(parts: list[bytes]) -> None:
         (1, 0, "malformed"),
         (1, 200, "malformed"),
         (2, 7, "malformed"),
-        (3, 8, "malformed"),
+        (3, 16, "malformed"),
         (4, 0, "malformed"),
         (4, limits.FRAME_MESSAGES_MAX + 1, "malformed"),
         (6, 1 << 63, "malformed"),

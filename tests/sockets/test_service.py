@@ -24,11 +24,10 @@ from mesh.errors import (
     RemoteError,
     Timeout,
 )
-from mesh.sockets.client import Client
 from mesh.sockets.home import Counters, node_text
 from mesh.sockets.server import Server
 from tests.support.homes import Homes
-from tests.support.services import Gate, Net, calls, core_of, nothing_left
+from tests.support.services import Gate, Net, calls, core_of, debts, nothing_left
 from tests.support.waiting import until
 
 
@@ -411,13 +410,7 @@ def test_a_cancelled_request_is_not_started(net: Net, gate: Gate) -> None:
     assert client.request("last", timeout=5) == "last"
     assert gate.started == ["first", "last"]
     core_of(client).tick()
-    assert _debts(client) == 0, "the server said that it will not answer"
-
-
-def _debts(client: Client) -> int:
-    """Answers that servers still owe, whoever waits for them."""
-    table = core_of(client).table
-    return sum(server.owes for server in table._servers.values())
+    assert debts(client) == 0, "the server said that it will not answer"
 
 
 def test_a_late_reply_is_dropped_and_counted(net: Net, gate: Gate) -> None:
@@ -428,7 +421,7 @@ def test_a_late_reply_is_dropped_and_counted(net: Net, gate: Gate) -> None:
     gate.open()
     assert client.request("next", timeout=5) == "next"
     assert core_of(client).counters.dropped == {"late reply": 1}
-    assert _debts(client) == 0
+    assert debts(client) == 0
 
 
 # -- Several servers ---------------------------------------------------------------------------
@@ -572,6 +565,19 @@ def test_an_idempotent_request_goes_to_another_server_and_others_do_not(
     assert asked == ["again"]
 
 
+def test_an_idempotent_request_is_sent_on_by_whoever_saw_the_server_go(
+    net: Net, gate: Gate
+) -> None:
+    """Its caller sleeps, and nothing else wakes it."""
+    server, client = net.serve(gate), net.client()
+    with calls(lambda: client.request("again", timeout=2, retry=True)) as outcomes:
+        until(lambda: gate.started)
+        net.serve(lambda payload: "other")
+        assert client.request("on the other", timeout=5) == "other", "its connection is up"
+        net.detach(client, server)
+    assert outcomes == ["other"]
+
+
 def test_an_idempotent_request_waits_for_another_server_within_its_time(
     net: Net, gate: Gate
 ) -> None:
@@ -588,24 +594,16 @@ def test_an_idempotent_request_waits_for_another_server_within_its_time(
     assert outcomes[0] == "long"
 
 
-def test_an_answer_that_came_before_the_end_counts(net: Net) -> None:
+def test_an_answer_that_came_before_the_end_counts(net: Net, gate: Gate) -> None:
     """The client reads what is there before it says that the server is lost."""
-    done = threading.Event()
-    server, client = net.serve(echo), net.client()
+    server, client = net.serve(gate), net.client()
     core = core_of(client)
-    finish = server.finish
-
-    def finishing(request: Any, answer: Any) -> None:
-        finish(request, answer)
-        done.set()
-
-    server.finish = finishing  # type: ignore[method-assign]
 
     async def run() -> None:
         task = asyncio.ensure_future(client.arequest("x", timeout=5))
         await asyncio.sleep(0)
-        assert done.wait(5)
-        with core.link:
+        gate.open()  # from here on the loop does not read
+        with core.link.lock:
             until(core.link.readable)
         net.detach(client, server)
         assert await task == "x"

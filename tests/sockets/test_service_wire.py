@@ -20,6 +20,7 @@ from tests.support.services import (
     RawServer,
     calls,
     core_of,
+    debts,
     nothing_left,
 )
 from tests.support.waiting import until
@@ -299,18 +300,24 @@ def test_a_closing_client_tells_its_callers_that_it_is_closed_and_nothing_else(
     raw_server.attach(client)
     end = core.link.close
 
-    def close(linger_ms: int) -> None:
+    def answered() -> bool:
+        core.tick()
+        return debts(client) == 0
+
+    def close(linger_ms: int = 0, error: Closed | None = None) -> None:
         _, cancel = raw_server.recv()
         assert cancel.kind == Kind.CANCEL
         raw_server.reply(caller, frame.seq, ["cancelled", "", "", ""], kind=Kind.ERROR)
-        with core.link:
-            until(core.link.readable)
-        core.tick()
-        end(linger_ms)
+        until(answered)
+        assert call.outcome is None
+        end(linger_ms, error)
 
     core.link.close = close  # type: ignore[method-assign]
     with calls(lambda: client.request("x", timeout=10)) as outcomes:
         caller, frame = raw_server.recv()
+        with core.link.lock:  # it was sent under the lock, and is noted before that is released
+            (server,) = core._sockets
+            (call,) = server.requests.values()
         client.close()
     assert isinstance(outcomes[0], Closed)
 

@@ -127,11 +127,11 @@ class Network:
     def partition(self, *islands: Iterable[str]) -> None:
         """Hosts reach those on their own island only; hosts not named are on one together."""
         self._island = {host: i for i, hosts in enumerate(islands, 1) for host in hosts}
-
-    def heal(self) -> None:
-        self._island = {}
         for connection in self._connections:
             connection.release()
+
+    def heal(self) -> None:
+        self.partition()
 
     def reaches(self, host: str, other: str) -> bool:
         return self._island.get(host, 0) == self._island.get(other, 0)
@@ -385,7 +385,7 @@ class SimNode:
         if not self.alive or at is None:
             return
         if tick_s := self.network.tick_s:
-            at = ceil(at / tick_s) * tick_s
+            at = max(at, ceil(at / tick_s) * tick_s)  # rounding may leave it a little too early
         if self._tick_at is None or at < self._tick_at:
             self._tick_at = at
             self.network.at(at - self.network.now, lambda: self._tick(at))

@@ -89,6 +89,11 @@ def nothing_left(client: Client) -> bool:
     return not left and not core.link._waiting_loops
 
 
+def debts(client: Client) -> int:
+    """Answers that servers still owe `client`, whoever waits for them."""
+    return sum(server.owes for server in core_of(client).table._servers.values())
+
+
 class Gate:
     """A handler that notes what it was given, and returns it once the test opens the gate."""
 
