@@ -40,8 +40,8 @@ from mesh.sockets.control import Card, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.curve import Keys, derive_keys
 from mesh.sockets.home import Core, Counters, Home, node_text
-from mesh.sockets.publisher import Topic, Topics
 from mesh.sockets.pusher import Dispatch
+from mesh.sockets.topics import Topic, Topics
 from mesh.sockets.transport import Transport
 
 logger = logging.getLogger(__name__)

@@ -35,8 +35,8 @@ from mesh.peering import (
 from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.home import Core
-from mesh.sockets.publisher import Topics
 from mesh.sockets.subscriber import Subscription
+from mesh.sockets.topics import Topics
 from mesh.wiring import Wiring
 
 logger = logging.getLogger(__name__)

@@ -134,7 +134,8 @@ class Network:
         self.partition()
 
     def reaches(self, host: str, other: str) -> bool:
-        return self._island.get(host, 0) == self._island.get(other, 0)
+        island = self._island
+        return not island or island.get(host, 0) == island.get(other, 0)
 
     def break_connections(self, share: float) -> None:
         """That share of all connections loses what is under way, and comes back."""
@@ -162,7 +163,7 @@ class Network:
 
     def latency(self) -> float:
         low, high = self._latency_s
-        return low if low == high else self.random.uniform(low, high)
+        return low if low == high else low + (high - low) * self.random.random()
 
     def close(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
