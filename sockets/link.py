@@ -21,7 +21,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from mesh.sockets.link_asyncio import LoopWaiter
 
 T = TypeVar("T")
+
+# As plain integers: an enum member costs more than the call it is for.
+_EVENTS = int(zmq.EVENTS)
+_RCVMORE = int(zmq.RCVMORE)
+_POLLIN = int(zmq.POLLIN)
 
 
 class Waker:
@@ -308,19 +313,21 @@ class _ThreadWaiter:
         self, sockets: select.epoll | None, deadline: float | None, retry_s: float | None
     ) -> None:
         poller = select.poll()
-        poller.register(self._waker, select.POLLIN)
+        waker = self._waker.fileno()
+        poller.register(waker, select.POLLIN)
         if sockets is not None:
             poller.register(sockets, select.POLLIN)
         left = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
         if retry_s is not None:
             left = min(left, retry_s)
-        poller.poll(None if left == math.inf else math.ceil(left * 1000))
-        self._waker.drain()
+        fired = poller.poll(None if left == math.inf else math.ceil(left * 1000))
+        if any(fd == waker for fd, _ in fired):
+            self._waker.drain()
 
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:
     """Whether `socket` has something to read. Looking re-arms its descriptor."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
 def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[bytes] | None:
@@ -330,17 +337,20 @@ def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[bytes] | None:
         parts = [socket.recv(zmq.NOBLOCK)]
     except zmq.Again:
         return None
-    while socket.getsockopt(zmq.RCVMORE):
+    while socket.getsockopt(_RCVMORE):
         part = socket.recv(zmq.NOBLOCK)
         if len(parts) <= parts_max:
             parts.append(part)
     return parts
 
 
-def send_parts(socket: zmq.Socket[bytes], parts: Iterable[bytes]) -> bool:
+def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> bool:
     """Send one message without waiting; False if there is no room for it (nothing was sent)."""
     try:
-        socket.send_multipart(parts, zmq.NOBLOCK)  # type: ignore[arg-type]
+        if len(parts) == 1:
+            socket.send(parts[0], zmq.NOBLOCK)
+        else:
+            socket.send_multipart(parts, zmq.NOBLOCK)
     except zmq.Again:
         return False
     return True
