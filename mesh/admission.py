@@ -106,10 +106,6 @@ class Admission:
         if not self._may_be_peer(card):
             return
         peer = self._roster.peers.get(card.id)
-        if peer is not None and not peer.proven and self._decides(peer):
-            self._dropped["second link"] += 1  # ours is about to be up there too
-            return
-        self._told_unknown.pop(key, None)
         link = self.links.accept(key, card, host, self.card, self._nonce(), now)
         link.knows = frozenset(hello.knows)
         if peer is not None and peer.proven:

@@ -26,9 +26,6 @@ class Deadlines(Generic[K]):
         self._heap: list[tuple[float, int, K]] = []
         self._order = count()  # keys of different types do not compare
 
-    def __len__(self) -> int:
-        return len(self._at)
-
     def __contains__(self, key: object) -> bool:
         return key in self._at
 

@@ -164,8 +164,6 @@ class Membership:
                 self._admission.said_confirm(known, confirm, now)
             case State.DIALLING | State.WELCOMED, Refuse(reason):
                 self._admission.refused(known, reason, now)
-            case State.SPARE, Bye() if (peer := self.peers.get(known.node_id)) is not None:
-                self._admission.down(peer, "bye", now)
             case State.SPARE, _:
                 self.dropped["second link"] += 1
             case _:

@@ -54,9 +54,6 @@ class Roster:
         self._all_offers: list[Offers] | None = None
         self._listening_since = now
 
-    def __contains__(self, node_id: str) -> bool:
-        return node_id in self.peers
-
     def add(self, peer: Peer, knows: frozenset[str], now: float) -> None:
         """It is up: tell the shell, then tell it everything, except of the peers it `knows`."""
         self.peers[peer.id] = peer

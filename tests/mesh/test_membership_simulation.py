@@ -169,14 +169,14 @@ def rare_collections() -> Iterator[None]:
 @pytest.mark.usefixtures("rare_collections")
 @pytest.mark.parametrize("seed", [1])
 def test_two_hundred_nodes_agree_after_coming_going_and_losing_each_other(seed: int) -> None:
-    weather = Weather(seed, hosts=50, heartbeat_s=40.0)
+    weather = Weather(seed, hosts=100, heartbeat_s=40.0)
     weather.join_many(199)
     weather.assert_truth()
     assert weather.network.sent["introductions"] < 5 * 200**2
     for _ in range(20):
         weather.change(cuts=False)
         weather.network.run(weather.random.expovariate(4.0))
-    weather.network.partition(weather.hosts[-2:])
+    weather.network.partition(weather.hosts[-3:])
     weather.wait_for_silence()
     assert any(reason == "silent" for node in weather.nodes for _, reason in node.log.down)
     weather.network.heal()
@@ -267,6 +267,7 @@ joinings = st.tuples(st.just("join"), st.sampled_from([b"a", b"b", b"c", b"d"]),
 events: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
     st.tuples(st.just("received"), links, messages),
     joinings,
+    st.tuples(st.just("found"), sources, ids, endpoints),
     st.tuples(st.just("answered"), st.integers(0, 3), cards),
     st.tuples(st.just("sighted"), st.builds(Sighting, sources, announcements, st.booleans())),
     st.tuples(
@@ -305,6 +306,10 @@ class Bystander:
             case "join", link, card:
                 self.check(m.received(link, Hello(PROTOCOL, "default", card, NONCE), now))
                 self.check(m.received(link, Confirm(), now))
+            case "found", source, node_id, where:
+                card = Card(node_id, "n", where)
+                self.check(m.sighted(Sighting(source, m.announcement(card), True), now))
+                self.check(m.tick(now))
             case "answered", which, card:
                 if self.dialled:
                     link = self.dialled[which % len(self.dialled)]

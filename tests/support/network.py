@@ -325,9 +325,9 @@ class SimNode:
         self._apply(self.membership.moved(card))
 
     def leave(self) -> None:
+        """Say goodbye and end."""
         self._apply(self.membership.leave("", self.network.now))
-        self.alive = False
-        self.network.stop_listening(self)
+        self.crash()
 
     def crash(self, *, noticed: bool = True) -> None:
         """End without a word. With `noticed`, the kernel tells those on the same host."""
