@@ -140,6 +140,7 @@ class Assembly:
         """Who this node is, as of now: its addresses may change."""
         if self.options.networked:
             self._transport.addresses = addresses_of(self.options.interfaces)
+            self._control.follow()
         return Card(
             id=self.id,
             name=self.name,
@@ -169,6 +170,8 @@ class Assembly:
                 self.loop.offer(*offers)
 
         self.loop.post(action)
+        if self.closed:
+            core.close(0)  # the action may have come too late for the loop to know of the core
 
     def release_of(self, core: Core, *keys: int) -> Callable[[], None]:
         """What a handle calls when it is given back. Neither locks nor blocks."""

@@ -28,6 +28,7 @@ from mesh.peering import (
     HangUp,
     Peer,
     PeerDown,
+    PeerMoved,
     PeerOffers,
     PeerUp,
     Send,
@@ -35,6 +36,7 @@ from mesh.peering import (
 from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.home import Core
+from mesh.sockets.link import Waker
 from mesh.sockets.subscriber import Subscription
 from mesh.sockets.topics import Topics
 from mesh.wiring import Wiring
@@ -74,7 +76,7 @@ class ControlLoop:
         self._own = card()
         self._on_peer = on_peer
         self._inbox: deque[Callable[[], object]] = deque()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = Waker()  # open for as long as anybody can still ring it
         self._poll = select.epoll()
         self._watched: dict[int, Callable[[], object]] = {}
         self._processes: dict[str, int] = {}
@@ -83,7 +85,7 @@ class ControlLoop:
         self._looked_at: dict[Source, float] = {}
         self.finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"mesh control {name}", daemon=True)
-        self._watch(self._bell, self._read_inbox)
+        self._watch(self._bell.fileno(), self._read_inbox)
         self._watch(control.fileno(), self._hear)
         for each in topics:
             self._watch(each.link.fileno(), each.look)
@@ -99,10 +101,11 @@ class ControlLoop:
         self._thread.start()
 
     def post(self, action: Callable[[], object]) -> None:
-        """Have `action` run in the control thread. Takes no lock, so a finalizer may call it."""
-        self._inbox.append(action)
+        """Have `action` run in the control thread, unless that has ended. Takes no lock, so a
+        finalizer may call it."""
         if not self.finished.is_set():
-            os.eventfd_write(self._bell, 1)
+            self._inbox.append(action)
+            self._bell.wake()
 
     def call(self, action: Callable[[], T], timeout: float) -> T:
         """Run `action` in the control thread and return its result. Raises `Closed`."""
@@ -118,7 +121,8 @@ class ControlLoop:
 
         self.post(run)
         try:
-            return future.result(timeout)
+            # What was put there before the thread ended is run by it, what comes later by nobody.
+            return future.result(0.0 if self.finished.is_set() else timeout)
         except TimeoutError:
             raise Closed(f"node {self._name!r} is closing") from None
 
@@ -188,7 +192,6 @@ class ControlLoop:
         for fd in self._processes.values():
             os.close(fd)
         self._poll.close()
-        os.close(self._bell)
         self._read_inbox_rest()
 
     def _sleep_s(self) -> float:
@@ -204,6 +207,7 @@ class ControlLoop:
         if now < self._next_tick:
             return
         self._next_tick = now + limits.TICK_S
+        self._guarded(self._announce_if_moved)
         for topics in self._topics:
             self._guarded(topics.tick)
         for core in self.wiring.cores:
@@ -214,7 +218,6 @@ class ControlLoop:
         for source in self._sources:
             if now - self._looked_at.get(source, 0.0) >= source.interval_s:
                 self._guarded(self._look_at, source)
-        self._announce_if_moved()
 
     def _guarded(self, action: Callable[..., object], *arguments: Any) -> None:
         """The one boundary that must survive anything: without this thread a node is deaf."""
@@ -268,7 +271,7 @@ class ControlLoop:
         self._apply(self.membership.process_died(peer, time.monotonic()))
 
     def _read_inbox(self) -> None:
-        os.eventfd_read(self._bell)
+        self._bell.drain()
         self._read_inbox_rest()
 
     def _read_inbox_rest(self) -> None:
@@ -293,6 +296,8 @@ class ControlLoop:
                 case PeerOffers(peer_id, add, drop):
                     self.wiring.offered(peer_id, add, drop)
                     self._read_ahead()
+                case PeerMoved(peer):
+                    self.wiring.moved(peer.id)
                 case Acknowledged(_, address, waits):
                     self._marked(address, waits)
                 case _:

@@ -78,14 +78,14 @@ class Peer:
         """Which one of an offer's (or the card's `topics`) endpoints data links connect to.
 
         Exactly one, since a SUB that connected twice receives everything twice. With tcp it is
-        the one on the host that the control link reached; an address of that peer which it does
-        not know itself (behind a NAT) leaves its first.
+        at the host where the control link reaches the peer, whatever addresses that has.
         """
-        fitting = [e for e in endpoints if e.startswith(f"{self.transport}://")]
-        for endpoint in fitting:
-            if self.transport == "tcp" and host_of(endpoint) == host_of(self.address):
-                return endpoint
-        return fitting[0] if fitting else None
+        for endpoint in endpoints:
+            if endpoint.startswith(f"{self.transport}://"):
+                if self.transport == "ipc":
+                    return endpoint
+                return f"tcp://{host_of(self.address)}:{endpoint.rpartition(':')[2]}"
+        return None
 
 
 # Effects: what the shell is to do, in this order
@@ -126,7 +126,7 @@ class PeerOffers(msgspec.Struct, frozen=True):
 
 
 class PeerMoved(msgspec.Struct, frozen=True):
-    """Its card changed, and perhaps the address by which it is reached."""
+    """The address by which it is reached changed, and where its channels are with it."""
 
     peer: Peer
 

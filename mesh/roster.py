@@ -6,6 +6,7 @@ appended to one list of effects, in order. No I/O, no clock, no discovery.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -36,6 +37,9 @@ from mesh.sockets.control import (
     Ping,
     Pong,
 )
+
+_OFFERED = re.compile(r"ipc:///.+|tcp://\*:[1-9][0-9]{0,4}", re.ASCII)
+"""Where a channel may be offered. With tcp a peer says no host: it is reached where it is."""
 
 
 class Roster:
@@ -117,8 +121,9 @@ class Roster:
 
     def _moved(self, peer: Peer, card: Card) -> None:
         peer.card = card
-        if not peer.dialled and peer.address not in card.endpoints:
-            peer.address = address_of(card, peer.same_host, peer.remote_host)
+        if peer.dialled or peer.address in card.endpoints:
+            return  # an address that is lost takes the link with it
+        peer.address = address_of(card, peer.same_host, peer.remote_host)
         self._effects.append(PeerMoved(peer))
 
     def _answered(self, peer: Peer, stamp: int, now: float) -> None:
@@ -192,5 +197,5 @@ def _is_sound(offer: Offer) -> bool:
     return (
         is_name(offer.channel)
         and offer.prefetch <= limits.PREFETCH_MAX
-        and all(e.startswith(("ipc://", "tcp://")) for e in offer.endpoints)
+        and all(_OFFERED.fullmatch(endpoint) for endpoint in offer.endpoints)
     )

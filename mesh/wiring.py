@@ -54,6 +54,13 @@ class Wiring:
         for offer in self._offers.pop(peer, {}).values():
             self._detach(peer, offer, reason)
 
+    def moved(self, peer: str) -> None:
+        """A peer is reached at another address from now on: so is all that it offers."""
+        for offer in self._offers.get(peer, {}).values():
+            self._detach(peer, offer, "moved")
+            for core in self._cores:
+                self._attach(core, peer, offer)
+
     def _attach(self, core: Core, peer: str, offer: Offer) -> None:
         if _seeks(core, offer) and (endpoint := self._endpoint_of(peer, offer)) is not None:
             core.attach(node_number(peer), offer, endpoint)

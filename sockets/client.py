@@ -14,6 +14,7 @@ for is dropped and counted. One that cannot be decoded fails its call with a `Re
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -185,14 +186,14 @@ class Requests:
 
     def abandon(self, call: Call) -> None:
         """The caller waits no longer: forget the call, and tell the server that has it."""
-        try:
-            with self.link:
-                if call.outcome is not None:
-                    self.counters.dropped["late reply"] += 1
-                elif (server := self.table.abandon(call)) is not None:
-                    self._cancel(call, server)
-        except Closed:
-            return  # `close` has told the servers
+        with contextlib.suppress(Closed):  # `close` has told the servers
+            self.link.run(lambda: self._forget(call))
+
+    def _forget(self, call: Call) -> None:
+        if call.outcome is not None:
+            self.counters.dropped["late reply"] += 1
+        elif (server := self.table.abandon(call)) is not None:
+            self._cancel(call, server)
 
     def _cancel(self, call: Call, server: ServerAccount[Call]) -> None:
         parts = _CANCEL.parts(self._wire, Kind.CANCEL, sender=self._home.node_id, seq=call.seq)

@@ -63,8 +63,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: OfferKind
     channel: Text
     endpoints: Endpoints = ()
-    """Where its socket is bound. For ``publish``: empty for a topic that drops, which is on the
-    card's `topics`; else where topics that wait are."""
+    """Where its socket is bound: ``ipc:///PATH``, ``tcp://*:PORT``. For ``publish``: empty for a
+    topic that drops, which is on the card's `topics`; else where topics that wait are."""
     prefetch: Natural = 0
     """For ``pull``: the credit each pusher starts with."""
 

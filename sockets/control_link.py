@@ -79,7 +79,13 @@ class ControlLink:
         return self._poll.fileno()
 
     def endpoints(self) -> tuple[str, ...]:
-        return self._transport.endpoints(self._bound)
+        """Where others reach this node, as of now: ipc first."""
+        tcp = [f"tcp://{address}:{self.port}" for address in self._transport.addresses]
+        return (self._bound[0].endpoint, *(tcp if self.port else ()))
+
+    def follow(self) -> None:
+        """Bind also to addresses that named interfaces got since."""
+        self._transport.follow(self._bound)
 
     @property
     def port(self) -> int:

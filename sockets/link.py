@@ -42,6 +42,11 @@ _RCVMORE = int(zmq.RCVMORE)
 _POLLIN = int(zmq.POLLIN)
 
 
+_NAP_S = 0.5
+"""Longest sleep of a thread, waking for nothing but Python's own sake: a signal that comes just
+before the call that sleeps is noticed only after it (Ctrl-C would be lost until the next one)."""
+
+
 class Waker:
     """A descriptor that a sleeping thread watches. One for each thread, for all its waits."""
 
@@ -157,18 +162,22 @@ class Link:
         "no … within 2 s" of `Timeout`. With `retry_s` it is tried again at least that often.
         Raises `Timeout`, `Closed`, and whatever `attempt` raises. Safe from any thread.
         """
+        result = self.run(attempt)
+        if result is not None:
+            return result
+        if timeout == 0:
+            raise Timeout(f"no {what} at once")
+        deadline = None if timeout is None else time.monotonic() + timeout
         waiter = _ThreadWaiter(_own.waker)
         try:
-            with self:
-                result = attempt()
-                if result is not None:
-                    return result
-                if timeout == 0:
-                    raise Timeout(f"no {what} at once")
-                deadline = None if timeout is None else time.monotonic() + timeout
+            with self.lock:
+                self.check_open()
                 self._threads.append(waiter)
                 if slot is not None:
                     slot.waiter = waiter
+                result = attempt()  # what came since, when nobody was waiting for it yet
+                if result is not None:
+                    return result
                 leads = self._threads[0] is waiter
             while True:
                 waiter.sleep(self._poll if leads else None, deadline, retry_s)
@@ -204,8 +213,7 @@ class Link:
 
         A result that came together with the cancellation goes to `give_back`, under the lock.
         """
-        with self:
-            result = attempt()
+        result = self.run(attempt)
         if result is not None:
             return result
         if timeout == 0:
@@ -216,8 +224,20 @@ class Link:
             attempt, timeout, what, give_back=give_back, slot=slot, retry_s=retry_s
         )
 
+    def run(self, operation: Callable[[], T]) -> T:
+        """Do `operation` under the lock; if others wait, see that nothing is left lying that they
+        wait for. Raises `Closed`."""
+        with self.lock:
+            self.check_open()
+            try:
+                return operation()
+            finally:
+                if self._threads or self._waiting_loops:
+                    self._pass_on(False)
+
     def __enter__(self) -> None:
-        """Take the lock for an operation on the sockets. Raises `Closed`."""
+        """`run` as a context, for a node's own threads: in the main thread a KeyboardInterrupt
+        could come between taking the lock and being inside, and nobody would ever release it."""
         self.lock.acquire()
         if self._closed is not None:
             self.lock.release()
@@ -229,7 +249,6 @@ class Link:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """Release the lock; if others wait, see that nothing is left lying that they wait for."""
         try:
             if self._threads or self._waiting_loops:
                 self._pass_on(False)
@@ -317,10 +336,12 @@ class _ThreadWaiter:
         poller.register(waker, select.POLLIN)
         if sockets is not None:
             poller.register(sockets, select.POLLIN)
-        left = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+        until = math.inf if deadline is None else deadline
         if retry_s is not None:
-            left = min(left, retry_s)
-        fired = poller.poll(None if left == math.inf else math.ceil(left * 1000))
+            until = min(until, time.monotonic() + retry_s)
+        fired: list[tuple[int, int]] = []
+        while not fired and (left := until - time.monotonic()) > 0:
+            fired = poller.poll(math.ceil(min(left, _NAP_S) * 1000))
         if any(fd == waker for fd, _ in fired):
             self._waker.drain()
 

@@ -76,8 +76,8 @@ class LoopWaiter:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                with self._link:
-                    give_back(future.result())
+                result = future.result()
+                self._link.run(lambda: give_back(result))
             raise
         finally:
             if expiry is not None:

@@ -41,8 +41,7 @@ class Publisher(Handle):
     @property
     def subscribers(self) -> int:
         """How many subscribers are connected and miss nothing from now on. Does not block."""
-        with self._topics.link:
-            return self._topics.subscribers(self._topic)
+        return self._topics.link.run(lambda: self._topics.subscribers(self._topic))
 
     def send(
         self,

@@ -33,7 +33,7 @@ from mesh.sockets.frame import Frame, Kind, Malformed, decode, encode, wire_name
 from mesh.sockets.handle import Receiving
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, read_parts, send_parts
-from mesh.sockets.transport import Bound, Socket, scheme_of
+from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -75,7 +75,7 @@ class Intake:
 
     def endpoints(self) -> tuple[str, ...]:
         """Where pushers send their tasks."""
-        return self._home.transport.endpoints(self._bound)
+        return endpoints_of(self._bound)
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
@@ -236,6 +236,7 @@ class Intake:
 
     def tick(self) -> None:
         with self.link:
+            self._home.transport.follow(self._bound)
             self._fill()
             self._settle(self._hands.take_back_orphaned())
             self._pay()
@@ -243,8 +244,7 @@ class Intake:
     def close(self, linger_ms: int) -> None:
         """Tasks that are not settled are lost, and their pushers will hear of it."""
         try:
-            with self.link:
-                self._pay()
+            self.link.run(self._pay)
         except Closed:
             return  # also in a forked child, where the sockets are the parent's
         self.link.close()

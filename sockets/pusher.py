@@ -34,7 +34,7 @@ from mesh.sockets.frame import Codec, Flag, Kind, Malformed, decode, encode, wir
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
-from mesh.sockets.transport import Bound, Socket, scheme_of
+from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
 
 _DETACH_BYTES_MIN = 64 * 1024
 """From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
@@ -81,7 +81,7 @@ class Dispatch:
 
     def endpoints(self) -> tuple[str, ...]:
         """Where workers send their credit."""
-        return self._home.transport.endpoints(self._bound)
+        return endpoints_of(self._bound)
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
@@ -181,6 +181,7 @@ class Dispatch:
     def tick(self) -> None:
         """Ask the workers that have been quiet: a task or its credit may be lost on the way."""
         with self.link:
+            self._home.transport.follow(self._bound)
             self.read_credit()
             for account in self.ledger.tick():
                 mark = encode(

@@ -39,7 +39,7 @@ from mesh.sockets.frame import Kind, Malformed, decode, wire_name
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
-from mesh.sockets.transport import Bound, Socket
+from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -82,7 +82,7 @@ class Server:
 
     def endpoints(self) -> tuple[str, ...]:
         """Where clients send their requests."""
-        return self._home.transport.endpoints(self._bound)
+        return endpoints_of(self._bound)
 
     @property
     def running(self) -> int:
@@ -235,6 +235,7 @@ class Server:
     def tick(self) -> None:
         """Those whose time is over give their places in the backlog to others."""
         with self.link:
+            self._home.transport.follow(self._bound)
             for request in self._backlog.expire(time.monotonic()):
                 self._turn_away(request, failure.EXPIRED)
 

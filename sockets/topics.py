@@ -26,7 +26,7 @@ from mesh.sockets.frame import QUESTION, Flag, Kind, encode, pattern_of, wire_na
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing
-from mesh.sockets.transport import Bound, Socket
+from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 _MARK_TOPICS_MAX = 1000
 """Topics in one mark, so that it stays within a frame's bounds."""
@@ -97,11 +97,12 @@ class Topics:
                 self.link.add(bound.socket)
 
     def endpoints(self) -> tuple[str, ...]:
-        return self._home.transport.endpoints(self._bound)
+        return endpoints_of(self._bound)
 
     def topic(self, name: str, options: PublisherOptions) -> Topic:
-        """The topic of that name, made if need be. Raises `OptionsDiffer`."""
-        with self.link:
+        """The topic of that name, made if need be. Raises `OptionsDiffer`, `Closed`."""
+        with self.link.lock:
+            self.link.check_open()
             topic = self._topics.get(check_name(name))
             if topic is None:
                 check_count(len(self._topics), "topics", 0, limits.CHANNELS_PER_NODE_MAX - 1)
@@ -295,6 +296,7 @@ class Topics:
     def tick(self) -> None:
         """Answer whom there was no room to answer; mark the topics that were quiet for a tick."""
         with self.link:
+            self._home.transport.follow(self._bound)
             self.read_subscriptions()
             for address, (reader, answer) in list(self._unanswered.items()):
                 self._answer_soon(address, reader, answer)

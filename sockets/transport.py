@@ -7,14 +7,19 @@ plain text. Linger is set when a socket is closed, never before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import errno
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import zmq
 
 from mesh import limits
+from mesh.errors import Closed
 from mesh.sockets.curve import ZAP_DOMAIN, Keys
+
+logger = logging.getLogger(__name__)
 
 Socket = zmq.Socket[bytes]
 
@@ -26,14 +31,23 @@ _HANDSHAKE_MS: Final = 3000
 _SOCKETS_MAX: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Bound:
+    """A socket that others connect to."""
+
     socket: Socket
     scheme: str
-    port: int
-    """0 for ipc."""
-    endpoint: str
-    """As bound; a tcp socket is reached under the host's addresses instead."""
+    path: str = ""
+    """Of an ipc socket."""
+    port: int = 0
+    """Of a tcp socket: the same on all addresses."""
+    hosts: set[str] = field(default_factory=set)
+    """The addresses a tcp socket is bound to; empty: all there are and will be."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is reached. ``*`` stands for whichever address of this host reaches it."""
+        return f"ipc://{self.path}" if self.scheme == "ipc" else f"tcp://*:{self.port}"
 
 
 class Transport:
@@ -66,35 +80,39 @@ class Transport:
         self._remove_path = remove_path
         self._heartbeat_ms = max(50, round(heartbeat_s * 1000))
         self._buffer_messages = buffer_messages
+        self._closed = False
         self._label = 0
         self._paths: list[str] = []
 
     def bind(self, kind: int, label: str, *, port: int = 0, hwm: int | None = None) -> list[Bound]:
         """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one.
 
-        Raises `zmq.ZMQError` (an `OSError` by its errno) where an address is taken.
+        Raises `zmq.ZMQError` where that is not possible, `Closed` after `close`.
         """
         self._label += 1
-        ipc = self._make(kind, "ipc", hwm, server=True)
         path = self._socket_path(f"{label}{self._label}")
-        endpoint = f"ipc://{path}"
-        ipc.bind(endpoint)
-        self._share_path(path)
-        self._paths.append(path)
-        bound = [Bound(ipc, "ipc", 0, endpoint)]
-        if self._networked:
-            bound.append(self._bind_tcp(kind, port, hwm))
+        ipc = self._make(kind, "ipc", hwm, server=True)
+        bound = [Bound(ipc, "ipc", path=path)]
+        try:
+            ipc.bind(bound[0].endpoint)
+            self._paths.append(path)
+            self._share_path(path)
+            if self._networked:
+                bound.append(self._bind_tcp(kind, port, hwm))
+        except BaseException:
+            ipc.close(linger=0)
+            raise
         return bound
 
-    def endpoints(self, bound: list[Bound]) -> tuple[str, ...]:
-        """Where others reach these sockets, as of now: ipc first."""
-        found: list[str] = []
+    def follow(self, bound: Iterable[Bound]) -> None:
+        """Bind also to addresses that named interfaces got since: under the lock of these sockets.
+
+        One that was lost meanwhile stays bound: it is of use again if it comes back.
+        """
         for each in bound:
-            if each.scheme == "ipc":
-                found.append(each.endpoint)
-            else:
-                found += [f"tcp://{address}:{each.port}" for address in self.addresses]
-        return tuple(found)
+            for address in self.addresses if each.hosts else ():
+                if address not in each.hosts:
+                    self._bind_also(each, address)
 
     def connecting(
         self, kind: int, scheme: str, *, hwm: int | None = None, persistent: bool = True
@@ -112,30 +130,49 @@ class Transport:
 
         libzmq leaves the ipc sockets' files behind.
         """
+        self._closed = True
         self.context.term()
         for path in self._paths:
             self._remove_path(path)
 
     def _bind_tcp(self, kind: int, port: int, hwm: int | None) -> Bound:
-        """On named interfaces only there, all with one port; else on every one."""
-        hosts = self.addresses if self._interfaces_named else ("0.0.0.0",)  # noqa: S104
+        """On named interfaces only there, all with one port; else on every one.
+
+        Where none of them has an address yet, the loopback reserves the port until one has.
+        """
         for last_try in (False, False, False, True):
-            socket = self._make(kind, "tcp", hwm, server=True)
+            bound = Bound(self._make(kind, "tcp", hwm, server=True), "tcp", port=port)
+            hosts = self.addresses or ("127.0.0.1",) if self._interfaces_named else ()
             try:
-                socket.bind(f"tcp://{hosts[0]}:{port or '*'}")
-                taken = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-                for host in hosts[1:]:
-                    socket.bind(f"tcp://{host}:{taken}")
+                for host in hosts or ("0.0.0.0",):  # noqa: S104
+                    bound.socket.bind(f"tcp://{host}:{bound.port or '*'}")
+                    taken = bound.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+                    bound.port = int(taken.rpartition(":")[2])
+                bound.hosts.update(hosts)
             except zmq.ZMQError as error:
-                socket.close(linger=0)
+                bound.socket.close(linger=0)
                 if port or last_try or error.errno != zmq.EADDRINUSE:
                     raise
             else:
-                return Bound(socket, "tcp", taken, f"tcp://{hosts[0]}:{taken}")
+                return bound
         raise AssertionError("the last try either returns or raises")
 
+    def _bind_also(self, bound: Bound, address: str) -> None:
+        try:
+            bound.socket.bind(f"tcp://{address}:{bound.port}")
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return  # it is gone again; should it come back, so do we
+            logger.warning("port %d cannot be had on %s: %s", bound.port, address, error)
+        bound.hosts.add(address)
+
     def _make(self, kind: int, scheme: str, hwm: int | None, *, server: bool) -> Socket:
-        socket: Socket = self.context.socket(kind)
+        try:
+            socket: Socket = self.context.socket(kind)
+        except zmq.ZMQError:
+            if self._closed:
+                raise Closed("the node is closed") from None
+            raise
         options: dict[int, Any] = {
             zmq.LINGER: 0,
             zmq.MAXMSGSIZE: self.message_bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX,
@@ -161,6 +198,11 @@ class Transport:
         for option, value in options.items():
             socket.setsockopt(option, value)
         return socket
+
+
+def endpoints_of(bound: Iterable[Bound]) -> tuple[str, ...]:
+    """What an offer says of where these sockets are: ipc first."""
+    return tuple(each.endpoint for each in bound)
 
 
 def scheme_of(endpoint: str) -> str:

@@ -89,14 +89,13 @@ def test_a_missing_socket_file_leaves_the_other_addresses(network: Network) -> N
 def test_same_host_uses_ipc_and_other_hosts_the_address_that_answered(network: Network) -> None:
     a, b, c = network.spawn("a"), network.spawn("b"), network.spawn("c", ELSEWHERE)
     met(network, a, b, c)
-    offered = ("ipc:///run/x", "tcp://10.0.0.1:5", "tcp://10.0.0.2:5")
+    offered = ("ipc:///run/x*", "tcp://*:5")
     near, far = a.membership.peers[b.id], a.membership.peers[c.id]
     assert (near.transport, near.same_host) == ("ipc", True)
-    assert near.data_endpoint(offered) == "ipc:///run/x"
+    assert near.data_endpoint(offered) == "ipc:///run/x*"
     assert (far.transport, far.same_host) == ("tcp", False)
     assert far.data_endpoint(offered) == "tcp://10.0.0.2:5"
     assert far.data_endpoint(("ipc:///run/x",)) is None
-    assert far.data_endpoint(("tcp://192.168.7.7:5",)) == "tcp://192.168.7.7:5"
     seen_from_c = c.membership.peers[a.id]
     assert host_of(seen_from_c.address) == "10.0.0.1"
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from mesh import limits
-from mesh.peering import PeerMoved, PeerOffers
+from mesh.peering import Effect, PeerMoved, PeerOffers
 from mesh.sockets.control import (
     Card,
     Confirm,
@@ -59,7 +59,9 @@ def test_no_offers_message_is_over_the_limit_of_a_control_message(network: Netwo
         Offer(9, "pull", "a//b"),
         Offer(9, "serve", "a/*"),
         Offer(9, "pull", "a", ("inproc://x",)),
-        Offer(9, "pull", "a", ("tcp://10.0.0.1:1", "/etc/passwd")),
+        Offer(9, "pull", "a", ("tcp://*:1", "/etc/passwd")),
+        Offer(9, "pull", "a", ("tcp://10.0.0.1:1",)),
+        Offer(9, "pull", "a", ("tcp://*:0",)),
         Offer(9, "pull", "a", prefetch=limits.PREFETCH_MAX + 1),
     ],
 )
@@ -109,11 +111,17 @@ def test_who_dialled_us_and_moved_is_reached_where_it_is_now(network: Network) -
     raw = Raw(a)
     link = raw.join()
     new = ("tcp://10.9.9.8:1", "tcp://10.9.9.9:2")
-    raw.say(link, Moved(msgspec.structs.replace(raw.card, endpoints=new)))
     peer = a.membership.peers[raw.card.id]
+
+    def moves(*endpoints: str) -> list[Effect]:
+        moved = Moved(msgspec.structs.replace(raw.card, endpoints=endpoints))
+        return a.membership.received(link, moved, network.now)
+
+    assert moves(*new) == [PeerMoved(peer)]
     assert peer.address == "tcp://10.9.9.9:2", "the host that its link comes from"
-    raw.say(link, Moved(msgspec.structs.replace(raw.card, endpoints=new[:1])))
-    assert peer.address == "tcp://10.9.9.8:1"
+    assert moves(*new, "tcp://10.9.9.7:1") == [], "what it is reached by is as it was"
+    assert moves(new[0]) == [PeerMoved(peer)]
+    assert peer.data_endpoint(("tcp://*:5",)) == "tcp://10.9.9.8:5"
 
 
 def test_nobody_moves_as_somebody_else(network: Network) -> None:
@@ -124,6 +132,5 @@ def test_nobody_moves_as_somebody_else(network: Network) -> None:
     assert effects == []
     assert a.membership.dropped["unexpected"] == 1
     assert a.membership.peers[raw.card.id].card == raw.card
-    moved = msgspec.structs.replace(raw.card, name="other")
-    (effect,) = a.membership.received(link, Moved(moved), network.now)
-    assert isinstance(effect, PeerMoved)
+    raw.say(link, Moved(msgspec.structs.replace(raw.card, name="other")))
+    assert a.membership.peers[raw.card.id].card.name == "other"

@@ -13,7 +13,7 @@ SECRET = "correct horse battery staple"
 SERVER = """
     import sys, threading, time
     from mesh import Node
-    node = Node("server")
+    node = Node("server", interfaces=sys.argv[1:] or None)
     publisher = node.publisher("t", when_full="drop")
     node.service("double")(lambda request: request * 2)
     puller = node.puller("q")
@@ -94,6 +94,32 @@ def test_two_hosts_find_each_other_and_survive_a_cut_cable(hosts: tuple[Host, Ho
         span, seen, lost = json.loads(client.line())
         assert lost > 0
         assert seen + lost == span, "what was sent while the cable was out is counted to the last"
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+@pytest.mark.parametrize("interfaces", [(), ("eth0",)], ids=["any", "named"])
+def test_a_host_whose_address_changes_is_found_again_and_reached(
+    hosts: tuple[Host, Host], interfaces: tuple[str, ...]
+) -> None:
+    one, two = hosts
+    env = {"MESH_SECRET": SECRET}
+    with one.start(SERVER, *interfaces, env=env) as server, two.start(CLIENT, env=env) as client:
+        server.expect("joined client ")
+        client.expect("joined server ")
+        client.tell("topic")
+        client.expect("got")
+        one.move(77)
+        client.expect("left server silent", timeout=10)
+        client.expect("joined server ", timeout=20)
+        client.tell("peers")
+        [(_, address, _)] = json.loads(client.line())
+        assert address.startswith("tcp://10.213.7.77:")
+        server.expect("joined client ")
+        for command, answer in [("topic", "got"), ("service", "doubled 42"), ("queue", "pushed")]:
+            client.tell(command)
+            client.expect(answer)
+        server.expect("worked task")
 
 
 def pause_while_cut(seconds: float) -> None:

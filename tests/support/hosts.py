@@ -78,6 +78,14 @@ class Host:
     def heal(self) -> None:
         run("ip", "link", "set", self._cable, "up")
 
+    def move(self, number: int) -> None:
+        """Take another address in place of the one it has, as a lease that ran out would."""
+        inside = ("ip", "-n", self._namespace)
+        run(*inside, "address", "del", f"{self.address}/24", "dev", "eth0")
+        self.address = f"10.213.7.{number}"
+        run(*inside, "address", "add", f"{self.address}/24", "dev", "eth0")
+        run(*inside, "route", "replace", "default", "dev", "eth0")
+
     def remove(self) -> None:
         subprocess.run(("ip", "netns", "del", self._namespace), check=False, capture_output=True)
 

@@ -29,7 +29,7 @@ def met(network: Network, *nodes: SimNode, source: str = "mdns") -> None:
     network.run_until(lambda: are_peers(*nodes), 1.0)
 
 
-def offer(key: int, channel: str = "jobs", endpoint: str = "tcp://10.0.0.1:9") -> Offer:
+def offer(key: int, channel: str = "jobs", endpoint: str = "tcp://*:9") -> Offer:
     return Offer(key, "pull", channel, (endpoint,), prefetch=4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -88,9 +89,8 @@ class Program:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
+        self.process.kill()
+        self.process.wait(DEADLINE_S)  # not for the end of its output, which a child may hold open
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
@@ -113,5 +113,6 @@ def programs() -> Iterator[Programs]:
     """`Programs`, ended with the test."""
     programs = Programs()
     yield programs
-    for program in programs.running:
-        program.__exit__(None, None, None)
+    with contextlib.ExitStack() as ending:
+        for program in programs.running:
+            ending.push(program)
