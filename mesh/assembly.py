@@ -117,7 +117,6 @@ class Assembly:
             addresses=addresses_of(options.interfaces) if options.networked else (),
             interfaces_named=options.interfaces is not None,
             keys=keys,
-            heartbeat_s=options.heartbeat_s,
             buffer_messages=options.buffer_messages,
             message_bytes_max=options.message_bytes_max,
         )

@@ -35,7 +35,7 @@ from mesh.peering import (
 )
 from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink
-from mesh.sockets.home import Core
+from mesh.sockets.home import Core, node_number
 from mesh.sockets.link import Waker
 from mesh.sockets.subscriber import Subscription
 from mesh.sockets.topics import Topics
@@ -140,7 +140,7 @@ class ControlLoop:
 
     def remove_core(self, core: Core, linger_ms: int) -> None:
         self.wiring.remove(core)
-        if isinstance(core, Subscription) and not core.link.closed:
+        if isinstance(core, Subscription):
             self._unwatch(core.link.fileno())
         core.close(linger_ms)
 
@@ -154,7 +154,7 @@ class ControlLoop:
         """To a peer that is up, over its link; to oneself what one's own subscriber says."""
         if peer_id == self._own.id:
             if isinstance(message, Marked):
-                self._marked(message.address, message.waits)
+                self._marked(peer_id, message.address, message.waits)
         elif (peer := self.membership.peers.get(peer_id)) is not None:
             self._control.send(peer.link, message)
 
@@ -298,17 +298,17 @@ class ControlLoop:
                     self._read_ahead()
                 case PeerMoved(peer):
                     self.wiring.moved(peer.id)
-                case Acknowledged(_, address, waits):
-                    self._marked(address, waits)
+                case Acknowledged(peer_id, address, waits):
+                    self._marked(peer_id, address, waits)
                 case _:
                     pass
         if self._running and (self._control.noticed or self._control.failed):
             self.post(self._hear)
 
-    def _marked(self, address: str, waits: bool) -> None:
+    def _marked(self, peer_id: str, address: str, waits: bool) -> None:
         for topics in self._topics:
             if topics.waits == waits:
-                topics.marked(address)
+                topics.marked(node_number(peer_id), address)
 
     def _peer_up(self, peer: Peer) -> None:
         if peer.same_host and peer.card.pid_space == self._own.pid_space and peer.card.pid:
@@ -324,6 +324,9 @@ class ControlLoop:
     def _peer_down(self, peer: Peer, reason: str) -> None:
         self._forget_process(peer.id)
         self.wiring.gone(peer.id, reason)
+        if reason in ("died", "silent"):
+            for topics in self._topics:
+                topics.lost(node_number(peer.id))
         logger.info("node %r: %s left (%s): %s", self._name, peer.card.name, peer.id, reason)
         self._on_peer(PeerEvent("left", peer.info, reason))
 

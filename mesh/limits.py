@@ -24,7 +24,11 @@ FRAME_OVERHEAD_BYTES_MAX: Final = 64 * 1024
 FRAME_MESSAGES_MAX: Final = 4096
 HEADERS_MAX: Final = 64
 """Entries in one message's headers."""
+HEADERS_BYTES_MAX: Final = 32 * 1024
+"""All of them, as encoded: half of what a frame may have over its payload."""
 CONTROL_BYTES_MAX: Final = 1024 * 1024
+SMALL_FRAME_BYTES_MAX: Final = 1024
+"""Of a frame without payloads: a subscription, credit. A larger one ends the connection."""
 SUBSCRIPTION_BYTES_MAX: Final = NAME_BYTES_MAX + 32
 
 # MessagePack, as decoded from a socket. A claim of n items makes the decoder reserve 8n bytes
@@ -43,6 +47,8 @@ BUFFER_MESSAGES: Final = 1000
 PREFETCH: Final = 4
 """Default of ``puller(prefetch=)``: small, so that tasks stay where an idle worker can get them."""
 PREFETCH_MAX: Final = 65536
+RECV_MANY_MAX: Final = 1_000_000
+"""Largest `count_max` of a `recv_many`."""
 BACKLOG: Final = 1000
 """Requests a server holds that no handler has started."""
 OUTSTANDING_MAX: Final = 65536

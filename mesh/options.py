@@ -59,8 +59,7 @@ class NodeOptions:
     """Speak plain text on the network, without a secret. Warns."""
 
     heartbeat_s: float = 1.0
-    """Interval of pings; a peer on another host that is silent for three of them is gone.
-    ZMTP heartbeats run at the same pace."""
+    """Interval of pings, in seconds; a peer on another host that is silent for three is gone."""
 
     buffer_messages: int = limits.BUFFER_MESSAGES
     """Messages kept for each peer by each end of a topic, 1 to 1,000,000 (libzmq's own is 1000)."""

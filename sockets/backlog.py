@@ -17,7 +17,6 @@ C = TypeVar("C", bound=Hashable)
 
 
 class Verdict(enum.Enum):
-    START = enum.auto()
     WAIT = enum.auto()
     BUSY = enum.auto()
     EXPIRED = enum.auto()
@@ -42,7 +41,7 @@ class Request(Generic[C]):
 
 
 class Backlog(Generic[C]):
-    """At most `concurrency` requests run, at most `places` wait, in the order of their arrival."""
+    """At most `concurrency` requests run, at most `places` more wait, in the order of arrival."""
 
     def __init__(self, concurrency: int, places: int) -> None:
         self.running = 0
@@ -54,23 +53,24 @@ class Backlog(Generic[C]):
         return len(self._waiting)
 
     def arrive(self, request: Request[C], now: float) -> Verdict:
-        """What is to become of a new request. START counts it as running."""
+        """What is to become of a new request."""
         if now >= request.expires:
             return Verdict.EXPIRED
-        if not self._waiting and self.running < self._concurrency:
-            self.running += 1
-            return Verdict.START
         if request.key in self._waiting:
             return Verdict.REPEATED
-        if len(self._waiting) >= self._places:
+        if self.running + len(self._waiting) >= self._concurrency + self._places:
             return Verdict.BUSY
         self._waiting[request.key] = request
         return Verdict.WAIT
 
+    def can_start(self) -> bool:
+        """Whether one waits that may run."""
+        return bool(self._waiting) and self.running < self._concurrency
+
     def start(self, now: float) -> tuple[Request[C] | None, list[Request[C]]]:
         """The next to run, if one waits and may run; and those before it that have expired."""
         expired: list[Request[C]] = []
-        while self._waiting and self.running < self._concurrency:
+        while self.can_start():
             request = self._waiting.pop(next(iter(self._waiting)))
             if now < request.expires:
                 self.running += 1

@@ -28,6 +28,7 @@ from mesh.errors import Busy, Closed, MeshError, PeerLost, RemoteError, Timeout
 from mesh.names import check_name
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec, failure
+from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, wire_name
@@ -47,6 +48,19 @@ _LINGER_MS = 200
 _CANCEL = Outgoing(b"")
 
 
+class _Connection:
+    """The DEALER to one server."""
+
+    __slots__ = ("compressed", "endpoint", "socket", "watch")
+
+    def __init__(self, socket: Socket, endpoint: str) -> None:
+        self.socket = socket
+        self.endpoint = endpoint
+        self.compressed = scheme_of(endpoint) == "tcp"
+        """Whether what it is sent is worth compressing."""
+        self.watch = Watch(socket)
+
+
 class Requests:
     """The core of a client: its servers, and the requests it waits for."""
 
@@ -60,8 +74,7 @@ class Requests:
         self.table: RequestTable[Call] = RequestTable(channel)
         self._home = home
         self._wire = wire_name(channel)
-        self._sockets: dict[ServerAccount[Call], tuple[Socket, bool]] = {}
-        """Of each server, and whether what it is sent is worth compressing."""
+        self._connections: dict[ServerAccount[Call], _Connection] = {}
         self._read_at = -1
 
     # -- Attempts: under the lock ------------------------------------------------------------
@@ -86,9 +99,9 @@ class Requests:
         sent = -1
         while sent != self.counters.sent:  # what was sent may have swallowed the descriptor's edge
             sent = self.counters.sent
-            for server, (socket, _) in self._sockets.items():
-                if has_input(socket):
-                    self._read_from(server, socket, reader)
+            for server, connection in self._connections.items():
+                if has_input(connection.socket):
+                    self._read_from(server, connection.socket, reader)
                     if reader is not None and reader.outcome is not None:
                         return True
             if self.table.waiting:
@@ -153,8 +166,8 @@ class Requests:
         """Send to the server that owes least and has room, if there is one."""
         full: tuple[ServerAccount[Call], ...] = ()
         while (server := self.table.choose(call, full)) is not None:
-            socket, compressed = self._sockets[server]
-            if send_parts(socket, self._parts(call, compressed)):
+            connection = self._connections[server]
+            if send_parts(connection.socket, self._parts(call, connection.compressed)):
                 self.table.placed(call, server)
                 self.counters.sent += 1
                 self.counters.bytes_sent += call.message.size
@@ -197,7 +210,9 @@ class Requests:
 
     def _cancel(self, call: Call, server: ServerAccount[Call]) -> None:
         parts = _CANCEL.parts(self._wire, Kind.CANCEL, sender=self._home.node_id, seq=call.seq)
-        send_parts(self._sockets[server][0], parts)  # no room: then the server finds out by itself
+        send_parts(
+            self._connections[server].socket, parts
+        )  # no room: then the server finds out by itself
 
     def result(self, call: Call) -> Any:
         """What the server returned. Raises what it answered instead."""
@@ -235,15 +250,15 @@ class Requests:
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
-            server = self.table.join(peer, offer.key)
-            if server is None:
-                return
-            scheme = scheme_of(endpoint)
-            socket = self._home.transport.connecting(zmq.DEALER, scheme)
-            self.link.add(socket)
-            socket.connect(endpoint)
-            self._sockets[server] = (socket, scheme == "tcp")
-            self.link.wake_all()  # the first to look has all that wait placed
+            if self.table.find(peer, offer.key) is None:
+                self._connect(peer, offer.key, endpoint)
+
+    def _connect(self, peer: int, key: int, endpoint: str) -> None:
+        socket = self._home.transport.connect(zmq.DEALER, endpoint)
+        connection = _Connection(socket, endpoint)
+        self.link.add(socket)
+        self._connections[self.table.join(peer, key)] = connection
+        self.link.wake_all()  # the first to look has all that wait placed
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         """Answers that came in before count; what is outstanding then has lost its server."""
@@ -251,31 +266,43 @@ class Requests:
             server = self.table.find(peer, key)
             if server is None:
                 return
-            self._read()
-            self.link.discard(self._sockets.pop(server)[0])
-            for call in self.table.leave(server):
-                text = (
-                    f"server {node_text(peer)} of {self.channel!r} is gone ({reason}); "
-                    "whether the request ran is not known"
-                )
-                self._settle(call, PeerLost(text))
+            self._disconnect(server, f"is gone ({reason})")
             self._read()  # which places those that go to another
 
+    def _disconnect(self, server: ServerAccount[Call], what: str) -> None:
+        self._read()
+        connection = self._connections.pop(server)
+        connection.watch.close()
+        self.link.discard(connection.socket)
+        text = (
+            f"server {node_text(server.peer)} of {self.channel!r} {what}; "
+            "whether the request ran is not known"
+        )
+        for call in self.table.leave(server):
+            self._settle(call, PeerLost(text))
+
     def tick(self) -> None:
-        """Take notice of answers that nobody waits for any more, and of room."""
+        """Take notice of answers that nobody waits for any more, of room, and of connections that
+        were lost though the peer is there: what was under way on them will not be answered."""
         with self.link:
             self._read()
+            for server, connection in list(self._connections.items()):
+                lost, _ = connection.watch.look()
+                if lost:
+                    self.counters.dropped["connection lost"] += 1
+                    self._disconnect(server, "lost its connection")
+                    self._connect(server.peer, server.key, connection.endpoint)
 
     def close(self, linger_ms: int) -> None:
         """Whoever waits gets `Closed`; servers are told to forget what they have not started."""
-        with self.link.lock:
-            if self.link.closed:
-                return
-            for server in self._sockets:
-                for call in list(server.requests.values()):
-                    self.table.abandon(call)  # or its caller might be told that it was cancelled
-                    self._cancel(call, server)
-        self.link.close(linger_ms)
+        self.link.close(linger_ms, first=self._cancel_all)
+
+    def _cancel_all(self) -> None:
+        for server, connection in self._connections.items():
+            connection.watch.close()
+            for call in list(server.requests.values()):
+                self.table.abandon(call)  # or its caller might be told that it was cancelled
+                self._cancel(call, server)
 
 
 Outcome = Frame | MeshError

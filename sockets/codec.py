@@ -77,7 +77,7 @@ def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[
     """The payloads of a frame, and their headers if it has any. Raises `Malformed`."""
     body = frame.body
     if frame.flags & Flag.LZ4:
-        body = decompress(body, bytes_max)
+        body = decompress(body, bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX)
     has_headers = frame.flags & Flag.HEADERS
     if frame.detached is not None:
         if not has_headers:

@@ -31,6 +31,7 @@ _HEARD_MAX: Final = 1000
 """Messages taken at a time, so that timers and other sources get their turn."""
 _HWM: Final = 10_000
 _LINGER_MS: Final = 1000
+_FRAME_BYTES_MAX: Final = limits.CONTROL_BYTES_MAX + limits.SMALL_FRAME_BYTES_MAX
 _HANDSHAKE_FAILED: Final = (
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
@@ -70,7 +71,9 @@ class ControlLink:
         self._poll = select.epoll()
         self._dialled: dict[int, _Dialled] = {}
         self._gate = self._open_gate() if transport.keys is not None else None
-        self._bound: list[Bound] = transport.bind(zmq.ROUTER, "control", port=port, hwm=_HWM)
+        self._bound: list[Bound] = transport.bind(
+            zmq.ROUTER, "control", port=port, hwm=_HWM, bytes_max=_FRAME_BYTES_MAX
+        )
         for bound in self._bound:
             self._watch(bound.socket)
 
@@ -98,7 +101,7 @@ class ControlLink:
         if scheme == "ipc" and not os.path.exists(path):
             self.failed.append((link, "no such socket"))
             return
-        socket = self._transport.connecting(zmq.DEALER, scheme, hwm=_HWM)
+        socket = self._transport.connecting(zmq.DEALER, scheme, hwm=_HWM, stop_if_refused=True)
         dialled = _Dialled(socket, endpoint)
         if scheme == "tcp" and self._transport.keys is not None:
             dialled.monitor = socket.get_monitor_socket(_HANDSHAKE_FAILED)

@@ -65,6 +65,9 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._accounts)
 
+    def has_room(self) -> bool:
+        return self.room > 0
+
     def knows(self, peer: int, key: int) -> bool:
         return self._find(peer, key) is not None
 
@@ -84,13 +87,14 @@ class Ledger:
             self.room -= account.prefetch - account.outstanding
         return account
 
-    def choose(self) -> WorkerAccount | None:
-        """Of the workers with room the one with the fewest tasks; of equals the longest unused."""
+    def choose(self, full: Container[WorkerAccount] = ()) -> WorkerAccount | None:
+        """Of the workers with room, and not `full`, the one with the fewest tasks; of equals the
+        longest unused."""
         best: WorkerAccount | None = None
         fewest = limits.PREFETCH_MAX
         for account in self._accounts.values():
             outstanding = account.sent - account.settled
-            if outstanding < fewest and outstanding < account.prefetch:
+            if outstanding < fewest and outstanding < account.prefetch and account not in full:
                 best, fewest = account, outstanding
                 if not outstanding:
                     break
@@ -213,8 +217,11 @@ class Pushers:
         return [account for account in self._accounts.values() if account.sender == sender]
 
     def _forget_one(self) -> None:
+        """The oldest of a pusher that left, else one that is settled and not its pusher's last."""
+        last = {account.sender: key for key, account in self._accounts.items()}
         for key, account in self._accounts.items():
-            if account.sender not in self._attached:
+            gone = account.sender not in self._attached
+            if gone or (not account.held and last[account.sender] != key):
                 del self._accounts[key]
                 return
         raise Malformed("too many pushers")

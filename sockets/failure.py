@@ -60,5 +60,5 @@ def read_failure(frame: Frame, bytes_max: int) -> tuple[str, RemoteError]:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as fault:  # noqa: BLE001  the user's __str__; it must not lose the answer
+    except BaseException as fault:  # noqa: BLE001  the user's __str__; it must not lose the answer
         return f"<its text cannot be had: {type(fault).__name__}>"

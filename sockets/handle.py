@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -16,6 +17,19 @@ from typing import Generic, Self, TypeVar
 from mesh.errors import Closed
 
 T = TypeVar("T")
+
+
+def put_back(inbox: deque[T], item: T, order: Callable[[T], tuple[object, int]]) -> None:
+    """Put `item`, which was taken from the front, where it belongs: behind those of the same
+    sequence that come before it. Several that were taken may come back in any order."""
+    sequence, place = order(item)
+    behind = 0
+    for i, other in enumerate(inbox, 1):
+        if (at := order(other))[0] == sequence:
+            if at[1] > place:
+                break
+            behind = i
+    inbox.insert(behind, item)
 
 
 class Handle:

@@ -107,9 +107,12 @@ class Slot:
 class Link:
     """Sockets under one lock. A pattern's core has one, and adds sockets under `lock`."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, ready: Callable[[], bool] = lambda: False) -> None:
+        """`ready` says whether a waiter may find something beside the sockets, in an inbox say. It
+        must not refer to the link's owner: the link would keep it, and its descriptors, alive."""
         self.what = what
         """How the link is called in errors: ``subscriber 'a/*'``."""
+        self._ready = ready
         self.lock = threading.Lock()
         self.attempts = 0
         """How often waiters were woken to try again; a busy loop would show here."""
@@ -255,16 +258,12 @@ class Link:
         finally:
             self.lock.release()
 
-    def pending(self) -> bool:
-        """Whether a waiter may find something. A pattern with an inbox adds that to the sockets."""
-        return self.readable()
-
     def _pass_on(self, led: bool) -> None:
         """Somebody leaves, or an operation ended: wake the next if there is something for it, or if
         it has to take over watching the sockets from a thread that `led`."""
         if self._closed is not None:
             return
-        if (led and self._threads) or self.pending():
+        if (led and self._threads) or self._ready() or self.readable():
             if self._threads:
                 self._threads[0].wake()
             else:
@@ -295,15 +294,16 @@ class Link:
     def closed(self) -> bool:
         return self._closed is not None
 
-    def close(self, linger_ms: int = 0, error: Closed | None = None) -> None:
+    def close(self, linger_ms: int = 0, *, first: Callable[[], object] = lambda: None) -> None:
         """Close the sockets and have every waiter raise `Closed`. Idempotent, does not wait.
 
-        The poll set goes with the last reference: nobody may be asleep on it when it does.
+        What is to be done `first`, under the lock, is done once. The poll set goes with the last reference: nobody may be asleep on it when it does.
         """
         with self.lock:
             if self._closed is not None:
-                return
-            self._closed = error or Closed(f"{self.what} is closed")
+                return  # also in a forked child, where the sockets are the parent's
+            first()
+            self._closed = Closed(f"{self.what} is closed")
             for socket in list(self._sockets):
                 self.discard(socket, linger_ms)
             self.wake_all()

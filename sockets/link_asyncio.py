@@ -7,11 +7,12 @@ Imported when first needed, so that blocking programs never import asyncio.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mesh.errors import Timeout
+from mesh.errors import Closed, Timeout
 
 if TYPE_CHECKING:
     from mesh.sockets.link import Link, Slot
@@ -77,7 +78,8 @@ class LoopWaiter:
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 result = future.result()
-                self._link.run(lambda: give_back(result))
+                with contextlib.suppress(Closed):  # then there is nobody to give it to
+                    self._link.run(lambda: give_back(result))
             raise
         finally:
             if expiry is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from mesh import limits
 from mesh.errors import PayloadTooLarge
 from mesh.sockets import codec
 from mesh.sockets.frame import Codec, Flag, encode
@@ -19,12 +20,14 @@ DETACH_BYTES_MIN: Final = 64 * 1024
 class Outgoing:
     """A payload with its headers, ready to be framed as often as it is sent."""
 
-    __slots__ = ("body", "detached", "flags")
+    __slots__ = ("_packed", "body", "detached", "flags")
 
     def __init__(self, body: bytes, detached: bytes | None = None, flags: int = 0) -> None:
         self.body = body
         self.detached = detached
         self.flags = flags
+        self._packed: bytes | None = b""
+        """The body compressed, None if that does not pay; empty before it was tried."""
 
     @property
     def size(self) -> int:
@@ -45,8 +48,11 @@ class Outgoing:
     ) -> list[bytes]:
         """The ZeroMQ message. `compressed`: by LZ4, where that pays (for tcp)."""
         body, flags = self.body, self.flags | flags
-        if compressed and self.detached is None and (packed := codec.compress(body)):
-            body, flags = packed, flags | Flag.LZ4
+        if compressed and self.detached is None:
+            if self._packed == b"":
+                self._packed = codec.compress(body)
+            if self._packed:
+                body, flags = self._packed, flags | Flag.LZ4
         first = encode(
             name,
             kind,
@@ -62,8 +68,14 @@ class Outgoing:
 
 
 def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Outgoing:
-    """Encode `payload`. Raises `NotSerializable`; `PayloadTooLarge` beyond `bytes_max`."""
+    """Encode `payload`. Raises `NotSerializable`; `PayloadTooLarge` beyond `bytes_max`, or for
+    headers that a frame has no room for."""
     packed_headers = codec.pack_headers(headers)
+    if packed_headers and len(packed_headers) > limits.HEADERS_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"headers of {len(packed_headers):,} bytes over the limit of "
+            f"{limits.HEADERS_BYTES_MAX:,}"
+        )
     flags = int(Flag.HEADERS) if packed_headers else 0
     detached = type(payload) is bytes and len(payload) >= DETACH_BYTES_MIN
     packed: bytes = payload if detached else codec.pack(payload)

@@ -17,12 +17,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from mesh import limits
-from mesh.errors import Closed
 from mesh.message import EMPTY, Message
 from mesh.names import check_name
 from mesh.options import PullerOptions, check_count, check_timeout
@@ -30,10 +30,10 @@ from mesh.sockets import codec
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import NO_ACCOUNT, Hands, PusherAccount, Pushers
 from mesh.sockets.frame import Frame, Kind, Malformed, decode, encode, wire_name
-from mesh.sockets.handle import Receiving
+from mesh.sockets.handle import Receiving, put_back
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, read_parts, send_parts
-from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
+from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -58,17 +58,17 @@ class Intake:
         self.channel = check_name(channel)
         self.prefetch = options.prefetch
         self.counters = Counters()
-        self.link = Link(f"puller {channel!r}")
-        self.link.pending = self._pending  # type: ignore[method-assign]
         self._home = home
         self._wire = wire_name(channel)
         self._inbox: deque[tuple[PusherAccount | None, Message]] = deque()
+        self.link = Link(f"puller {channel!r}", partial(bool, self._inbox))
         self._hands: Hands[Caller] = Hands(_is_over)
         self._sockets: dict[int, tuple[int, Socket]] = {}
         self._pushers = Pushers(self._sockets)
         self._owing: set[PusherAccount] = set()
         self._senders: dict[int, str] = {}
         self._bound: list[Bound] = home.transport.bind(zmq.PULL, "pull")
+        self._turns = deque(self._bound)
         with self.link:
             for bound in self._bound:
                 self.link.add(bound.socket)
@@ -98,10 +98,8 @@ class Intake:
     def give_back(self, caller: Caller, messages: list[Message]) -> None:
         """The caller was cancelled before it saw them: they are for somebody else."""
         accounts = self._hands.take_back(caller)
-        self._inbox.extendleft(reversed(list(zip(accounts, messages, strict=True))))
-
-    def _pending(self) -> bool:
-        return bool(self._inbox) or Link.readable(self.link)
+        for pair in reversed(list(zip(accounts, messages, strict=True))):
+            put_back(self._inbox, pair, _order)
 
     # -- Reading: under the lock -------------------------------------------------------------
 
@@ -121,8 +119,10 @@ class Intake:
         return bool(self._inbox)
 
     def _read(self) -> list[bytes] | None:
-        for bound in self._bound:
+        """From the sockets in turn."""
+        for bound in self._turns:
             if (parts := read_parts(bound.socket, 2)) is not None:
+                self._turns.rotate(-1)
                 return parts
         return None
 
@@ -217,9 +217,8 @@ class Intake:
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
             self._close_credit(peer)
-            socket = self._home.transport.connecting(zmq.PUSH, scheme_of(endpoint))
+            socket = self._home.transport.connect(zmq.PUSH, endpoint)
             self._sockets[peer] = (offer.key, socket)
-            socket.connect(endpoint)
             for account in self._pushers.of(peer):
                 self._tell(account)
 
@@ -243,15 +242,14 @@ class Intake:
 
     def close(self, linger_ms: int) -> None:
         """Tasks that are not settled are lost, and their pushers will hear of it."""
-        try:
-            self.link.run(self._pay)
-        except Closed:
-            return  # also in a forked child, where the sockets are the parent's
-        self.link.close()
-        with self.link.lock:
-            for _, socket in self._sockets.values():
-                socket.close(linger=linger_ms)
-            self._sockets.clear()
+        self.link.close(first=partial(self._settle_up, linger_ms))
+        self._home.transport.release(self._bound)
+
+    def _settle_up(self, linger_ms: int) -> None:
+        self._pay()
+        for _, socket in self._sockets.values():
+            socket.close(linger=linger_ms)
+        self._sockets.clear()
 
 
 class Puller(Receiving[Message]):
@@ -293,7 +291,7 @@ class Puller(Receiving[Message]):
         All of them are in this thread's hands until it receives again.
         """
         core, caller = self._core, threading.current_thread()
-        check_count(count_max, "count_max", 1, limits.PREFETCH_MAX)
+        check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return core.link.wait(
             lambda: core.take(caller, count_max), check_timeout(timeout), self._what
         )
@@ -305,7 +303,7 @@ class Puller(Receiving[Message]):
         from asyncio import current_task  # blocking programs never import asyncio
 
         core, caller = self._core, current_task() or threading.current_thread()
-        check_count(count_max, "count_max", 1, limits.PREFETCH_MAX)
+        check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return await core.link.wait_async(
             lambda: core.take(caller, count_max),
             check_timeout(timeout),
@@ -322,6 +320,12 @@ class Puller(Receiving[Message]):
     @property
     def _what(self) -> str:
         return f"task of queue {self._core.channel!r}"
+
+
+def _order(taken: tuple[PusherAccount | None, Message]) -> tuple[object, int]:
+    """Whose sequence a task is part of, and its place in it."""
+    account, message = taken
+    return account or message.sender, message.seq
 
 
 def _is_over(caller: Caller) -> bool:

@@ -16,41 +16,31 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import zmq
 
 from mesh import limits
-from mesh.errors import Closed, PayloadTooLarge, Timeout
+from mesh.errors import Closed, Timeout
 from mesh.message import TasksLost
 from mesh.names import check_name
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import Ledger, WorkerAccount
-from mesh.sockets.frame import Codec, Flag, Kind, Malformed, decode, encode, wire_name
+from mesh.sockets.frame import Kind, Malformed, decode, encode, wire_name
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
+from mesh.sockets.outgoing import Outgoing, encode_message
 from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
 
-_DETACH_BYTES_MIN = 64 * 1024
-"""From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before the deadline is looked at again."""
 _MARKS = 64
 """Room for marks beyond the prefetch: they come at 1, 2, 4 … ticks, so these last for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task as encoded in its sender's thread."""
-
-    body: bytes
-    detached: bytes | None
-    flags: int
 
 
 class Dispatch:
@@ -64,17 +54,19 @@ class Dispatch:
     def __init__(self, home: Home, channel: str) -> None:
         self.channel = check_name(channel)
         self.counters = Counters()
-        self.link = Link(f"pusher {channel!r}")
-        self.link.pending = self._pending  # type: ignore[method-assign]
         self.ledger = Ledger()
+        self.link = Link(f"pusher {channel!r}", self.ledger.has_room)
         self.lost: dict[str, int] = {}
-        self.on_loss: Callable[[TasksLost], object] | None = None
+        self.loss_hooks: dict[object, Callable[[TasksLost], object]] = {}
+        """Of each handle that has one."""
         self.watchers = 0
         """How many wait for workers to come: credit that wakes them is not meant for them."""
         self._home = home
         self._wire = wire_name(channel)
         self._sockets: dict[int, tuple[Socket, str]] = {}
-        self._bound: list[Bound] = home.transport.bind(zmq.PULL, "credit")
+        self._bound: list[Bound] = home.transport.bind(
+            zmq.PULL, "credit", bytes_max=limits.SMALL_FRAME_BYTES_MAX
+        )
         with self.link:
             for bound in self._bound:
                 self.link.add(bound.socket)
@@ -85,36 +77,28 @@ class Dispatch:
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
-    def send(self, task: Task) -> bool | None:
+    def send(self, task: Outgoing) -> bool | None:
         """Send to the worker with the fewest tasks; None if none has room."""
         self.read_credit()
-        account = self.ledger.choose()
-        if account is None:
-            return None
-        socket, scheme = self._sockets[account.number]
-        if not send_parts(socket, self._parts(task, account, scheme)):
-            return None
-        self.ledger.sent(account)
-        self.counters.sent += 1
-        self.counters.bytes_sent += len(task.body) + len(task.detached or b"")
-        return True
-
-    def _parts(self, task: Task, account: WorkerAccount, scheme: str) -> list[bytes]:
-        body, flags = task.body, task.flags
-        if scheme == "tcp" and task.detached is None and (packed := codec.compress(body)):
-            body, flags = packed, flags | Flag.LZ4
-        first = encode(
-            self._wire,
-            Kind.DATA,
-            body,
-            codec=Codec.MSGPACK if task.detached is None else Codec.RAW,
-            flags=flags,
-            sender=self._home.node_id,
-            seq=account.sent + 1,
-            time_ns=time.time_ns(),
-            remaining=account.number,
-        )
-        return [first] if task.detached is None else [first, task.detached]
+        full: tuple[WorkerAccount, ...] = ()
+        while (account := self.ledger.choose(full)) is not None:
+            socket, scheme = self._sockets[account.number]
+            parts = task.parts(
+                self._wire,
+                Kind.DATA,
+                sender=self._home.node_id,
+                seq=account.sent + 1,
+                time_ns=time.time_ns(),
+                remaining=account.number,
+                compressed=scheme == "tcp",
+            )
+            if send_parts(socket, parts):
+                self.ledger.sent(account)
+                self.counters.sent += 1
+                self.counters.bytes_sent += task.size
+                return True
+            full = (*full, account)
+        return None
 
     def read_credit(self) -> None:
         """Take notice of all that workers have said."""
@@ -140,24 +124,18 @@ class Dispatch:
             raise Malformed("malformed")
         return self.ledger.credit(frame.remaining, frame.sender, frame.seq)
 
-    def _pending(self) -> bool:
-        return self.ledger.room > 0 or Link.readable(self.link)
-
     # -- Workers -----------------------------------------------------------------------------
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
             if self.ledger.knows(peer, offer.key):
                 return  # a peer may say a thing twice
+            prefetch = max(1, offer.prefetch)
+            socket = self._home.transport.connect(zmq.PUSH, endpoint, hwm=prefetch + _MARKS)
             account = None
             while account is None:
-                account = self.ledger.join(secrets.randbits(32), peer, offer.key, offer.prefetch)
-            scheme = scheme_of(endpoint)
-            socket = self._home.transport.connecting(
-                zmq.PUSH, scheme, hwm=account.prefetch + _MARKS
-            )
-            self._sockets[account.number] = (socket, scheme)
-            socket.connect(endpoint)
+                account = self.ledger.join(secrets.randbits(32), peer, offer.key, prefetch)
+            self._sockets[account.number] = (socket, scheme_of(endpoint))
             self.link.wake_all()
 
     def detach(self, peer: int, key: int, reason: str) -> None:
@@ -175,8 +153,8 @@ class Dispatch:
         self.counters.lost += loss.count
         if loss.worker in self.lost or len(self.lost) < limits.SIGHTINGS_MAX:
             self.lost[loss.worker] = self.lost.get(loss.worker, 0) + loss.count
-        if self.on_loss is not None:
-            self._home.run_hook(self.on_loss, loss)
+        for hook in tuple(self.loss_hooks.values()):
+            self._home.run_hook(hook, loss)
 
     def tick(self) -> None:
         """Ask the workers that have been quiet: a task or its credit may be lost on the way."""
@@ -196,20 +174,26 @@ class Dispatch:
 
     def close(self, linger_ms: int) -> None:
         """What was sent goes on its way for `linger_ms`."""
-        if self.link.closed:
-            return  # also in a forked child, where the sockets are the parent's
-        self.link.close()
-        with self.link.lock:
-            for socket, _ in self._sockets.values():
-                socket.close(linger=linger_ms)
-            self._sockets.clear()
+        self.link.close(first=partial(self._dismiss, linger_ms))
+        self._home.transport.release(self._bound)
+
+    def _dismiss(self, linger_ms: int) -> None:
+        for socket, _ in self._sockets.values():
+            socket.close(linger=linger_ms)
+        self._sockets.clear()
 
 
 class Pusher(Handle):
     """A handle to a queue, from `Node.pusher`. Safe from several threads."""
 
     def __init__(self, core: Dispatch, owner: object, release: Callable[[], None]) -> None:
-        super().__init__(owner, release)
+        self._key = key = object()
+
+        def give_back() -> None:
+            core.loss_hooks.pop(key, None)
+            release()
+
+        super().__init__(owner, give_back)
         self._core = core
 
     @property
@@ -229,8 +213,9 @@ class Pusher(Handle):
             return MappingProxyType(dict(self._core.lost))
 
     def on_loss(self, hook: Callable[[TasksLost], object]) -> None:
-        """Have `hook` called with each `TasksLost`, in the node's hook thread."""
-        self._core.on_loss = hook
+        """Have `hook` called with each `TasksLost` of this node's pushers of the queue, in the
+        node's hook thread, for as long as this handle is open."""
+        self._core.loss_hooks[self._key] = hook
 
     def send(
         self,
@@ -339,20 +324,7 @@ class Pusher(Handle):
     def _sending(self, payload: Any, headers: codec.Headers | None) -> Callable[[], bool | None]:
         """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""
         core = self._core
-        packed_headers = codec.pack_headers(headers)
-        flags = 0 if packed_headers is None else int(Flag.HEADERS)
-        detached = type(payload) is bytes and len(payload) >= _DETACH_BYTES_MIN
-        packed = b"" if detached else codec.pack(payload)
-        size = len(payload) if detached else len(packed)
-        if size > (limit := core._home.transport.message_bytes_max):
-            raise PayloadTooLarge(
-                f"payload of {size:,} bytes over the limit of {limit:,} (option message_bytes_max)"
-            )
-        if detached:
-            task = Task(packed_headers or b"", payload, flags | Flag.DETACHED)
-        else:
-            body = codec.pack_body([packed], None if packed_headers is None else [packed_headers])
-            task = Task(body, None, flags)
+        task = encode_message(payload, headers, core._home.transport.message_bytes_max)
 
         def attempt() -> bool | None:
             self._check_open()

@@ -144,10 +144,8 @@ class RequestTable(Generic[R]):
 
     # -- Servers -----------------------------------------------------------------------------
 
-    def join(self, peer: int, key: int) -> ServerAccount[R] | None:
-        """A server comes; None if it is here already."""
-        if (peer, key) in self._servers:
-            return None
+    def join(self, peer: int, key: int) -> ServerAccount[R]:
+        """A server comes, which is not here yet."""
         server = self._servers[peer, key] = ServerAccount(peer, key)
         self._servers.move_to_end((peer, key), last=False)
         return server
@@ -156,7 +154,9 @@ class RequestTable(Generic[R]):
         return self._servers.get((peer, key))
 
     def leave(self, server: ServerAccount[R]) -> list[R]:
-        """A server is gone: the requests that went with it. Those to be retried wait again."""
+        """A server is gone: the requests that went with it. Those to be retried wait again, and of
+        all that wait none is kept from a server for having been turned away there before: there may
+        be no other any more."""
         del self._servers[server.peer, server.key]
         lost = []
         for request in server.requests.values():
@@ -167,4 +167,6 @@ class RequestTable(Generic[R]):
                 self._open -= 1
                 lost.append(request)
         server.requests.clear()
+        for request in self.waiting.values():
+            request.tried = ()
         return lost

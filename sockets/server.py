@@ -23,7 +23,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import zmq
 
@@ -41,13 +41,12 @@ from mesh.sockets.link import Link, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
 from mesh.sockets.transport import Bound, Socket, endpoints_of
 
-if TYPE_CHECKING:
-    import asyncio
-
 logger = logging.getLogger(__name__)
 
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before others get the lock."""
+_LINGER_MS = 200
+"""Answers given just before the service ended get this long to leave."""
 
 Request = backlog.Request[tuple[Socket, bytes]]
 Answer = tuple[int, Outgoing]
@@ -65,24 +64,30 @@ class Server:
     ) -> None:
         self.channel = check_name(channel)
         self.counters = Counters()
-        self.link = Link(f"service {channel!r}")
         self.handler = handler
         self._home = home
         self._wire = wire_name(channel)
         self._backlog: Backlog[tuple[Socket, bytes]] = Backlog(options.concurrency, options.backlog)
+        self.link = Link(f"service {channel!r}", self._backlog.can_start)
         self._closing_at: float | None = None
+        self._ended = threading.Event()
         self._bound: list[Bound] = home.transport.bind(
             zmq.ROUTER, "serve", hwm=limits.OUTSTANDING_MAX
         )
         with self.link:
             for bound in self._bound:
                 self.link.add(bound.socket)
-        self._runner = _in_loop(self) if _is_async(handler) else _Threads(self, options.concurrency)
+        self._runner = _runner(self, options.concurrency)
         self._runner.start()
 
     def endpoints(self) -> tuple[str, ...]:
         """Where clients send their requests."""
         return endpoints_of(self._bound)
+
+    @property
+    def closing(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._closing_at is not None
 
     @property
     def running(self) -> int:
@@ -100,34 +105,33 @@ class Server:
         """The next request to run, now counted as running; None after reading all there is."""
         if self._closing_at is not None:
             raise Closed(f"service {self.channel!r} is closed")
+        self._read()
         request, expired = self._backlog.start(time.monotonic())
         for each in expired:
             self._turn_away(each, failure.EXPIRED)
-        return request or self._read()
+        return request
 
     def refuse(self, request: Request) -> None:
         """It was taken, and now there is nobody to run it."""
         self._backlog.done()
         self._turn_away(request, failure.BUSY)
 
-    def _read(self) -> Request | None:
+    def _read(self) -> None:
+        """Take in all that has come before any of it is started: a request may be followed by the
+        word that nobody waits for it."""
         for bound in self._bound:
             for _ in range(_FRAMES_PER_ATTEMPT):
                 if (parts := read_parts(bound.socket, 3)) is None:
                     break
                 try:
-                    request = self._accept(bound.socket, parts)
+                    self._accept(bound.socket, parts)
                 except Malformed as fault:
                     self.counters.dropped[fault.reason] += 1
-                else:
-                    if request is not None:
-                        return request
             else:
                 self.link.wake_all()  # there may be more
-        return None
 
-    def _accept(self, socket: Socket, parts: list[bytes]) -> Request | None:
-        """One message from a caller: the request in it, if that is to run at once."""
+    def _accept(self, socket: Socket, parts: list[bytes]) -> None:
+        """One message from a caller."""
         if len(parts) < 2:
             raise Malformed("malformed")
         caller = (socket, parts[0])
@@ -138,7 +142,7 @@ class Server:
             cancelled = self._backlog.cancel(caller, frame.seq)
             if cancelled is not None:
                 self._turn_away(cancelled, failure.CANCELLED)
-            return None
+            return
         if frame.kind != Kind.REQUEST:
             raise Malformed("malformed")
         self.counters.received += 1
@@ -146,8 +150,6 @@ class Server:
         now = time.monotonic()
         request = Request(caller, frame, now)
         match self._backlog.arrive(request, now):
-            case Verdict.START:
-                return request
             case Verdict.BUSY:
                 self._turn_away(request, failure.BUSY)
             case Verdict.EXPIRED:
@@ -156,7 +158,6 @@ class Server:
                 raise Malformed("repeated request")
             case Verdict.WAIT:
                 pass
-        return None
 
     def _turn_away(self, request: Request, code: str) -> None:
         self.counters.dropped[code] += 1
@@ -213,16 +214,19 @@ class Server:
     def finish(self, request: Request, answer: Answer) -> None:
         """A handler has ended: answer its caller."""
         try:
-            with self.link:
-                self._backlog.done()
-                self._send(request, answer)
-                last = self._closing_at is not None and not self._backlog.running
+            last = self.link.run(lambda: self._answer(request, answer))
         except Closed:
             with self.link.lock:
                 self.counters.dropped["answer after close"] += 1
             return
         if last:
             self._end()
+
+    def _answer(self, request: Request, answer: Answer) -> bool:
+        """True if nothing else runs, and the server is to end with that."""
+        self._backlog.done()
+        self._send(request, answer)
+        return self._closing_at is not None and not self._backlog.running
 
     # -- The rest of a core ------------------------------------------------------------------
 
@@ -241,9 +245,9 @@ class Server:
 
     def close(self, linger_ms: int) -> None:
         """Take no more requests. Handlers that run may answer for `linger_ms`; what waits for one
-        was not started, and its callers are told so."""
+        was not started, and its callers are told so. Called again with 0 it ends at once."""
         with self.link.lock:
-            if self.link.closed or self._closing_at is not None:
+            if self.link.closed or (self._closing_at is not None and linger_ms):
                 return
             self._closing_at = time.monotonic() + linger_ms / 1000
             for request in self._backlog.clear():
@@ -257,9 +261,21 @@ class Server:
         timer.name, timer.daemon = f"mesh close {self.channel}", True
         timer.start()
 
+    def wait_closed(self, timeout: float) -> bool:
+        """Block until no handler has anything left to answer; False after `timeout` seconds."""
+        return self._ended.wait(timeout)
+
     def _end(self) -> None:
-        assert self._closing_at is not None
-        self.link.close(max(0, round((self._closing_at - time.monotonic()) * 1000)))
+        self.link.close(_LINGER_MS)
+        self._home.transport.release(self._bound)
+        self._ended.set()
+
+
+class Runner(Protocol):
+    """Whoever reads requests and runs the handler."""
+
+    def start(self) -> None:
+        """Begin to read."""
 
 
 class _Threads:
@@ -298,94 +314,18 @@ class _Threads:
         """Every thread there is runs a handler now: another has to read."""
         try:
             self.start()
-        except RuntimeError:
+        except (RuntimeError, OSError):
             logger.exception("service %r has no thread to read with", self._server.channel)
             with self._server.link.lock:
                 self._threads -= 1
 
 
-class _Loop:
-    """Tasks of an event loop: one that waits for a request, and one for each handler that runs."""
+def _runner(server: Server, concurrency: int) -> Runner:
+    if not _is_async(server.handler):
+        return _Threads(server, concurrency)
+    from mesh.sockets.server_asyncio import loop_runner  # blocking programs never import asyncio
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
-        self._server = server
-        self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        """Have a task wait for the next request. Each serves one, so that it has a context of its
-        own."""
-        task = self._loop.create_task(self._serve(), name=f"mesh service {self._server.channel}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self) -> None:
-        server = self._server
-        try:
-            request = await server.link.wait_async(
-                server.take, None, "request", give_back=server.refuse
-            )
-        except Closed:
-            return
-        except BaseException:  # the loop is being shut down, and this service with it
-            logger.warning("service %r ends with its event loop", server.channel)
-            server.close(0)
-            raise
-        self.start()
-        try:
-            answer = server.result(await server.handler(server.payload(request)))
-        except Exception as error:  # noqa: BLE001  the handler's: told to the caller
-            answer = server.failed(error)
-        except BaseException as error:
-            self._finish(request, server.failed(error))
-            raise
-        self._finish(request, answer)
-
-    def _finish(self, request: Request, answer: Answer) -> None:
-        server = self._server
-        server.finish(request, answer)
-        if server.waiting:
-            with server.link.lock:
-                server.link.wake_all()
-
-    async def until_closed(self) -> None:
-        """For a loop that has nothing else to do."""
-        import asyncio
-
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-
-class _OwnLoop:
-    """An event loop in a thread of the service's own."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def start(self) -> None:
-        name = f"mesh service {self._server.channel}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
-
-    def _work(self) -> None:
-        import asyncio
-
-        asyncio.run(self._main())
-
-    async def _main(self) -> None:
-        import asyncio
-
-        tasks = _Loop(self._server, asyncio.get_running_loop())
-        tasks.start()
-        await tasks.until_closed()
-
-
-def _in_loop(server: Server) -> _Loop | _OwnLoop:
-    import asyncio
-
-    try:
-        return _Loop(server, asyncio.get_running_loop())
-    except RuntimeError:
-        return _OwnLoop(server)
+    return loop_runner(server)
 
 
 def _is_async(handler: Callable[[Any], Any]) -> bool:

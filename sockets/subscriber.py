@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -23,8 +24,9 @@ import zmq
 from mesh import limits
 from mesh.message import EMPTY, Loss, Message
 from mesh.names import check_pattern, is_name, literal_prefix, matches
-from mesh.options import SubscriberOptions, check_timeout
+from mesh.options import SubscriberOptions, check_count, check_timeout
 from mesh.sockets import codec
+from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.frame import (
     QUESTION,
@@ -38,13 +40,15 @@ from mesh.sockets.frame import (
     subscriptions,
     wire_name,
 )
-from mesh.sockets.handle import Receiving
+from mesh.sockets.handle import Receiving, put_back
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, read_parts
 from mesh.sockets.transport import Socket, scheme_of
 
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: all may be for others."""
+_FRAMES_AHEAD = 4096
+"""Read at most so many at a time to come to what is newest: several times what libzmq holds."""
 _NAMES_CACHED = 10_000
 _ASKING_TICKS = 20
 """Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
@@ -61,6 +65,8 @@ class Sequences:
     def __init__(self) -> None:
         self._expected: OrderedDict[tuple[int, bytes], int] = OrderedDict()
         self._marked: OrderedDict[int, None] = OrderedDict()
+        self._overflowing: dict[int, None] = {}
+        """Senders with more topics than are followed."""
 
     def take(self, sender: int, name: bytes, seq: int, count: int) -> tuple[int, int]:
         """Messages `seq` to ``seq + count - 1`` arrived: (first missed or 0, how many to skip)."""
@@ -78,6 +84,8 @@ class Sequences:
 
     def marked(self, sender: int) -> None:
         """From here on a topic of `sender` that was not heard of starts with 1."""
+        if sender in self._overflowing:
+            return
         self._marked[sender] = None
         self._marked.move_to_end(sender)
         if len(self._marked) > limits.SIGHTINGS_MAX:
@@ -91,9 +99,23 @@ class Sequences:
 
     def _follow(self, sender: int, name: bytes, expected: int) -> None:
         self._expected[sender, name] = expected
+        self._expected.move_to_end((sender, name))
         if len(self._expected) > limits.TRACKED_CHANNELS_MAX:
             (old, _), _ = self._expected.popitem(last=False)
-            self._marked.pop(old, None)  # or its forgotten topic would seem to start with 1
+            # Its forgotten topic would seem to start with 1, now and after each further mark.
+            self._marked.pop(old, None)
+            self._overflowing[old] = None
+            if len(self._overflowing) > limits.SIGHTINGS_MAX:
+                del self._overflowing[next(iter(self._overflowing))]
+
+
+def _order(message: Message) -> tuple[object, int]:
+    """Whose sequence a message is part of, and its place in it."""
+    return (message.sender, message.channel), message.seq
+
+
+def _any(*stores: Sized) -> bool:
+    return any(map(len, stores))
 
 
 def _origin(frame: Frame) -> int:
@@ -110,8 +132,6 @@ class Subscription:
     def __init__(self, home: Home, pattern: str, options: SubscriberOptions) -> None:
         self.channel = check_pattern(pattern)
         self.counters = Counters()
-        self.link = Link(f"subscriber {pattern!r}")
-        self.link.pending = self._pending  # type: ignore[method-assign]
         self.lost: dict[str, int] = {}
         self.on_loss: Callable[[Loss], object] | None = None
         self._home = home
@@ -119,14 +139,22 @@ class Subscription:
         self._address = subscriber_address(secrets.token_hex(8), pattern)
         self._subscriptions = subscriptions(*literal_prefix(pattern))
         self._sockets: dict[str, Socket] = {}
+        self._watches: dict[str, Watch] = {}
+        self._turns: deque[Socket] = deque()
+        """The sockets, the one whose turn it is to be read first."""
+        self._drained = False
+        """Whether there was nothing left to read when last there was a look."""
         self._inbox: deque[Message] = deque()
         self._latest: dict[tuple[str, str], Message] = {}
+        self.link = Link(f"subscriber {pattern!r}", partial(_any, self._inbox, self._latest))
         self._sequences = Sequences()
         self._channels: dict[bytes, str | None] = {}
         self._senders: dict[int, str] = {}
         self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
         self._retiring: dict[str, int] = {}
         self._awaiting: set[tuple[int, bool]] = set()
+        self._heard = 0
+        """Frames of topics that came, those that the pattern does not want included."""
         self._quiet_at = 0
         self._asked_at = 0
         self._ticks_since_asked = 0
@@ -135,7 +163,10 @@ class Subscription:
 
     def take(self) -> Message | None:
         """The next message, or None after reading all there is."""
-        self._fill(1)
+        if self._latest_only:
+            self._fill(1, _FRAMES_AHEAD)
+        else:
+            self._fill(1, _FRAMES_PER_ATTEMPT)
         if self._inbox:
             return self._inbox.popleft()
         if self._latest:
@@ -149,40 +180,39 @@ class Subscription:
             messages.append(message)
         return messages or None
 
-    def give_back(self, message: Message) -> None:
-        self._inbox.appendleft(message)
+    def give_back(self, messages: list[Message]) -> None:
+        """Their receiver was cancelled before it saw them: they are for somebody else, in order."""
+        for message in reversed(messages):
+            put_back(self._inbox, message, _order)
 
-    def give_back_many(self, messages: list[Message]) -> None:
-        self._inbox.extendleft(reversed(messages))
-
-    def _fill(self, inbox_messages: int) -> None:
+    def _fill(self, inbox_messages: int, frames_max: int) -> None:
         """Read until so many messages are in the inbox, or nothing is left to read."""
-        for _ in range(_FRAMES_PER_ATTEMPT):
-            if len(self._inbox) >= inbox_messages or (frame := self._read()) is None:
+        for _ in range(frames_max):
+            if len(self._inbox) >= inbox_messages or not self._read():
                 return
-            self._accept(frame)
         self.link.wake_all()  # there may be more
 
-    def _pending(self) -> bool:
-        return bool(self._inbox or self._latest) or Link.readable(self.link)
-
-    def _read(self) -> Frame | None:
-        for socket in self._sockets.values():
-            while (parts := read_parts(socket, 2)) is not None:
+    def _read(self) -> bool:
+        """Take in one frame, from the sockets in turn; False if there is none."""
+        for socket in self._turns:
+            if (parts := read_parts(socket, 2)) is not None:
+                self._drained = False
+                self._turns.rotate(-1)
                 try:
-                    return decode(parts)
+                    self._accept(decode(parts))
                 except Malformed as fault:
                     self.counters.dropped[fault.reason] += 1
-        return None
+                return True
+        self._drained = True
+        return False
 
     def _accept(self, frame: Frame) -> None:
-        try:
-            if frame.name == self._address:
-                self._accept_own(frame)
-            elif (channel := self._channel(frame.name)) is not None:
-                self._accept_topic(frame, channel)
-        except Malformed as fault:
-            self.counters.dropped[fault.reason] += 1
+        if frame.name == self._address:
+            self._accept_own(frame)
+            return
+        self._heard += frame.kind == Kind.DATA
+        if (channel := self._channel(frame.name)) is not None:
+            self._accept_topic(frame, channel)
 
     def _accept_topic(self, frame: Frame, channel: str) -> None:
         if frame.kind == Kind.MARK:
@@ -296,12 +326,11 @@ class Subscription:
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
             side = (peer, bool(offer.endpoints))
-            known = self._offers.setdefault(side, (endpoint, set()))
-            known[1].add(offer.key)
-            if len(known[1]) > 1 or self._retiring.pop(known[0], None) is not None:
-                return
-            self._awaiting.add(side)
-            self._socket(endpoint).connect(endpoint)
+            endpoint, keys = self._offers.setdefault(side, (endpoint, set()))
+            keys.add(offer.key)
+            if self._retiring.pop(endpoint, None) is None and keys == {offer.key}:
+                self._awaiting.add(side)
+                self._socket(endpoint).connect(endpoint)
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         """Not disconnected at once: that would throw away what is on its way or was not read."""
@@ -325,30 +354,50 @@ class Subscription:
         """Read until the marks that are awaited have come, so that a publisher's `wait_for` does
         not depend on somebody receiving here already."""
         with self.link:
-            while self.expects_mark and (frame := self._read()) is not None:
-                self._accept(frame)
+            for _ in range(_FRAMES_AHEAD):
+                if not self.expects_mark or not self._read():
+                    return
 
     def tick(self) -> None:
         self.read_ahead()
         with self.link:
-            self._fill(1)
-            self._ask_when_quiet()
+            self._fill(1, _FRAMES_PER_ATTEMPT)
+            all_read = self._drained and not self._inbox and not self._latest
+            self._ask_when_quiet(all_read)
+            self._look_at_connections(all_read)
             for endpoint, ticks in list(self._retiring.items()):
                 self._retiring[endpoint] = ticks - 1
-                if ticks <= 0 and not self._inbox:
+                if ticks <= 0 and all_read:
                     del self._retiring[endpoint]
+                    self._watches[scheme_of(endpoint)].forget(endpoint)
                     self._sockets[scheme_of(endpoint)].disconnect(endpoint)
 
-    def _ask_when_quiet(self) -> None:
+    def _look_at_connections(self, all_read: bool) -> None:
+        """Connect again where libzmq gave up, after a frame over this side's limit for one: what
+        was missed shows in the new mark. Disconnecting throws away what was not read, so that is
+        read before.
+        """
+        for scheme, watch in self._watches.items():
+            _, given_up = watch.look()
+            for endpoint in given_up:
+                sides = [side for side, (known, _) in self._offers.items() if known == endpoint]
+                if all_read and sides:
+                    self.counters.dropped["connection lost"] += 1
+                    watch.forget(endpoint)
+                    self._awaiting.update(sides)
+                    self._sockets[scheme].disconnect(endpoint)
+                    self._sockets[scheme].connect(endpoint)
+
+    def _ask_when_quiet(self, all_read: bool) -> None:
         """Having read all there is, ask where the publishers stand: what they dropped last, and
         their own marks with it, shows in nothing that came."""
-        received = self.counters.received
+        heard = self._heard
         self._ticks_since_asked += 1
-        quiet = received == self._quiet_at and not self._inbox
-        self._quiet_at = received
-        if received == self._asked_at or not (quiet or self._ticks_since_asked > _ASKING_TICKS):
+        quiet = heard == self._quiet_at and all_read
+        self._quiet_at = heard
+        if heard == self._asked_at or not (quiet or self._ticks_since_asked > _ASKING_TICKS):
             return
-        self._asked_at, self._ticks_since_asked = received, 0
+        self._asked_at, self._ticks_since_asked = heard, 0
         for socket in self._sockets.values():
             socket.subscribe(QUESTION + self._address)
             socket.unsubscribe(QUESTION + self._address)
@@ -362,10 +411,16 @@ class Subscription:
                 socket.subscribe(prefix)
             self.link.add(socket)
             self._sockets[scheme] = socket
+            self._watches[scheme] = Watch(socket)
+            self._turns.append(socket)
         return socket
 
     def close(self, linger_ms: int) -> None:
-        self.link.close()
+        self.link.close(first=self._stop_watching)
+
+    def _stop_watching(self) -> None:
+        for watch in self._watches.values():
+            watch.close()
 
 
 class Subscriber(Receiving[Message]):
@@ -401,11 +456,15 @@ class Subscriber(Receiving[Message]):
         """`recv` for asyncio. Cancelling it loses nothing."""
         core = self._core
         return await core.link.wait_async(
-            core.take, check_timeout(timeout), self._what, give_back=core.give_back
+            core.take,
+            check_timeout(timeout),
+            self._what,
+            give_back=lambda message: core.give_back([message]),
         )
 
     def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> list[Message]:
         """Wait for one message, and return all that are there, at most `count_max`."""
+        check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return self._core.link.wait(
             lambda: self._core.take_many(count_max), check_timeout(timeout), self._what
         )
@@ -413,13 +472,14 @@ class Subscriber(Receiving[Message]):
     async def arecv_many(
         self, *, timeout: float | None = None, count_max: int = 1000
     ) -> list[Message]:
-        """`recv_many` for asyncio."""
+        """`recv_many` for asyncio. Cancelling it loses nothing."""
+        check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         core = self._core
         return await core.link.wait_async(
             lambda: core.take_many(count_max),
             check_timeout(timeout),
             self._what,
-            give_back=core.give_back_many,
+            give_back=core.give_back,
         )
 
     def close(self) -> None:

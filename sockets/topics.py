@@ -11,20 +11,21 @@ first may have been dropped with the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import zmq
 
 from mesh import limits
-from mesh.errors import Closed, OptionsDiffer
+from mesh.errors import OptionsDiffer
 from mesh.names import check_name, is_pattern, matches
 from mesh.options import PublisherOptions, WhenFull, check_count
 from mesh.sockets import codec
+from mesh.sockets.connections import Accepted
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import QUESTION, Flag, Kind, encode, pattern_of, wire_name
 from mesh.sockets.home import Counters, Home
-from mesh.sockets.link import Link, has_input, read_parts, send_parts
+from mesh.sockets.link import Link, has_input, send_parts
 from mesh.sockets.outgoing import Outgoing
 from mesh.sockets.transport import Bound, Socket, endpoints_of
 
@@ -58,13 +59,15 @@ class Reader:
 
     pattern: str
     socket: Socket
+    connection: Accepted
     connections: int = 0
     """A new connection may subscribe before the end of its old one is noticed."""
-    marked: bool = False
-    """Whether it said that it received its mark."""
-
-
-_Answer = Callable[[bytes, Reader], list[bytes]]
+    peer: int = 0
+    """Its node, once that said that the mark has arrived; 0 before."""
+    answer: Iterator[bytes] = field(default_factory=lambda: iter(()))
+    """What it is still to be sent in answer to its subscription."""
+    unsent: bytes | None = None
+    """The next of that, for which there was no room."""
 
 
 class Topics:
@@ -87,9 +90,11 @@ class Topics:
         self._flags = int(Flag.WAITS) if self.waits else 0
         self._topics: dict[str, Topic] = {}
         self._readers: dict[bytes, Reader] = {}
-        self._unanswered: dict[bytes, tuple[Reader, _Answer]] = {}
+        self._unanswered: dict[bytes, Reader] = {}
         self._dirty: dict[Topic, int] = {}
-        self._bound: list[Bound] = home.transport.bind(zmq.XPUB, when_full)
+        self._bound: list[Bound] = home.transport.bind(
+            zmq.XPUB, when_full, bytes_max=limits.SMALL_FRAME_BYTES_MAX
+        )
         with self.link:
             for bound in self._bound:
                 bound.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
@@ -149,6 +154,7 @@ class Topics:
                 taken = True
             elif not self.waits:
                 self._send_dropping(bound.socket, parts)
+                self.counters.dropped["subscriber full"] += 1
             elif taken:
                 topic.owed.append((bound.socket, parts))
             else:
@@ -169,7 +175,6 @@ class Topics:
             send_parts(socket, parts)
         finally:
             socket.setsockopt(zmq.XPUB_NODROP, 1)
-        self.counters.dropped["subscriber full"] += 1
 
     def _pay(self, topic: Topic) -> bool:
         while topic.owed:
@@ -193,16 +198,19 @@ class Topics:
         for bound in self._bound:
             if not has_input(bound.socket):
                 continue
-            while (parts := read_parts(bound.socket, 1)) is not None:
-                changed = self._subscription(bound.socket, parts[0]) or changed
+            while (message := _receive(bound.socket)) is not None:
+                changed = self._subscription(bound.socket, message) or changed
         if changed:
             self.link.wake_all()
 
-    def _subscription(self, socket: Socket, message: bytes) -> bool:
+    def _subscription(self, socket: Socket, frame: zmq.Frame) -> bool:
+        message = frame.bytes
         what, address = message[:1], message[1:]
         if address[:1] == QUESTION:
-            if what == b"\1" and (known := self._readers.get(address[1:])) is not None:
-                self._answer_soon(address[1:], known, self._marks)
+            known = self._readers.get(address[1:])
+            # Who is being answered is told at the end of that.
+            if what == b"\1" and known is not None and address[1:] not in self._unanswered:
+                self._answer(address[1:], known, self._marks(address[1:], known))
             return False
         if what == b"\0":
             return self._unsubscribed(address)
@@ -218,10 +226,11 @@ class Topics:
         if len(self._readers) >= limits.READERS_MAX and address not in self._readers:
             self.counters.dropped["too many subscribers"] += 1
             return False
-        reader = self._readers.setdefault(address, Reader(pattern, socket))
+        connection = Accepted(frame)
+        reader = self._readers.setdefault(address, Reader(pattern, socket, connection))
         reader.connections += 1
-        reader.socket = socket
-        self._answer_soon(address, reader, self._lasts_and_marks)
+        reader.socket, reader.connection = socket, connection
+        self._answer(address, reader, self._lasts_and_marks(address, reader))
         return True
 
     def _unsubscribed(self, address: bytes) -> bool:
@@ -234,35 +243,38 @@ class Topics:
             self._unanswered.pop(address, None)
         return True
 
-    def _answer_soon(self, address: bytes, reader: Reader, answer: _Answer) -> None:
-        """Send it what it needs, or note that there was no room."""
-        if all(send_parts(reader.socket, [frame]) for frame in answer(address, reader)):
-            self._unanswered.pop(address, None)
-        else:
-            self._unanswered[address] = (reader, answer)
+    def _answer(self, address: bytes, reader: Reader, answer: Iterator[bytes]) -> None:
+        reader.answer, reader.unsent = answer, next(answer, None)
+        self._go_on_answering(address, reader)
 
-    def _lasts_and_marks(self, address: bytes, reader: Reader) -> list[bytes]:
+    def _go_on_answering(self, address: bytes, reader: Reader) -> None:
+        """Send what there is room for; the rest has to wait."""
+        while reader.unsent is not None:
+            if not send_parts(reader.socket, [reader.unsent]):
+                self._unanswered[address] = reader
+                return
+            reader.unsent = next(reader.answer, None)
+        self._unanswered.pop(address, None)
+
+    def _lasts_and_marks(self, address: bytes, reader: Reader) -> Iterator[bytes]:
         """For a newcomer: the last values it may want, and then where every sequence stands."""
-        lasts = [
-            self._to_reader(address, Kind.LAST, t.last, t.seq, t.last_time_ns)
-            for t in self._topics.values()
-            if t.last is not None and matches(reader.pattern, t.name)
-        ]
-        return lasts + self._marks(address, reader)
+        for t in list(self._topics.values()):
+            if t.last is not None and matches(reader.pattern, t.name):
+                yield self._to_reader(address, Kind.LAST, t.last, t.seq, t.last_time_ns)
+        yield from self._marks(address, reader)
 
-    def _marks(self, address: bytes, reader: Reader) -> list[bytes]:
+    def _marks(self, address: bytes, reader: Reader) -> Iterator[bytes]:
         """Where every sequence that matches stands; each frame says how many follow it."""
-        standing = {t.name: t.seq for t in self._topics.values() if matches(reader.pattern, t.name)}
+        standing = {
+            t.name: t.seq - sum(socket is reader.socket for socket, _ in t.owed)
+            for t in self._topics.values()
+            if matches(reader.pattern, t.name)
+        }
         names = list(standing)
         chunks = [names[i : i + _MARK_TOPICS_MAX] for i in range(0, len(names), _MARK_TOPICS_MAX)]
-        bodies = [
-            codec.pack_body([codec.pack({n: standing[n] for n in c})]) for c in chunks or [[]]
-        ]
-        left = range(len(bodies) - 1, -1, -1)
-        return [
-            self._to_reader(address, Kind.MARK, body, seq)
-            for body, seq in zip(bodies, left, strict=True)
-        ]
+        for left, chunk in reversed(list(enumerate(reversed(chunks or [[]])))):
+            body = codec.pack_body([codec.pack({name: standing[name] for name in chunk})])
+            yield self._to_reader(address, Kind.MARK, body, left)
 
     def _to_reader(
         self, address: bytes, kind: Kind, body: bytes, seq: int, time_ns: int = 0
@@ -272,18 +284,32 @@ class Topics:
             address, kind, body, flags=self._flags, sender=sender, seq=seq, time_ns=time_ns
         )
 
-    def marked(self, address: str) -> None:
-        """A subscriber said over the control link that its mark has arrived."""
+    def marked(self, peer: int, address: str) -> None:
+        """The subscriber of `peer` said over the control link that its mark has arrived."""
         with self.link:
             reader = self._readers.get(address.encode())
             if reader is not None:
-                reader.marked = True
+                reader.peer = peer
                 self.link.wake_all()
+
+    def lost(self, peer: int) -> None:
+        """That node is gone, though its connections may look alive: its host fell silent, or a
+        child holds what its dead parent had. It is waited for no more."""
+        with self.link:
+            for address, reader in list(self._readers.items()):
+                if reader.peer == peer:
+                    reader.connection.cut()
+                    del self._readers[address]
+                    self._unanswered.pop(address, None)
+            self.link.wake_all()
 
     def subscribers(self, topic: Topic) -> int:
         """How many subscribers have their mark. Under the lock."""
         self.read_subscriptions()
-        return sum(r.marked and matches(r.pattern, topic.name) for r in self._readers.values())
+        return sum(
+            reader.peer != 0 and matches(reader.pattern, topic.name)
+            for reader in self._readers.values()
+        )
 
     # -- The rest of a core ------------------------------------------------------------------
 
@@ -298,8 +324,8 @@ class Topics:
         with self.link:
             self._home.transport.follow(self._bound)
             self.read_subscriptions()
-            for address, (reader, answer) in list(self._unanswered.items()):
-                self._answer_soon(address, reader, answer)
+            for address, reader in list(self._unanswered.items()):
+                self._go_on_answering(address, reader)
             for topic, seq in list(self._dirty.items()):
                 if seq != topic.seq:
                     self._dirty[topic] = topic.seq
@@ -307,22 +333,33 @@ class Topics:
                     del self._dirty[topic]
                     topic.dirty = False
 
-    def _mark(self, topic: Topic) -> bool:
-        """Tell all subscribers of a quiet topic where it stands; False if some had no room."""
+    def _mark(self, topic: Topic, *, last_chance: bool = False) -> bool:
+        """Tell all subscribers of a quiet topic where it stands; False if some had no room, and
+        none was told (but for a `last_chance`, of those that may lose something)."""
         mark = [self._to_reader(topic.wire, Kind.MARK, b"", topic.seq)]
         complete = True
         for bound in self._bound:
             if not send_parts(bound.socket, mark):
-                complete = False  # those without room get it later
+                complete = False
+                if last_chance and not self.waits:
+                    self._send_dropping(bound.socket, mark)
         return complete
 
     def close(self, linger_ms: int) -> None:
-        try:
-            with self.link:
-                for topic in self._topics.values():
-                    self._pay(topic)
-                for topic in self._dirty:
-                    self._mark(topic)
-        except Closed:
-            return
-        self.link.close(linger_ms)
+        """What was sent goes on its way for `linger_ms`, and where the sequences stand."""
+        self.link.close(linger_ms, first=self._conclude)
+        self._home.transport.release(self._bound)
+
+    def _conclude(self) -> None:
+        for topic in self._topics.values():
+            self._pay(topic)
+        for topic in self._dirty:
+            self._mark(topic, last_chance=True)
+
+
+def _receive(socket: Socket) -> zmq.Frame | None:
+    """One subscription, which knows the connection it came by; None if there is none."""
+    try:
+        return socket.recv(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None

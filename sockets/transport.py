@@ -11,6 +11,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import zmq
@@ -26,7 +27,10 @@ Socket = zmq.Socket[bytes]
 _ZAP_ENFORCE_DOMAIN: Final = 93
 _RECONNECT_STOP: Final = 109
 _RECONNECT_STOP_HANDSHAKE_FAILED: Final = 2
-_IPC_HEARTBEAT_MS: Final = 2000
+_RECONNECT_MS: Final = 100
+_RECONNECT_MS_MAX: Final = 5000
+_KEEPALIVE_S: Final = 10
+_KEEPALIVE_PROBES: Final = 3
 _HANDSHAKE_MS: Final = 3000
 _SOCKETS_MAX: Final = 4096
 
@@ -63,7 +67,6 @@ class Transport:
         addresses: tuple[str, ...] = (),
         interfaces_named: bool = False,
         keys: Keys | None = None,
-        heartbeat_s: float = 1.0,
         buffer_messages: int = limits.BUFFER_MESSAGES,
         message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
     ) -> None:
@@ -78,31 +81,47 @@ class Transport:
         self._socket_path = socket_path
         self._share_path = share_path
         self._remove_path = remove_path
-        self._heartbeat_ms = max(50, round(heartbeat_s * 1000))
         self._buffer_messages = buffer_messages
         self._closed = False
         self._label = 0
-        self._paths: list[str] = []
+        self._paths: set[str] = set()
 
-    def bind(self, kind: int, label: str, *, port: int = 0, hwm: int | None = None) -> list[Bound]:
-        """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one.
+    def bind(
+        self,
+        kind: int,
+        label: str,
+        *,
+        port: int = 0,
+        hwm: int | None = None,
+        bytes_max: int | None = None,
+    ) -> list[Bound]:
+        """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one. Whoever
+        sends a part of over `bytes_max` bytes (None: what messages may have) is disconnected.
 
         Raises `zmq.ZMQError` where that is not possible, `Closed` after `close`.
         """
         self._label += 1
         path = self._socket_path(f"{label}{self._label}")
-        ipc = self._make(kind, "ipc", hwm, server=True)
+        make = partial(self._make, kind, hwm=hwm, bytes_max=bytes_max, server=True)
+        ipc = make("ipc")
         bound = [Bound(ipc, "ipc", path=path)]
         try:
             ipc.bind(bound[0].endpoint)
-            self._paths.append(path)
+            self._paths.add(path)
             self._share_path(path)
             if self._networked:
-                bound.append(self._bind_tcp(kind, port, hwm))
+                bound.append(self._bind_tcp(partial(make, "tcp"), port))
         except BaseException:
             ipc.close(linger=0)
             raise
         return bound
+
+    def release(self, bound: Iterable[Bound]) -> None:
+        """These sockets are closed: libzmq leaves the files of ipc sockets behind."""
+        for each in bound:
+            if each.path in self._paths:
+                self._paths.remove(each.path)
+                self._remove_path(each.path)
 
     def follow(self, bound: Iterable[Bound]) -> None:
         """Bind also to addresses that named interfaces got since: under the lock of these sockets.
@@ -115,33 +134,43 @@ class Transport:
                     self._bind_also(each, address)
 
     def connecting(
-        self, kind: int, scheme: str, *, hwm: int | None = None, persistent: bool = True
+        self, kind: int, scheme: str, *, hwm: int | None = None, stop_if_refused: bool = False
     ) -> Socket:
-        """A socket to connect by `scheme`; a failed CURVE handshake is not tried again."""
-        socket = self._make(kind, scheme, hwm, server=False)
-        socket.setsockopt(_RECONNECT_STOP, _RECONNECT_STOP_HANDSHAKE_FAILED)
-        socket.setsockopt(zmq.RECONNECT_IVL, 100 if persistent else -1)
-        if persistent:
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+        """A socket to connect by `scheme`. With `stop_if_refused` a failed CURVE handshake is not
+        tried again; nor is one that took too long, so that is not for links to peers, who may have
+        been stopped for a moment and come back.
+        """
+        socket = self._make(kind, scheme, hwm=hwm, server=False)
+        if stop_if_refused:
+            socket.setsockopt(_RECONNECT_STOP, _RECONNECT_STOP_HANDSHAKE_FAILED)
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
+        return socket
+
+    def connect(self, kind: int, endpoint: str, *, hwm: int | None = None) -> Socket:
+        """A socket connected to `endpoint` alone. Raises `zmq.ZMQError`; nothing is left then."""
+        socket = self.connecting(kind, scheme_of(endpoint), hwm=hwm)
+        try:
+            socket.connect(endpoint)
+        except BaseException:
+            socket.close(linger=0)
+            raise
         return socket
 
     def close(self) -> None:
-        """End the context. Every socket was closed before; waits for the linger they were given.
-
-        libzmq leaves the ipc sockets' files behind.
-        """
+        """End the context. Every socket was closed before; waits for the linger they were given."""
         self._closed = True
         self.context.term()
-        for path in self._paths:
+        for path in list(self._paths):
             self._remove_path(path)
 
-    def _bind_tcp(self, kind: int, port: int, hwm: int | None) -> Bound:
+    def _bind_tcp(self, make: Callable[[], Socket], port: int) -> Bound:
         """On named interfaces only there, all with one port; else on every one.
 
         Where none of them has an address yet, the loopback reserves the port until one has.
         """
         for last_try in (False, False, False, True):
-            bound = Bound(self._make(kind, "tcp", hwm, server=True), "tcp", port=port)
+            bound = Bound(make(), "tcp", port=port)
             hosts = self.addresses or ("127.0.0.1",) if self._interfaces_named else ()
             try:
                 for host in hosts or ("0.0.0.0",):  # noqa: S104
@@ -166,7 +195,15 @@ class Transport:
             logger.warning("port %d cannot be had on %s: %s", bound.port, address, error)
         bound.hosts.add(address)
 
-    def _make(self, kind: int, scheme: str, hwm: int | None, *, server: bool) -> Socket:
+    def _make(
+        self,
+        kind: int,
+        scheme: str,
+        *,
+        hwm: int | None,
+        bytes_max: int | None = None,
+        server: bool,
+    ) -> Socket:
         try:
             socket: Socket = self.context.socket(kind)
         except zmq.ZMQError:
@@ -175,15 +212,20 @@ class Transport:
             raise
         options: dict[int, Any] = {
             zmq.LINGER: 0,
-            zmq.MAXMSGSIZE: self.message_bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX,
+            zmq.MAXMSGSIZE: bytes_max or self.message_bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX,
             zmq.SNDHWM: self._buffer_messages if hwm is None else hwm,
             zmq.RCVHWM: self._buffer_messages if hwm is None else hwm,
             zmq.HANDSHAKE_IVL: _HANDSHAKE_MS,
             zmq.BACKLOG: 1024,
         }
-        # On ipc they notice a stopped process, or a child that holds its dead parent's connection.
-        beat = self._heartbeat_ms if scheme == "tcp" else max(self._heartbeat_ms, _IPC_HEARTBEAT_MS)
-        options |= {zmq.HEARTBEAT_IVL: beat, zmq.HEARTBEAT_TIMEOUT: 3 * beat}
+        if scheme == "tcp":
+            # No ZMTP heartbeats: docs/decisions/006. The kernel ends what is idle and dead.
+            options |= {
+                zmq.TCP_KEEPALIVE: 1,
+                zmq.TCP_KEEPALIVE_IDLE: _KEEPALIVE_S,
+                zmq.TCP_KEEPALIVE_INTVL: _KEEPALIVE_S,
+                zmq.TCP_KEEPALIVE_CNT: _KEEPALIVE_PROBES,
+            }
         if scheme == "tcp" and self.keys is not None:
             options |= {
                 zmq.CURVE_PUBLICKEY: self.keys.public,

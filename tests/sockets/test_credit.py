@@ -193,8 +193,14 @@ def test_accounts_of_pushers_that_left_are_forgotten_first(monkeypatch: pytest.M
     pushers.account(PEER, 3)
     assert pushers.account(PEER, 1) is kept
     assert pushers.of(PEER + 1) == []
+    kept.arrive(1, 1, prefetch=4)
     with pytest.raises(Malformed, match="too many pushers"):
         pushers.account(PEER, 4)
+    kept.settle()
+    new = pushers.account(PEER, 4)
+    assert [account.number for account in pushers.of(PEER)] == [3, new.number], (
+        "then those whose tasks are done, but for the last of a pusher that is there"
+    )
 
 
 class Worker:

@@ -199,7 +199,7 @@ def test_an_answer_that_comes_while_another_request_is_sent_on_is_not_overlooked
 
         def placing(call: Any) -> bool:
             first.reply(one_caller, one_frame.seq, "answer")
-            until(partial(has_input, next(iter(core._sockets.values()))[0]))
+            until(partial(has_input, next(iter(core._connections.values())).socket))
             return place(call)
 
         core._place = placing  # type: ignore[method-assign]
@@ -305,9 +305,7 @@ def test_a_server_without_room_is_waited_for(net: Net, monkeypatch: pytest.Monke
     """ZeroMQ has room for one message to a server that does not listen yet: the next one waits at
     the client, and goes when there is room."""
     connecting = Transport.connecting
-    monkeypatch.setattr(
-        Transport, "connecting", lambda *args: connecting(*args, hwm=1, persistent=True)
-    )
+    monkeypatch.setattr(Transport, "connecting", lambda *args, hwm: connecting(*args, hwm=1))
     client = net.client()
     late = RawServer(net, listening=False)
     late.attach(client)

@@ -35,9 +35,7 @@ def opened(table: Table, *, retry: bool = False) -> Outstanding:
 
 
 def join(table: Table, peer: int) -> Account:
-    server = table.join(peer, key=1)
-    assert server is not None
-    return server
+    return table.join(peer, key=1)
 
 
 def place(table: Table, new: Outstanding) -> Account:
@@ -157,7 +155,7 @@ def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, i
         match what:
             case "o":
                 requests.append(opened(table, retry=n == 0))
-            case "j":
+            case "j" if server is None:
                 table.join(n, 1)
             case "p":
                 for new in list(table.waiting.values())[:1]:
@@ -185,22 +183,35 @@ def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, i
 def test_no_more_run_than_may_and_no_more_wait_than_fit() -> None:
     backlog = Backlog[str](2, 3)
     verdicts = [backlog.arrive(request(seq), 0.0) for seq in range(1, 8)]
-    assert verdicts == [Verdict.START] * 2 + [Verdict.WAIT] * 3 + [Verdict.BUSY] * 2
+    assert verdicts == [Verdict.WAIT] * 5 + [Verdict.BUSY] * 2
+    start(backlog, 1)
+    start(backlog, 2)
     assert (backlog.running, len(backlog)) == (2, 3)
+    assert not backlog.can_start()
     assert backlog.start(0.0) == (None, [])
+    assert backlog.arrive(request(8), 0.0) is Verdict.BUSY
     backlog.done()
+    assert backlog.can_start()
     started, _ = backlog.start(0.0)
     assert started is not None
     assert started.frame.seq == 3, "the first that waits"
     assert backlog.running == 2
 
 
-def test_what_arrives_does_not_overtake_what_waits() -> None:
+def start(backlog: Backlog[str], seq: int) -> None:
+    """The next to be started is that one."""
+    started, expired = backlog.start(0.0)
+    assert started is not None
+    assert (started.frame.seq, expired) == (seq, [])
+
+
+def test_requests_are_started_in_the_order_of_their_arrival() -> None:
     backlog = Backlog[str](1, 2)
-    backlog.arrive(request(1), 0.0)
-    backlog.arrive(request(2), 0.0)
-    backlog.done()
-    assert backlog.arrive(request(3), 0.0) is Verdict.WAIT
+    for seq in (2, 1, 3):
+        backlog.arrive(request(seq), 0.0)
+    for seq in (2, 1, 3):
+        start(backlog, seq)
+        backlog.done()
 
 
 def test_an_expired_request_is_never_started() -> None:
@@ -208,6 +219,7 @@ def test_an_expired_request_is_never_started() -> None:
     backlog = Backlog[str](1, 5)
     assert backlog.arrive(request(1, 100.0, 0), 100.0) is Verdict.EXPIRED
     backlog.arrive(request(2, 100.0), 100.0)
+    backlog.start(100.0)
     short, long = request(3, 100.0, 50), request(4, 100.0, 500)
     backlog.arrive(short, 100.0)
     backlog.arrive(long, 100.0)
@@ -220,6 +232,7 @@ def test_an_expired_request_is_never_started() -> None:
 def test_the_expired_leave_the_backlog_without_a_free_handler() -> None:
     backlog = Backlog[str](1, 1)
     backlog.arrive(request(1), 0.0)
+    start(backlog, 1)
     short = request(2, 0.0, 50)
     backlog.arrive(short, 0.0)
     assert backlog.expire(0.049) == []
@@ -232,6 +245,7 @@ def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it
     mine, theirs = request(2), Request("other caller", frame(2), 0.0)
     for each in (request(1), mine, theirs):
         backlog.arrive(each, 0.0)
+    start(backlog, 1)
     assert backlog.cancel("caller", 1) is None, "it runs"
     assert backlog.cancel("caller", 9) is None
     assert backlog.cancel("caller", 2) is mine
@@ -241,9 +255,24 @@ def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it
 
 def test_a_repeated_request_is_refused() -> None:
     backlog = Backlog[str](1, 5)
-    backlog.arrive(request(1), 0.0)
     assert backlog.arrive(request(2), 0.0) is Verdict.WAIT
     assert backlog.arrive(request(2), 0.0) is Verdict.REPEATED
+
+
+def test_nobody_waits_for_a_server_that_left_after_all_others_turned_it_away() -> None:
+    """Neither the request that the leaving server had, nor one that was waiting for it."""
+    table = Table("add")
+    full, leaving = join(table, 1), join(table, 2)
+    had, waits = opened(table, retry=True), opened(table)
+    for each in (had, waits):
+        table.placed(each, full)
+        assert table.answered(full, each.seq) is each
+        assert table.refused(full, each), "there is another to try"
+        assert table.choose(each) is leaving
+    table.placed(had, leaving)
+    assert table.leave(leaving) == []
+    assert table.choose(had) is full
+    assert table.choose(waits) is full
 
 
 # -- What is answered instead of a result ------------------------------------------------------

@@ -61,7 +61,7 @@ class Net:
         core.attach(PUBLISHER, Offer(2, "publish", "other", waiting), waiting[0])
         self.until(lambda: {waits for _, _, waits in marks} == {False, True})
         for _, address, waits in marks:
-            self.topics["wait" if waits else "drop"].marked(address)
+            self.topics["wait" if waits else "drop"].marked(SUBSCRIBER, address)
 
     def detach(self, core: Subscription) -> None:
         for key in (1, 2):

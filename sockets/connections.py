@@ -1,0 +1,94 @@
+"""The single connections of a ZeroMQ socket, which libzmq hides: to cut one, to see one lost.
+
+A bound socket cannot be told to let go of one peer, and one that does not read holds up all (topics
+that wait). libzmq's heartbeats are no way out: they also end the connection of a peer that is alive
+and merely slow, since a socket whose buffer is full reads no answers either. So who knows that a
+peer is gone cuts its connections here, and nobody else's.
+
+A connecting socket comes back by itself, except where libzmq gives up without a word, for a frame
+over the limit say. That can be seen here, and the connection made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as kernel
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from mesh.sockets.transport import Socket
+
+_RETRIES: Final = zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED
+
+
+class Accepted:
+    """The connection that a message came by, to a bound socket."""
+
+    __slots__ = ("_fd", "_inode")
+
+    def __init__(self, message: zmq.Frame) -> None:
+        self._fd = int(message.get(zmq.SRCFD))
+        self._inode = _inode(self._fd)
+        """Tells the connection from another that got its descriptor since."""
+
+    def cut(self) -> bool:
+        """End it, as the other side's death would; False if it has ended."""
+        try:
+            copy = os.dup(self._fd)
+        except OSError:
+            return False
+        with kernel.socket(fileno=copy) as connection:
+            if not self._inode or _inode(copy) != self._inode:
+                return False
+            try:
+                connection.shutdown(kernel.SHUT_RDWR)
+            except OSError:
+                return False  # the other side was faster
+        return True
+
+
+class Watch:
+    """What becomes of the connections that a connecting socket has. Made before it connects."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+        self._monitor: Socket = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _RETRIES)
+        self._silent: dict[str, int] = {}
+
+    def look(self) -> tuple[bool, list[str]]:
+        """To be called now and then: whether any connection was lost since the last time, and the
+        endpoints of those that were lost before that and that libzmq does not dial again."""
+        lost = False
+        given_up = []
+        for endpoint, looks in list(self._silent.items()):
+            self._silent[endpoint] = looks + 1
+        while self._monitor.poll(0):
+            event = parse_monitor_message(self._monitor.recv_multipart())
+            endpoint = event["endpoint"].decode(errors="replace")
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                lost = True
+                self._silent[endpoint] = 0
+            else:
+                self._silent.pop(endpoint, None)
+        for endpoint, looks in self._silent.items():
+            if looks >= 2:
+                given_up.append(endpoint)
+        return lost, given_up
+
+    def forget(self, endpoint: str) -> None:
+        """It was dialled anew, or is not wanted any more."""
+        self._silent.pop(endpoint, None)
+
+    def close(self) -> None:
+        """Before the socket is closed."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+
+
+def _inode(fd: int) -> int:
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return 0
