@@ -348,7 +348,7 @@ class Client(Handle):
     """A handle to call a service, from `Node.client`. Safe from several threads and tasks."""
 
     def __init__(self, core: Requests, owner: object, release: Callable[[], None]) -> None:
-        super().__init__(owner, release)
+        super().__init__(core.link.what, owner, release)
         self._core = core
 
     @property

@@ -10,9 +10,9 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from mesh.errors import Closed
 
@@ -35,7 +35,9 @@ def put_back(inbox: deque[T], item: T, order: Callable[[T], tuple[object, int]])
 class Handle:
     """``with`` and ``async with`` close it; so does losing it."""
 
-    def __init__(self, owner: object, release: Callable[[], None]) -> None:
+    def __init__(self, what: str, owner: object, release: Callable[[], None]) -> None:
+        """`what` it is called in errors: ``pusher 'jobs'``."""
+        self._what = what
         self._owner = owner
         self._release = weakref.finalize(self, release)
         self._release.atexit = False
@@ -47,6 +49,10 @@ class Handle:
     def close(self) -> None:
         """Give the handle back; whoever waits on it gets `Closed`. Does not block; idempotent."""
         self._release()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed(f"{self._what} is closed")
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +75,37 @@ class Handle:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Sending(Handle, ABC):
+    """A handle to send by."""
+
+    @abstractmethod
+    def send(self, payload: Any, *, timeout: float | None = None) -> None:
+        """Send one, blocking up to `timeout` seconds (None: for ever, 0: not at all)."""
+
+    @abstractmethod
+    async def asend(self, payload: Any, *, timeout: float | None = None) -> None:
+        """`send` for asyncio."""
+
+    def send_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
+        """Send each of `payloads` in order; returns how many. `timeout` is for each of them.
+
+        An error ends it where it occurred: what came before was sent.
+        """
+        count = 0
+        for payload in payloads:
+            self.send(payload, timeout=timeout)
+            count += 1
+        return count
+
+    async def asend_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
+        """`send_many` for asyncio."""
+        count = 0
+        for payload in payloads:
+            await self.asend(payload, timeout=timeout)
+            count += 1
+        return count
 
 
 class Receiving(Handle, ABC, Generic[T]):

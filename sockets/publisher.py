@@ -10,27 +10,25 @@ The handle; what it works on is in `mesh.sockets.topics`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from mesh import limits
-from mesh.errors import Closed
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.handle import Handle
+from mesh.sockets.handle import Sending
 from mesh.sockets.outgoing import encode_message
 from mesh.sockets.topics import Topic, Topics
 
 
-class Publisher(Handle):
+class Publisher(Sending):
     """A handle to a topic, from `Node.publisher`. Safe from several threads; the order of their
     messages is the order in which their calls got the lock."""
 
     def __init__(
         self, topics: Topics, topic: Topic, owner: object, release: Callable[[], None]
     ) -> None:
-        super().__init__(owner, release)
+        super().__init__(f"publisher {topic.name!r}", owner, release)
         self._topics = topics
         self._topic = topic
 
@@ -76,24 +74,11 @@ class Publisher(Handle):
             attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
         )
 
-    def send_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
-        """Publish each of `payloads` in order; returns how many. `timeout` is for each of them.
-
-        An error ends it where it occurred: what came before was sent.
-        """
-        count = 0
-        for payload in payloads:
-            self.send(payload, timeout=timeout)
-            count += 1
-        return count
-
-    async def asend_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
-        """`send_many` for asyncio."""
-        count = 0
-        for payload in payloads:
-            await self.asend(payload, timeout=timeout)
-            count += 1
-        return count
+    def close(self) -> None:
+        """Give the handle back; whoever sends with it gets `Closed`. Does not block; idempotent."""
+        super().close()
+        with self._topics.link.lock:
+            self._topics.link.wake_all()
 
     def wait_for(self, count: int, *, timeout: float | None = None) -> None:
         """Block until at least `count` subscribers are connected. Raises `Timeout`, `Closed`."""
@@ -104,10 +89,10 @@ class Publisher(Handle):
         await self._topics.link.wait_async(*self._connected(count, timeout))
 
     def _connected(self, count: int, timeout: float | None) -> tuple[Any, float | None, str]:
-        self._check_open()
         check_count(count, "count", 0, limits.READERS_MAX)
 
         def attempt() -> bool | None:
+            self._check_open()
             return self._topics.subscribers(self._topic) >= count or None
 
         what = f"{count} subscribers of {self.channel!r}"
@@ -117,24 +102,18 @@ class Publisher(Handle):
     def _room(self) -> str:
         return f"room at the subscribers of {self.channel!r}"
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise Closed(f"publisher {self.channel!r} is closed")
-
     def _sending(self, payload: Any, headers: codec.Headers | None) -> Callable[[], bool | None]:
         """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""
-        self._check_open()
         topics, topic = self._topics, self._topic
         message = encode_message(payload, headers, topics.message_bytes_max)
-        if not topic.options.keep_last:
-            return lambda: topics.send(topic, message)
-        kept = [codec.pack(topic.name), codec.pack(payload), codec.pack_headers(headers) or b"\xc0"]
-        last = codec.pack_body([codec.pack_body(kept)])
+        last = None
+        if topic.options.keep_last:
+            parts = topic.name, payload
+            kept = [*map(codec.pack, parts), codec.pack_headers(headers) or b"\xc0"]
+            last = codec.pack_body([codec.pack_body(kept)])
 
         def attempt() -> bool | None:
-            done = topics.send(topic, message)
-            if done:
-                topic.last, topic.last_time_ns = last, time.time_ns()
-            return done
+            self._check_open()
+            return topics.send(topic, message, last)
 
         return attempt

@@ -262,7 +262,7 @@ class Puller(Receiving[Message]):
     """
 
     def __init__(self, core: Intake, owner: object, release: Callable[[], None]) -> None:
-        super().__init__(owner, release)
+        super().__init__(core.link.what, owner, release)
         self._core = core
 
     @property
@@ -293,7 +293,7 @@ class Puller(Receiving[Message]):
         core, caller = self._core, threading.current_thread()
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return core.link.wait(
-            lambda: core.take(caller, count_max), check_timeout(timeout), self._what
+            lambda: core.take(caller, count_max), check_timeout(timeout), self._awaited
         )
 
     async def arecv_many(
@@ -307,7 +307,7 @@ class Puller(Receiving[Message]):
         return await core.link.wait_async(
             lambda: core.take(caller, count_max),
             check_timeout(timeout),
-            self._what,
+            self._awaited,
             give_back=lambda messages: core.give_back(caller, messages),
         )
 
@@ -318,7 +318,7 @@ class Puller(Receiving[Message]):
         super().close()
 
     @property
-    def _what(self) -> str:
+    def _awaited(self) -> str:
         return f"task of queue {self._core.channel!r}"
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from typing import Any
 import zmq
 
 from mesh import limits
-from mesh.errors import Closed, Timeout
+from mesh.errors import Timeout
 from mesh.message import TasksLost
 from mesh.names import check_name
 from mesh.options import check_count, check_timeout
@@ -31,7 +31,7 @@ from mesh.sockets import codec
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import Ledger, WorkerAccount
 from mesh.sockets.frame import Kind, Malformed, decode, encode, wire_name
-from mesh.sockets.handle import Handle
+from mesh.sockets.handle import Sending
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
@@ -183,7 +183,7 @@ class Dispatch:
         self._sockets.clear()
 
 
-class Pusher(Handle):
+class Pusher(Sending):
     """A handle to a queue, from `Node.pusher`. Safe from several threads."""
 
     def __init__(self, core: Dispatch, owner: object, release: Callable[[], None]) -> None:
@@ -193,7 +193,7 @@ class Pusher(Handle):
             core.loss_hooks.pop(key, None)
             release()
 
-        super().__init__(owner, give_back)
+        super().__init__(core.link.what, owner, give_back)
         self._core = core
 
     @property
@@ -249,25 +249,6 @@ class Pusher(Handle):
                 attempt, check_timeout(timeout), self._room, retry_s=limits.TICK_S
             )
 
-    def send_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
-        """Send each of `payloads` in order; returns how many. `timeout` is for each of them.
-
-        An error ends it where it occurred: what came before was sent.
-        """
-        count = 0
-        for payload in payloads:
-            self.send(payload, timeout=timeout)
-            count += 1
-        return count
-
-    async def asend_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
-        """`send_many` for asyncio."""
-        count = 0
-        for payload in payloads:
-            await self.asend(payload, timeout=timeout)
-            count += 1
-        return count
-
     def wait_for(self, count: int, *, timeout: float | None = None) -> None:
         """Block until at least `count` workers are connected. Raises `Timeout`, `Closed`."""
         with self._watching():
@@ -316,10 +297,6 @@ class Pusher(Handle):
     @property
     def _room(self) -> str:
         return f"worker of queue {self.channel!r} with room"
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise Closed(f"pusher {self.channel!r} is closed")
 
     def _sending(self, payload: Any, headers: codec.Headers | None) -> Callable[[], bool | None]:
         """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""

@@ -13,7 +13,7 @@ waits in the inbox; nothing more is read before that is taken, so libzmq's buffe
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from types import MappingProxyType
@@ -43,6 +43,7 @@ from mesh.sockets.frame import (
 from mesh.sockets.handle import Receiving, put_back
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, read_parts
+from mesh.sockets.sequences import Sequences
 from mesh.sockets.transport import Socket, scheme_of
 
 _FRAMES_PER_ATTEMPT = 256
@@ -54,59 +55,6 @@ _ASKING_TICKS = 20
 """Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
 _RETIRING_TICKS = 8
 """A publisher that left may still be flushing: it is disconnected two seconds later."""
-
-
-class Sequences:
-    """What a subscriber knows of every publisher's sequences: tells gaps, repeats and newcomers.
-
-    Holds no socket. All times are the callers' business; sequences count from 1.
-    """
-
-    def __init__(self) -> None:
-        self._expected: OrderedDict[tuple[int, bytes], int] = OrderedDict()
-        self._marked: OrderedDict[int, None] = OrderedDict()
-        self._overflowing: dict[int, None] = {}
-        """Senders with more topics than are followed."""
-
-    def take(self, sender: int, name: bytes, seq: int, count: int) -> tuple[int, int]:
-        """Messages `seq` to ``seq + count - 1`` arrived: (first missed or 0, how many to skip)."""
-        expected = self._expect(sender, name, seq)
-        self._follow(sender, name, max(expected, seq + count))
-        if seq > expected:
-            return expected, 0
-        return 0, min(count, expected - seq)
-
-    def stands_at(self, sender: int, name: bytes, seq: int) -> int:
-        """A mark says that `seq` was the last sent: the first one missed, or 0."""
-        expected = self._expect(sender, name, seq + 1)
-        self._follow(sender, name, max(expected, seq + 1))
-        return expected if seq >= expected else 0
-
-    def marked(self, sender: int) -> None:
-        """From here on a topic of `sender` that was not heard of starts with 1."""
-        if sender in self._overflowing:
-            return
-        self._marked[sender] = None
-        self._marked.move_to_end(sender)
-        if len(self._marked) > limits.SIGHTINGS_MAX:
-            self._marked.popitem(last=False)
-
-    def _expect(self, sender: int, name: bytes, baseline: int) -> int:
-        expected = self._expected.get((sender, name))
-        if expected is not None:
-            return expected
-        return 1 if sender in self._marked else baseline
-
-    def _follow(self, sender: int, name: bytes, expected: int) -> None:
-        self._expected[sender, name] = expected
-        self._expected.move_to_end((sender, name))
-        if len(self._expected) > limits.TRACKED_CHANNELS_MAX:
-            (old, _), _ = self._expected.popitem(last=False)
-            # Its forgotten topic would seem to start with 1, now and after each further mark.
-            self._marked.pop(old, None)
-            self._overflowing[old] = None
-            if len(self._overflowing) > limits.SIGHTINGS_MAX:
-                del self._overflowing[next(iter(self._overflowing))]
 
 
 def _order(message: Message) -> tuple[object, int]:
@@ -428,7 +376,7 @@ class Subscriber(Receiving[Message]):
     several threads, each message going to one of them."""
 
     def __init__(self, core: Subscription, owner: object, release: Callable[[], None]) -> None:
-        super().__init__(owner, release)
+        super().__init__(core.link.what, owner, release)
         self._core = core
 
     @property
@@ -450,7 +398,7 @@ class Subscriber(Receiving[Message]):
 
         Raises `Timeout`, `Closed`.
         """
-        return self._core.link.wait(self._core.take, check_timeout(timeout), self._what)
+        return self._core.link.wait(self._core.take, check_timeout(timeout), self._awaited)
 
     async def arecv(self, *, timeout: float | None = None) -> Message:
         """`recv` for asyncio. Cancelling it loses nothing."""
@@ -458,7 +406,7 @@ class Subscriber(Receiving[Message]):
         return await core.link.wait_async(
             core.take,
             check_timeout(timeout),
-            self._what,
+            self._awaited,
             give_back=lambda message: core.give_back([message]),
         )
 
@@ -466,7 +414,7 @@ class Subscriber(Receiving[Message]):
         """Wait for one message, and return all that are there, at most `count_max`."""
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return self._core.link.wait(
-            lambda: self._core.take_many(count_max), check_timeout(timeout), self._what
+            lambda: self._core.take_many(count_max), check_timeout(timeout), self._awaited
         )
 
     async def arecv_many(
@@ -478,7 +426,7 @@ class Subscriber(Receiving[Message]):
         return await core.link.wait_async(
             lambda: core.take_many(count_max),
             check_timeout(timeout),
-            self._what,
+            self._awaited,
             give_back=core.give_back,
         )
 
@@ -488,5 +436,5 @@ class Subscriber(Receiving[Message]):
         super().close()
 
     @property
-    def _what(self) -> str:
+    def _awaited(self) -> str:
         return f"message on {self._core.channel!r}"

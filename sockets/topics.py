@@ -133,8 +133,9 @@ class Topics:
 
     # -- Sending: attempts, under the lock ---------------------------------------------------
 
-    def send(self, topic: Topic, message: Outgoing) -> bool | None:
-        """Send one message to every transport; None if the publisher has to wait for room."""
+    def send(self, topic: Topic, message: Outgoing, last: bytes | None = None) -> bool | None:
+        """Send one message to every transport; None if the publisher has to wait for room. `last`:
+        the payload of a LAST frame that repeats it."""
         self.read_subscriptions()
         if not self._pay(topic):
             return None
@@ -161,6 +162,8 @@ class Topics:
                 has_input(bound.socket)  # or the descriptor stays readable: a busy loop
                 return None
         topic.seq = seq
+        if last is not None:
+            topic.last, topic.last_time_ns = last, now
         if not topic.dirty:
             topic.dirty = True
             self._dirty[topic] = -1

@@ -195,7 +195,7 @@ def test_a_caller_that_never_reads_does_not_hold_up_the_others(
     monkeypatch.setattr(Transport, "bind", lambda *args, hwm: bind(*args, hwm=100))
     large = bytes(60_000)
     server = net.serve(lambda payload: payload or large, backlog=1000)
-    caller = RawCaller(server)
+    caller = RawCaller(server, rcvhwm=10)
     try:
         for seq in range(1, 1000):
             caller.send(seq)

@@ -146,9 +146,10 @@ def calls(*call: Callable[[], Any]) -> Iterator[list[Any]]:
 class RawCaller:
     """A program without this package: a DEALER that writes frames itself."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, rcvhwm: int = 1000) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
+        self.socket.rcvhwm = rcvhwm
         self.socket.connect(server.endpoints()[0])
 
     def send(

@@ -1,0 +1,60 @@
+"""What a subscriber knows of every publisher's sequences: tells gaps, repeats and newcomers.
+
+No I/O, no clock. A sender is a number, whatever that stands for; sequences count from 1.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from mesh import limits
+
+
+class Sequences:
+    """The next sequence expected of each topic of each sender; bounded, the quietest go first."""
+
+    def __init__(self) -> None:
+        self._expected: OrderedDict[tuple[int, bytes], int] = OrderedDict()
+        self._marked: OrderedDict[int, None] = OrderedDict()
+        self._overflowing: dict[int, None] = {}
+        """Senders with more topics than are followed."""
+
+    def take(self, sender: int, name: bytes, seq: int, count: int) -> tuple[int, int]:
+        """Messages `seq` to ``seq + count - 1`` arrived: (first missed or 0, how many to skip)."""
+        expected = self._expect(sender, name, seq)
+        self._follow(sender, name, max(expected, seq + count))
+        if seq > expected:
+            return expected, 0
+        return 0, min(count, expected - seq)
+
+    def stands_at(self, sender: int, name: bytes, seq: int) -> int:
+        """A mark says that `seq` was the last sent: the first one missed, or 0."""
+        expected = self._expect(sender, name, seq + 1)
+        self._follow(sender, name, max(expected, seq + 1))
+        return expected if seq >= expected else 0
+
+    def marked(self, sender: int) -> None:
+        """From here on a topic of `sender` that was not heard of starts with 1."""
+        if sender in self._overflowing:
+            return
+        self._marked[sender] = None
+        self._marked.move_to_end(sender)
+        if len(self._marked) > limits.SIGHTINGS_MAX:
+            self._marked.popitem(last=False)
+
+    def _expect(self, sender: int, name: bytes, baseline: int) -> int:
+        expected = self._expected.get((sender, name))
+        if expected is not None:
+            return expected
+        return 1 if sender in self._marked else baseline
+
+    def _follow(self, sender: int, name: bytes, expected: int) -> None:
+        self._expected[sender, name] = expected
+        self._expected.move_to_end((sender, name))
+        if len(self._expected) > limits.TRACKED_CHANNELS_MAX:
+            (old, _), _ = self._expected.popitem(last=False)
+            # Its forgotten topic would seem to start with 1, now and after each further mark.
+            self._marked.pop(old, None)
+            self._overflowing[old] = None
+            if len(self._overflowing) > limits.SIGHTINGS_MAX:
+                del self._overflowing[next(iter(self._overflowing))]
