@@ -297,7 +297,8 @@ class Link:
     def close(self, linger_ms: int = 0, *, first: Callable[[], object] = lambda: None) -> None:
         """Close the sockets and have every waiter raise `Closed`. Idempotent, does not wait.
 
-        What is to be done `first`, under the lock, is done once. The poll set goes with the last reference: nobody may be asleep on it when it does.
+        What is to be done `first` is done under the lock, once. The poll set goes with the last
+        reference: nobody may be asleep on it when it does.
         """
         with self.lock:
             if self._closed is not None:
