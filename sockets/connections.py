@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import os
 import socket as kernel
+import struct
 from typing import Final
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from mesh.sockets.transport import Socket
 
+_EVENT: Final = struct.Struct("=H")
+"""The number of an event, zmq_socket_monitor(3); pyzmq's own parser imports asyncio."""
 _RETRIES: Final = zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED
 
 
@@ -65,9 +67,10 @@ class Watch:
         for endpoint, looks in list(self._silent.items()):
             self._silent[endpoint] = looks + 1
         while self._monitor.poll(0):
-            event = parse_monitor_message(self._monitor.recv_multipart())
-            endpoint = event["endpoint"].decode(errors="replace")
-            if event["event"] == zmq.EVENT_DISCONNECTED:
+            what, where = self._monitor.recv_multipart()
+            (event,) = _EVENT.unpack_from(what)
+            endpoint = where.decode(errors="replace")
+            if event == zmq.EVENT_DISCONNECTED:
                 lost = True
                 self._silent[endpoint] = 0
             else:
