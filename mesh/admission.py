@@ -22,7 +22,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from mesh import limits
-from mesh.contacts import Contact, Contacts
+from mesh.contacts import Contacts
 from mesh.errors import InvalidName
 from mesh.links import KnownLink, Links, State
 from mesh.message import Untrusted
@@ -73,22 +73,24 @@ class Admission:
 
     # The handshake
 
-    def may_dial(self) -> Contact | None:
-        """The contact whose turn it is, if there is room for all its endpoints."""
-        if not self.contacts.waiting:
-            return None
-        contact = next(iter(self.contacts.waiting.values()))
-        busy = self.links.count(State.DIALLING)
-        return contact if not busy or busy + len(contact.addresses()) <= limits.DIALS_MAX else None
+    def may_dial(self) -> bool:
+        """Whether it is the turn of a contact, and there is room for its link."""
+        return len(self.contacts.waiting) > 0 and self._free_dials() > 0
 
     def dial_waiting(self, now: float) -> None:
-        """Dial all endpoints of each contact whose turn it is, as far as there is room."""
-        knows = self._knows() if self.contacts.waiting else ()
-        while (contact := self.may_dial()) is not None:
-            del self.contacts.waiting[contact.key]
+        """Dial each contact whose turn it is, as far as there is room.
+
+        Where that is scarce they share it. Those who are there answer at once, and give it back;
+        an address that swallows everything costs its place for as long as a handshake may take.
+        """
+        knows = self._knows() if self.may_dial() else ()
+        while self.may_dial():
+            contact = self.contacts.waiting.take()
             if (contact.reached if contact.seed else contact.key) in self._roster.peers:
                 continue
-            for endpoint in contact.addresses():
+            free = self._free_dials()
+            share = max(limits.DIALS_EACH_MIN, free // (len(self.contacts.waiting) + 1))
+            for endpoint in contact.next_endpoints(min(free, share)):
                 link = self.links.dial(contact, endpoint, self.card, self._nonce(), now)
                 hello = Hello(PROTOCOL, self._realm.name, self.card, link.nonce, knows)
                 self._effects.append(Send(link.key, hello))
@@ -288,6 +290,9 @@ class Admission:
     def _decides(self, peer: Peer) -> bool:
         """Whether we dialled it and our choice holds, should both have dialled."""
         return peer.dialled and self.card.id < peer.id
+
+    def _free_dials(self) -> int:
+        return limits.DIALS_MAX - self.links.count(State.DIALLING)
 
     def _is_full_for(self, node_id: str) -> bool:
         peers = self._roster.peers

@@ -110,7 +110,7 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next; it may be called earlier."""
-        if self._admission.may_dial() is not None:
+        if self._admission.may_dial():
             return self._now
         return self._next_timer()
 

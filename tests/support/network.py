@@ -422,6 +422,10 @@ def check_invariants(membership: Membership) -> None:
         reached = (contact.reached if contact.seed else contact.key) in peers
         goes_on = contact.key in contacts.deadlines or contact.key in contacts.waiting
         assert goes_on or contact.links or contact.stopped or reached, "a contact forgotten"
+        assert len(contact.links) <= limits.DIALS_EACH_MAX
+    for key, contact in contacts._strangers.items():
+        assert contacts.known[key] is contact
+        assert not contact.credible, "could be forgotten"
     assert len(peers) <= limits.PEERS_MAX
     assert len(contacts.known) <= limits.SIGHTINGS_MAX
     assert len(contacts.gone) <= limits.GONE_MAX
