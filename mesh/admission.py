@@ -23,11 +23,10 @@ from itertools import islice
 
 from mesh import limits
 from mesh.contacts import Contacts
-from mesh.errors import InvalidName
 from mesh.links import KnownLink, Links, State
 from mesh.message import Untrusted
-from mesh.names import check_node_name
-from mesh.peering import Effect, Link, Peer, Send, UntrustedSeen, reachable
+from mesh.names import printable
+from mesh.peering import Effect, Link, Peer, Send, UntrustedSeen, is_sound_card, reachable
 from mesh.realm import Encounter, Realm, Role, proves
 from mesh.roster import Roster
 from mesh.sockets.control import (
@@ -193,8 +192,12 @@ class Admission:
         self._effects.append(Send(key, Refuse("unknown")))
 
     def distrust(self, node_id: str, name: str, address: str, reason: str) -> None:
-        """Remember that somebody is not of the realm; nothing else is done with them."""
-        seen = Untrusted(node_id, name[:255], address[:255], reason)
+        """Remember that somebody is not of the realm; nothing else is done with them.
+
+        Name and address are whatever they said.
+        """
+        name, address = printable(name)[:255], printable(address)[:255]
+        seen = Untrusted(node_id, name, address, reason)
         key = node_id or address
         if self.untrusted.get(key) == seen or node_id in self._roster.peers:
             return
@@ -280,9 +283,7 @@ class Admission:
         if card.id in self.contacts.gone:
             self._dropped["gone"] += 1
             return False
-        try:
-            check_node_name(card.name)
-        except InvalidName:
+        if not is_sound_card(card):
             self._dropped["card"] += 1
             return False
         return True

@@ -227,7 +227,7 @@ def test_of_one_node_a_few_addresses_are_dialled_at_a_time_and_all_before_it_res
 
 def test_a_flood_of_addresses_is_dialled_a_few_at_a_time(network: Network) -> None:
     a = network.spawn("a")
-    for i in range(1000):
+    for i in range(1, 1001):
         announcement = Announcement(f"{i:016x}", "x", "default", (f"tcp://10.6.6.6:{i}",))
         a.sighted(Sighting("mdns", announcement, present=True))
     network.run(0)

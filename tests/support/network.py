@@ -82,7 +82,7 @@ class Network:
             port = PORT + self._next_port[host]
         node_id = node_id or f"{self.random.getrandbits(64):016x}"
         tcp = f"tcp://{host}:{port}"
-        endpoints = (f"ipc:///run/{node_id}", tcp) if ipc else (tcp,)
+        endpoints = (f"ipc:///run/{node_id}.control", tcp) if ipc else (tcp,)
         card = Card(node_id, name, endpoints, boot=f"boot of {host}", pid=1)
         node = SimNode(self, card, host, realm=realm, key=key, heartbeat_s=heartbeat_s)
         self.nodes[node_id] = node
