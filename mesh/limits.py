@@ -16,6 +16,9 @@ NAME_LEVELS_MAX: Final = 32
 NODE_NAME_BYTES_MAX: Final = 63
 """A DNS label, so that a node's name fits wherever mDNS tools show it."""
 
+SECRET_CHARACTERS_MIN: Final = 16
+"""Of a realm's secret: what is shorter can be guessed from a recorded handshake."""
+
 # Frames
 MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Default of the option ``message_bytes_max``."""

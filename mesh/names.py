@@ -38,14 +38,14 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def check_node_name(name: str) -> str:
+def check_node_name(name: str, what: str = "name") -> str:
     """Return `name` if it can label a node or a realm; raise `InvalidName` otherwise."""
     if not isinstance(name, str):
-        raise InvalidName(f"a name must be str, not {type(name).__name__}")
+        raise InvalidName(f"{what} must be str, not {name!r}")
     if not name or not is_printable(name):
-        raise InvalidName(f"name {name!r} is empty or has control characters")
+        raise InvalidName(f"{what} {name!r} is empty or has control characters")
     if (size := len(name.encode())) > NODE_NAME_BYTES_MAX:
-        raise InvalidName(f"name of {size} bytes over the limit of {NODE_NAME_BYTES_MAX}")
+        raise InvalidName(f"{what} of {size} bytes over the limit of {NODE_NAME_BYTES_MAX}")
     return name
 
 

@@ -96,7 +96,7 @@ def test_what_is_no_text_is_no_name(thing: object) -> None:
     assert not is_pattern(thing)
     with pytest.raises(InvalidName) as refused:
         check_node_name(thing)  # type: ignore[arg-type]
-    assert str(refused.value) == f"a name must be str, not {type(thing).__name__}"
+    assert str(refused.value) == f"name must be str, not {thing!r}"
 
 
 @pytest.mark.parametrize("thing", [None, 1, b"a", ("a",)])
