@@ -127,11 +127,11 @@ class Membership:
             self.dropped["sighting"] += 1
         elif a.id == self.card.id:
             pass  # what somebody says of this node is no news
-        elif a.realm != self._realm.name:
-            self.dropped["realm"] += 1
         elif not sighting.present:
             self._admission.untrusted.pop(a.id, None)
             self._contacts.withdrawn(a.id, source)
+        elif a.realm != self._realm.name:
+            self.dropped["realm"] += 1
         elif a.id in self._contacts.gone:
             self.dropped["gone"] += 1
         elif not self._realm.trusts(a):

@@ -112,6 +112,17 @@ def test_introductions_cannot_fill_the_table_of_contacts(
     network.run_until(lambda: b.id in a.peers, 1.0)
 
 
+def test_a_withdrawal_needs_no_more_than_the_id(network: Network) -> None:
+    """The source may have forgotten the rest."""
+    a = network.spawn("a")
+    forge(a, 1)
+    network.run(1)
+    a.sighted(Sighting("mdns", Announcement(f"{0:016x}", "", "", ()), present=False))
+    dials = len(a.log.dials)
+    network.run(120)
+    assert len(a.log.dials) == dials
+
+
 def forge(a: SimNode, count: int, *, first: int = 0, endpoints: int = 1) -> None:
     """Announcements of nodes that are not there, at addresses that swallow everything."""
     for i in range(first, first + count):
