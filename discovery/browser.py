@@ -1,6 +1,6 @@
 """What mDNS hears of one type of service: its records as they come, change and go.
 
-In place of zeroconf's own browser (0.154), which keeps a timer for every name it ever heard, made up
+In place of the browser of zeroconf 0.154, which keeps a timer for every name it ever heard, made up
 or not: 50,000 forged ones cost 14 MiB within 16 s, and there was no end to it. This one remembers
 nothing. What was heard is in zeroconf's cache, which is bounded, and one question from time to time
 keeps all of it fresh (RFC 6762, section 5.2).
