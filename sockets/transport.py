@@ -98,7 +98,8 @@ class Transport:
         """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one. Whoever
         sends a part of over `bytes_max` bytes (None: what messages may have) is disconnected.
 
-        Raises `zmq.ZMQError` where that is not possible, `Closed` after `close`.
+        Raises `OSError` for a tcp port that cannot be had, `zmq.ZMQError` where anything else is
+        not possible, `Closed` after `close`.
         """
         self._label += 1
         path = self._socket_path(f"{label}{self._label}")
@@ -181,7 +182,8 @@ class Transport:
             except zmq.ZMQError as error:
                 bound.socket.close(linger=0)
                 if port or last_try or error.errno != zmq.EADDRINUSE:
-                    raise
+                    text = f"tcp port {port or '*'} cannot be had on {host}: {error}"
+                    raise OSError(error.errno, text) from error
             else:
                 return bound
         raise AssertionError("the last try either returns or raises")
