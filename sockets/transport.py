@@ -106,8 +106,8 @@ class Transport:
         ipc = make("ipc")
         bound = [Bound(ipc, "ipc", path=path)]
         try:
-            ipc.bind(bound[0].endpoint)
             self._paths.add(path)
+            ipc.bind(bound[0].endpoint)
             self._share_path(path)
             if self._networked:
                 bound.append(self._bind_tcp(partial(make, "tcp"), port))
@@ -161,6 +161,15 @@ class Transport:
         """End the context. Every socket was closed before; waits for the linger they were given."""
         self._closed = True
         self.context.term()
+        self._remove_paths()
+
+    def discard(self) -> None:
+        """End at once, with all sockets: for a node that nobody has got to use."""
+        self._closed = True
+        self.context.destroy(linger=0)
+        self._remove_paths()
+
+    def _remove_paths(self) -> None:
         for path in list(self._paths):
             self._remove_path(path)
 
