@@ -120,6 +120,7 @@ class Loop(ABC):
         self._guarded(self._conclude)
         self._poll.close()
         self.ended = True
+        self._runner = 0
         while self._inbox:  # of whoever did not see that yet
             self._read_inbox()
         self._guarded(self._told)
