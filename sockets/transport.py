@@ -98,8 +98,16 @@ class Transport:
         """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one. Whoever
         sends a part of over `bytes_max` bytes (None: what messages may have) is disconnected.
 
-        Raises `zmq.ZMQError` where that is not possible, `Closed` after `close`.
+        Raises `OSError` where that is not possible, `Closed` after `close`.
         """
+        try:
+            return self._bind(kind, label, port=port, hwm=hwm, bytes_max=bytes_max)
+        except zmq.ZMQError as error:  # users do not know ZeroMQ
+            raise OSError(error.errno, f"cannot bind a socket: {error}") from error
+
+    def _bind(
+        self, kind: int, label: str, *, port: int, hwm: int | None, bytes_max: int | None
+    ) -> list[Bound]:
         self._label += 1
         path = self._socket_path(f"{label}{self._label}")
         make = partial(self._make, kind, hwm=hwm, bytes_max=bytes_max, server=True)
@@ -113,6 +121,7 @@ class Transport:
                 bound.append(self._bind_tcp(partial(make, "tcp"), port))
         except BaseException:
             ipc.close(linger=0)
+            self.release(bound)
             raise
         return bound
 
