@@ -358,7 +358,7 @@ def test_what_cannot_start_leaves_nothing_behind(
 
 @pytest.mark.slow
 def test_control_c_anywhere_in_the_making_leaves_nothing_behind(programs: Programs) -> None:
-    """At every seventh line of ours that runs. A `with` holds a lock there, and is left out."""
+    """At every seventeenth line of ours that runs. A `with` holds a lock there, and is left out."""
     source = """
         import gc, linecache, os, sys, threading
         import mesh
@@ -400,7 +400,7 @@ def test_control_c_anywhere_in_the_making_leaves_nothing_behind(programs: Progra
             left += os.listdir(os.environ["MESH_RUNTIME_DIR"])
             if left:
                 print(where, left)
-            at += 7
+            at += 17
         sys.settrace(None)
         node.close()
         print("lines" if at > 300 else f"only {at} lines")

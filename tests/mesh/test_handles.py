@@ -72,6 +72,7 @@ def test_a_channel_is_offered_until_its_last_handle_is_given_back(
     again.close()
 
 
+@pytest.mark.slow
 def test_an_async_service_whose_event_loop_ended_is_no_longer_offered(
     pair: tuple[Node, Node],
 ) -> None:
