@@ -18,15 +18,17 @@ import errno
 import fcntl
 import logging
 import os
+import socket
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from mesh import limits
-from mesh.discovery.plausible import is_plausible
+from mesh.discovery.plausible import is_node_id, is_plausible
 from mesh.discovery.source import Announcement, Sighting
 from mesh.errors import InvalidOption, UnsafeRuntimeDir
 
@@ -34,6 +36,8 @@ INTERVAL_S: Final = 2.0
 """Between two looks at the directory. Newcomers dial all they find, so nobody waits for this."""
 
 _SUFFIX: Final = ".node"
+_ORPHAN_S: Final = 60.0
+"""A socket that is this old has been listened to, if ever it was to be."""
 _RUN_USER: Final = Path("/run/user")
 _TMP: Final = Path("/tmp")  # noqa: S108 - checked after it was made
 
@@ -156,6 +160,7 @@ class LocalSource:
     def start(self, own: Announcement) -> None:
         """Put the node's file in place. Raises `UnsafeRuntimeDir` or `OSError`."""
         check_directory(self._directory, may_share=True)
+        _remove_orphans(self._directory)
         self._own_id = own.id
         self._fd = _put_file(self._directory, own)
 
@@ -244,17 +249,19 @@ def _put_file(directory: Path, own: Announcement) -> int:
     fresh, path = directory / f".{own.id}.new", directory / (own.id + _SUFFIX)
     content = msgspec.json.encode(own)
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    inode = _inode(os.fstat(fd))
     try:
+        inode = _inode(os.fstat(fd))
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         share(fd, directory)
         if (written := os.write(fd, content)) < len(content):
             raise OSError(errno.ENOSPC, f"{written} of {len(content)} bytes written", str(fresh))
         with _own_files.lock:
-            os.rename(fresh, path)
             _own_files.announcements[inode] = own
+            os.rename(fresh, path)
     except BaseException:
-        os.close(fd)
+        with _own_files.lock:
+            _own_files.announcements.pop(_inode(os.fstat(fd)), None)
+            os.close(fd)
         fresh.unlink(missing_ok=True)
         raise
     return fd
@@ -324,6 +331,29 @@ def _bury(directory: Path, dead: Announcement, fd: int) -> Announcement | None:
     os.unlink(path)
     _log.info("node %s (%r) died; its files are removed", dead.id, dead.name)
     return None
+
+
+def _remove_orphans(directory: Path) -> None:
+    """Remove sockets that nobody listens to and whose node has no file here: it did not use this
+    source, or was killed while it closed. Asked of the kernel, by connecting: the others do not
+    hear more of it than of anybody who connects and leaves."""
+    names = os.listdir(directory)
+    with_file = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+    for name in names:
+        node_id, _, label = name.partition(".")
+        if label and is_node_id(node_id) and node_id not in with_file:
+            with contextlib.suppress(OSError):  # somebody else was faster, or may not be asked
+                if _is_orphan(directory / name):
+                    os.unlink(directory / name)
+
+
+def _is_orphan(path: Path) -> bool:
+    status = os.lstat(path)
+    if not stat.S_ISSOCK(status.st_mode) or time.time() - status.st_mtime < _ORPHAN_S:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 def _inode(status: os.stat_result) -> _Inode:

@@ -14,7 +14,6 @@ import secrets
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -34,8 +33,9 @@ from mesh.discovery.source import Source
 from mesh.errors import Closed, Forked, OptionsDiffer, Timeout
 from mesh.hooks import Hooks
 from mesh.membership import Membership
-from mesh.message import PeerEvent, PeerInfo, Stats
+from mesh.message import PeerInfo, Stats
 from mesh.options import NodeOptions, PublisherOptions, WhenFull
+from mesh.presence import Presence
 from mesh.sockets.control import Card, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.curve import Keys, derive_keys
@@ -52,31 +52,35 @@ MODES: tuple[WhenFull, ...] = ("drop", "wait")
 
 _CALL_S = 10.0
 """How long a control thread may take to answer: many times what it ever needs."""
+_FORGOTTEN_S = 0.5
+"""The deadline of a node that nobody closed."""
+_GRACE_S = 2.0
+"""What closing may take over its deadline: mDNS takes up to a second to say goodbye."""
+
+_NOBODY: Mapping[str, PeerInfo] = MappingProxyType({})
 
 
 class Assembly:
     """A node's parts, joined. It outlives a forgotten `Node` just long enough to be closed."""
 
-    def __init__(self, name: str, options: NodeOptions) -> None:
+    def __init__(self, node: object, name: str, options: NodeOptions) -> None:
+        """Begins to end once `node` is collected."""
         self.name = name
         self.options = options
         self.hooks = Hooks(name)
-        self.observers: list[Callable[[PeerEvent | None], object]] = []
-        self.peers: Mapping[str, PeerInfo] = MappingProxyType({})
+        self.presence = Presence()
         self._closing: Closed | None = None
         self._lock = threading.Lock()
-        self._changed = threading.Condition()
         self._keys = itertools.count(1)
         self._topic_keys: dict[str, int] = {}
         self._queues: dict[str, tuple[Dispatch, int]] = {}
-        self._retired: list[tuple[str, Counters]] = []
         self._started_ticks = host.start_ticks(os.getpid())
         number = secrets.randbits(63) | 1
         self.id = node_text(number)
         directory = runtime_directory()
         keys = None if options.secret is None else derive_keys(options.realm, options.secret)
         self._transport = self._make_transport(directory, keys)
-        self._sources = self._make_sources(directory)
+        undo: Callable[[], object] = self._transport.discard
         try:
             self._control = ControlLink(self._transport, number, options.port)
             self._home = Home(number, self._transport, self._acknowledge, self.hooks.run)
@@ -95,17 +99,20 @@ class Assembly:
                 membership=self.membership,
                 control=self._control,
                 topics=tuple(self.topics.values()),
-                sources=self._sources,
+                sources=self._make_sources(directory),
                 card=self._card,
-                on_peer=self._on_peer,
+                presence=self.presence,
+                transport=self._transport,
+                on_end=self._ended,
             )
+            undo = self.loop.give_up
+            _alive.add(self)
             self.loop.start()
+            self.forgotten = weakref.finalize(node, self.end, _FORGOTTEN_S)
+            self.forgotten.atexit = False
         except BaseException:
-            for source in self._sources:
-                source.close()
-            self._transport.context.destroy(linger=0)
+            undo()
             raise
-        _alive.add(self)
 
     def _make_transport(self, directory: Path, keys: Keys | None) -> Transport:
         options = self.options
@@ -161,47 +168,41 @@ class Assembly:
         return next(self._keys)
 
     def add(self, core: Core, *offers: Offer) -> None:
-        """A core that a handle was made for; with what it offers to others."""
-
-        def action() -> None:
-            self.loop.add_core(core)
-            if offers:
-                self.loop.offer(*offers)
-
-        self.loop.post(action)
+        """A core that a handle is made for; with what it offers to others. Raises `Closed`."""
+        self.loop.add(core, *offers)
         if self.closed:
-            core.close(0)  # the action may have come too late for the loop to know of the core
+            core.close(0)  # it may have come too late for the loop to close it
+            self.check_open()
 
-    def release_of(self, core: Core, *keys: int) -> Callable[[], None]:
+    def release_of(self, core: Core) -> Callable[[], None]:
         """What a handle calls when it is given back. Neither locks nor blocks."""
-
-        def retire() -> None:
-            if keys:
-                self.loop.withdraw(*keys)
-            self.loop.remove_core(core, 1000)
-            self._retired.append((core.kind, core.counters))
-
-        return lambda: self.loop.post(retire)
+        return lambda: self.loop.remove(core)
 
     def topic(self, name: str, options: PublisherOptions) -> Topic:
         """The topic of that name, among those that drop or those that wait. `OptionsDiffer`."""
-        for mode, topics in self.topics.items():
-            if mode != options.when_full and topics.is_open(name):
-                raise OptionsDiffer(f"topic {name!r} is open with when_full={mode!r}")
-        topic = self.topics[options.when_full].topic(name, options)
+        with self._lock:
+            for mode, topics in self.topics.items():
+                if mode != options.when_full and topics.is_open(name):
+                    raise OptionsDiffer(f"topic {name!r} is open with when_full={mode!r}")
+            topic = self.topics[options.when_full].topic(name, options)
         self.loop.post(lambda: self._offer_topic(topic))
         return topic
 
     def _offer_topic(self, topic: Topic) -> None:
-        if topic.name not in self._topic_keys:
-            key = self._topic_keys[topic.name] = self.next_key()
-            waiting = topic.options.when_full == "wait"
+        """Offer it while there are handles to it, and no longer."""
+        waiting = topic.options.when_full == "wait"
+        name = topic.name
+        if topic.handles and name not in self._topic_keys:
+            key = self._topic_keys[name] = self.next_key()
             endpoints = self.topics["wait"].endpoints() if waiting else ()
-            self.loop.offer(Offer(key, "publish", topic.name, endpoints))
+            self.loop.offer(Offer(key, "publish", name, endpoints))
+        elif not topic.handles and name in self._topic_keys:
+            self.loop.withdraw(self._topic_keys.pop(name))
 
     def release(self, topic: Topic) -> None:
-        if self.topics[topic.options.when_full].release(topic) and topic.name in self._topic_keys:
-            self.loop.withdraw(self._topic_keys.pop(topic.name))
+        """A handle to it was given back. Neither locks nor blocks."""
+        self.topics[topic.options.when_full].release(topic)
+        self.loop.post(lambda: self._offer_topic(topic))
 
     def workers(self, queue: str) -> Dispatch:
         """The core that all of this node's pushers to that queue share."""
@@ -221,28 +222,16 @@ class Assembly:
                 self._queues[core.channel] = (core, handles - 1)
                 return
             del self._queues[core.channel]
-        self.release_of(core, core.key)()
+        self.loop.remove(core)
 
     # -- Peers -------------------------------------------------------------------------------
 
-    def _on_peer(self, event: PeerEvent) -> None:
-        peers = dict(self.peers)
-        if event.kind == "joined":
-            peers[event.peer.id] = event.peer
-        else:
-            peers.pop(event.peer.id, None)
-        self.peers = MappingProxyType(peers)
-        self._tell(event)
-
-    def _tell(self, event: PeerEvent | None) -> None:
-        with self._changed:
-            self._changed.notify_all()
-        for observer in tuple(self.observers):
-            observer(event)
+    @property
+    def peers(self) -> Mapping[str, PeerInfo]:
+        return self.presence.peers if self._closing is None else _NOBODY
 
     def wait_for_peers(self, count: int, timeout: float | None) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self.closed or len(self.peers) >= count, timeout)
+        self.presence.wait_until(lambda: self.closed or len(self.peers) >= count, timeout)
         self.check_open()
         if len(self.peers) < count:
             raise Timeout(too_few(count, len(self.peers), timeout))
@@ -252,22 +241,18 @@ class Assembly:
         self.loop.post(lambda: self.loop.send(node_text(peer), Marked(address, waits)))
 
     def stats(self) -> Stats:
-        by_kind = [(core.kind, core.counters) for core in self.loop.wiring.cores]
-        by_kind += [("topic", topics.counters) for topics in self.topics.values()]
-        by_kind += self._retired
-        sent: Counter[str] = Counter()
-        received: Counter[str] = Counter()
-        dropped = self.loop.dropped() + Counter({"hook events": self.hooks.dropped})
-        for kind, counters in by_kind:
-            sent[kind] += counters.sent
-            received[kind] += counters.received
-            dropped += counters.dropped
+        by_kind = self.loop.counters()
+        total = Counters()
+        for counters in by_kind.values():
+            total.add(counters)
+        dropped = self.loop.dropped() + total.dropped
+        dropped["hook events"] += self.hooks.dropped
         return Stats(
-            sent=MappingProxyType(dict(sent)),
-            received=MappingProxyType(dict(received)),
-            bytes_sent=sum(counters.bytes_sent for _, counters in by_kind),
-            bytes_received=sum(counters.bytes_received for _, counters in by_kind),
-            lost=sum(counters.lost for _, counters in by_kind),
+            sent=MappingProxyType({kind: each.sent for kind, each in by_kind.items()}),
+            received=MappingProxyType({kind: each.received for kind, each in by_kind.items()}),
+            bytes_sent=total.bytes_sent,
+            bytes_received=total.bytes_received,
+            lost=total.lost,
             dropped=MappingProxyType({k: v for k, v in dropped.items() if v}),
             round_trip_s=MappingProxyType(dict(self.membership.round_trip_s)),
             peers=len(self.peers),
@@ -287,26 +272,26 @@ class Assembly:
         self.check_open()
         return self.loop.call(action, _CALL_S)
 
-    def close(self, timeout: float) -> None:
-        with self._lock:
-            if self._closing is not None:
-                return
+    def end(self, timeout: float) -> None:
+        """Begin to close, with that deadline. Neither locks nor blocks, so a finalizer may call it,
+        in whichever thread it runs; the control thread does the rest."""
+        if self._closing is None:
             self._closing = Closed(f"node {self.name!r} is closed")
+        self.loop.post(lambda: self.loop.leave(timeout))
+
+    def close(self, timeout: float) -> None:
+        """Begin to close, and wait until that is done. May be called again, to wait again."""
+        deadline = time.monotonic() + timeout
+        self.end(timeout)
+        if self.loop.is_current:
+            return  # some destructor of the user's was called there
+        if not self.presence.wait_until(lambda: self.loop.ended, timeout + _GRACE_S):
+            logger.error("node %r: still closing after %g s", self.name, timeout + _GRACE_S)
+        self.hooks.join(max(0.0, deadline - time.monotonic()))
+
+    def _ended(self) -> None:
+        self.hooks.close()
         _alive.discard(self)
-        self._tell(None)
-        linger_ms = round(timeout * 1000)
-        self.loop.post(lambda: self.loop.leave(linger_ms))
-        self.hooks.close(timeout)
-        if not self.loop.join(timeout + 2.0):
-            logger.error("node %r: its control thread did not end within %g s", self.name, timeout)
-            return
-        ending = threading.Thread(
-            target=self._transport.close, name=f"mesh close {self.name}", daemon=True
-        )
-        ending.start()
-        ending.join(timeout + 0.5)
-        if ending.is_alive():
-            logger.error("node %r: sockets still open %g s after closing", self.name, timeout)
 
     def abandon(self) -> None:
         """In a forked child: everything here is the parent's."""
@@ -315,22 +300,22 @@ class Assembly:
             "make a new Node after fork()"
         )
         self._lock = threading.Lock()
-        self._changed = threading.Condition()
-        for core in self.loop.wiring.cores:
-            core.link.abandon()
-        for topics in self.topics.values():
-            topics.link.abandon()
         self.loop.abandon()
 
 
-_alive: weakref.WeakSet[Assembly] = weakref.WeakSet()
+_alive: set[Assembly] = set()
+"""Those that have not ended: their threads keep them anyway."""
 _abandoned: list[Assembly] = []
 """Kept for the life of a forked child: collecting a parent's sockets there would touch them."""
 
 
 def _close_all() -> None:
-    for parts in list(_alive):
-        parts.close(0.5)
+    """All at once, and then wait for each. No thread is started: a late interpreter has none."""
+    alive = list(_alive)
+    for parts in alive:
+        parts.end(_FORGOTTEN_S)
+    for parts in alive:
+        parts.close(_FORGOTTEN_S)
 
 
 def _abandon_all() -> None:

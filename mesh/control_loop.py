@@ -1,24 +1,22 @@
 """The control thread of a node: it does what membership decides, and tells it what happened.
 
 One loop over the control link, discovery, the deaths of processes, timers, and requests from other
-threads. Messages of channels never pass through here. Nothing in it blocks but the one poll.
+threads. Messages of channels never pass through here. It also ends the node, wherever the wish came
+from: nobody else has to live on for that, and whoever waits for it may stop waiting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import select
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from typing import Any, TypeVar
 
 from mesh import host, limits
-from mesh.discovery.source import Announcement, Source
-from mesh.errors import Closed
+from mesh.discovery.source import Announcement, Sighting, Source
+from mesh.loop import Loop
 from mesh.membership import Membership
 from mesh.message import PeerEvent
 from mesh.peering import (
@@ -33,25 +31,31 @@ from mesh.peering import (
     PeerUp,
     Send,
 )
+from mesh.presence import Presence
 from mesh.sockets.control import Card, ControlMessage, Marked, Offer
-from mesh.sockets.control_link import ControlLink
-from mesh.sockets.home import Core, node_number
-from mesh.sockets.link import Waker
+from mesh.sockets.control_link import ControlLink, Heard
+from mesh.sockets.home import Core, Counters, node_number
+from mesh.sockets.server import Server
 from mesh.sockets.subscriber import Subscription
 from mesh.sockets.topics import Topics
+from mesh.sockets.transport import Transport
 from mesh.wiring import Wiring
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_LINGER_MS_MIN = 50
+"""What was sent gets at least this long to leave, whatever else took the time."""
+_LINGER_MS_MAX = (1 << 31) - 1
+_REMOVED_LINGER_MS = 1000
+_LEAVING_S = 0.005
+"""How often to look whether the last handlers have answered."""
+_ANSWERING_S = 0.05
+"""The goodbye takes another connection than the last answers, and must not overtake them."""
 
-_AFTER_ERROR_S = 0.05
-"""A fault that repeats must not become a busy loop, nor fill a disk with its log."""
 
-
-class ControlLoop:
-    """Runs in a daemon thread from `start` to `stop`. Other threads use `post` and `call` only;
-    what else is public belongs to the loop's own thread."""
+class ControlLoop(Loop):
+    """The loop of a node: starts, with the node's announcement, in `start`, and ends the node after
+    `leave`."""
 
     def __init__(
         self,
@@ -62,30 +66,30 @@ class ControlLoop:
         topics: tuple[Topics, ...],
         sources: Iterable[Source],
         card: Callable[[], Card],
-        on_peer: Callable[[PeerEvent], None],
+        presence: Presence,
+        transport: Transport,
+        on_end: Callable[[], object],
     ) -> None:
+        super().__init__(name)
         self.membership = membership
-        self.wiring = Wiring(self._endpoint_of)
-        self.errors = 0
-        """Exceptions that should not have happened; each was logged."""
-        self._name = name
+        self._own = card()
+        self.wiring = Wiring(self._endpoint_of, self._own.id)
         self._control = control
         self._topics = topics
         self._sources = list(sources)
         self._card = card
-        self._own = card()
-        self._on_peer = on_peer
-        self._inbox: deque[Callable[[], object]] = deque()
-        self._bell = Waker()  # open for as long as anybody can still ring it
-        self._poll = select.epoll()
-        self._watched: dict[int, Callable[[], object]] = {}
+        self._presence = presence
+        self._transport = transport
+        self._on_end = on_end
+        self._cores: dict[Core, tuple[Offer, ...]] = {}
+        """With what is offered for them; those that are still in the inbox included."""
+        self._past: defaultdict[str, Counters] = defaultdict(Counters)
+        """What cores that are gone have counted, by kind."""
         self._processes: dict[str, int] = {}
-        self._running = True
         self._next_tick = 0.0
         self._looked_at: dict[Source, float] = {}
-        self.finished = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"mesh control {name}", daemon=True)
-        self._watch(self._bell.fileno(), self._read_inbox)
+        self._leave_by: float | None = None
+        self._answered_at = 0.0
         self._watch(control.fileno(), self._hear)
         for each in topics:
             self._watch(each.link.fileno(), each.look)
@@ -98,57 +102,61 @@ class ControlLoop:
             source.start(self.membership.announcement(self._own))
             if (fd := source.fileno()) >= 0:
                 self._watch(fd, lambda source=source: self._look_at(source))  # type: ignore[misc]
-        self._thread.start()
+        super().start()
 
-    def post(self, action: Callable[[], object]) -> None:
-        """Have `action` run in the control thread, unless that has ended. Takes no lock, so a
-        finalizer may call it."""
-        if not self.finished.is_set():
-            self._inbox.append(action)
-            self._bell.wake()
+    def give_up(self) -> None:
+        """End a node that was not completed, whether or not the thread has started."""
+        self.post(lambda: self.leave(0))
+        self.run()
+        self._presence.wait_until(lambda: self.ended, 2.0)
 
-    def call(self, action: Callable[[], T], timeout: float) -> T:
-        """Run `action` in the control thread and return its result. Raises `Closed`."""
-        if threading.current_thread() is self._thread:
-            return action()
-        future: Future[T] = Future()
+    def add(self, core: Core, *offers: Offer) -> None:
+        """A core that a handle was made for, with what it offers to others. Takes no lock."""
+        self._cores[core] = offers
+        self.post(lambda: self._add(core, offers))
 
-        def run() -> None:
-            try:
-                future.set_result(action())
-            except Exception as error:  # noqa: BLE001  handed to the thread that asked
-                future.set_exception(error)
+    def remove(self, core: Core) -> None:
+        """Its handle was given back. Takes no lock."""
+        self.post(lambda: self._remove(core))
 
-        self.post(run)
-        try:
-            # What was put there before the thread ended is run by it, what comes later by nobody.
-            return future.result(0.0 if self.finished.is_set() else timeout)
-        except TimeoutError:
-            raise Closed(f"node {self._name!r} is closing") from None
-
-    def join(self, timeout: float) -> bool:
-        """Wait for the end of the thread; False if it still runs."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
+    def abandon(self) -> None:
+        super().abandon()
+        for core in self._cores:
+            core.link.abandon()
+        for topics in self._topics:
+            topics.link.abandon()
 
     # -- Own thread: cores and offers --------------------------------------------------------
 
-    def add_core(self, core: Core) -> None:
+    def _add(self, core: Core, offers: tuple[Offer, ...]) -> None:
         self.wiring.add(core)
         self._read_ahead(core)
+        if offers:
+            self.offer(*offers)
 
-    def remove_core(self, core: Core, linger_ms: int) -> None:
-        self.wiring.remove(core)
+    def _remove(self, core: Core) -> None:
+        """It is closed, or is to be: nothing of it is offered any more, but what it counted stays.
+        Idempotent."""
+        offers = self._cores.pop(core, None)
+        if offers is None:
+            return
         if isinstance(core, Subscription):
             self._unwatch(core.link.fileno())
-        core.close(linger_ms)
+        if offers:
+            self.withdraw(*(offer.key for offer in offers))
+        self.wiring.remove(core)
+        self._guarded(core.close, _REMOVED_LINGER_MS)
+        self._past[core.kind].add(core.counters)
 
     def offer(self, *offers: Offer) -> None:
         """This node offers that from now on: to its peers, and to itself."""
         self.wiring.offered(self._own.id, offers, ())
         self._apply(self.membership.offer(offers, ()))
         self._read_ahead()
+
+    def withdraw(self, *keys: int) -> None:
+        self.wiring.offered(self._own.id, (), keys)
+        self._apply(self.membership.offer((), keys))
 
     def send(self, peer_id: str, message: ControlMessage) -> None:
         """To a peer that is up, over its link; to oneself what one's own subscriber says."""
@@ -158,103 +166,137 @@ class ControlLoop:
         elif (peer := self.membership.peers.get(peer_id)) is not None:
             self._control.send(peer.link, message)
 
-    def withdraw(self, *keys: int) -> None:
-        self.wiring.offered(self._own.id, (), keys)
-        self._apply(self.membership.offer((), keys))
+    def counters(self) -> dict[str, Counters]:
+        """What all cores have counted, those that are gone included, by kind."""
+        total: defaultdict[str, Counters] = defaultdict(Counters)
+        for kind, counters in self._past.items():
+            total[kind].add(counters)
+        for part in (*tuple(self._cores), *self._topics):
+            total[part.kind].add(part.counters)
+        return total
 
-    def leave(self, linger_ms: int) -> None:
-        """Say goodbye, close everything, and end the loop."""
-        self._running = False
-        self._control.linger_ms = max(50, min(linger_ms, self._control.linger_ms))
-        for core in self.wiring.cores:
-            self._guarded(core.close, linger_ms)
-        for topics in self._topics:
-            self._guarded(topics.close, linger_ms)
-        self._guarded(lambda: self._apply(self.membership.leave("", time.monotonic())))
+    def dropped(self) -> Counter[str]:
+        """What was refused or thrown away other than by cores, by reason."""
+        dropped = self._control.dropped + self.membership.dropped + self.wiring.dropped
+        dropped["internal error"] += self.errors
         for source in self._sources:
-            self._guarded(source.close)
-        self._guarded(self._control.close)
+            for what in ("ignored", "unresolved", "failures"):
+                dropped[f"{source.name} {what}"] += getattr(source, what, 0)
+        return dropped
 
     # -- The loop ----------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _begin(self) -> None:
         for source in self._sources:
             self._guarded(self._look_at, source)
-        while self._running:
-            for fd, _ in self._poll.poll(self._sleep_s()):
-                if (handler := self._watched.get(fd)) is not None:
-                    self._guarded(handler)
-                if not self._running:
-                    break
-            else:
-                self._guarded(self._on_time)
-        self.finished.set()
-        for fd in self._processes.values():
-            os.close(fd)
-        self._poll.close()
-        self._read_inbox_rest()
 
     def _sleep_s(self) -> float:
+        if self._control.noticed or self._control.failed:
+            return 0.0
         now = time.monotonic()
         due = self._next_tick
+        if self._leave_by is not None:
+            due = min(due, now + _LEAVING_S)
         if (deadline := self.membership.next_deadline()) is not None:
             due = min(due, deadline)
         return max(0.0, due - now) + 0.0005
 
     def _on_time(self) -> None:
+        if self._control.noticed or self._control.failed:
+            self._guarded(self._hear)
+        self._guarded(lambda: self._apply(self.membership.tick(time.monotonic())))
+        self._guarded(self._leave_once_answered)
         now = time.monotonic()
-        self._guarded(lambda: self._apply(self.membership.tick(now)))
-        if now < self._next_tick:
+        if now < self._next_tick or not self._running:
             return
         self._next_tick = now + limits.TICK_S
         self._guarded(self._announce_if_moved)
         for topics in self._topics:
             self._guarded(topics.tick)
         for core in self.wiring.cores:
-            if core.link.closed:
-                self.wiring.remove(core)
-            else:
-                self._guarded(core.tick)
+            self._guarded(self._remove if core.link.closed else _tick, core)
+        self._guarded(self.wiring.retry)
         for source in self._sources:
             if now - self._looked_at.get(source, 0.0) >= source.interval_s:
                 self._guarded(self._look_at, source)
 
-    def _guarded(self, action: Callable[..., object], *arguments: Any) -> None:
-        """The one boundary that must survive anything: without this thread a node is deaf."""
-        try:
-            action(*arguments)
-        except Closed:
-            return  # a core was closed while it was being told something
-        except Exception:
-            self.errors += 1
-            logger.exception("node %r: unexpected error in its control thread", self._name)
-            time.sleep(_AFTER_ERROR_S)
+    # -- Its end -----------------------------------------------------------------------------
+
+    def leave(self, timeout: float) -> None:
+        """Have services take no more requests; say goodbye and end once those that are running are
+        answered, or `timeout` seconds have passed. Said again, the earlier deadline counts."""
+        leave_by = time.monotonic() + timeout
+        if self._leave_by is not None:
+            self._leave_by = min(self._leave_by, leave_by)
+            return
+        self._leave_by = leave_by
+        for server in self._servers():
+            # At the interpreter's end a server can start no timer; its deadline is kept here.
+            with contextlib.suppress(RuntimeError):
+                server.close(min(round(timeout * 1000), _LINGER_MS_MAX))
+        self._presence.tell(None)
+        self._leave_once_answered()
+
+    def _servers(self) -> list[Server]:
+        return [core for core in self._cores if isinstance(core, Server)]
+
+    def _leave_once_answered(self) -> None:
+        if self._leave_by is None or not self._running:
+            return
+        now = time.monotonic()
+        if any(not server.link.closed for server in self._servers()):
+            self._answered_at = now + _ANSWERING_S
+        if now >= min(self._answered_at, self._leave_by):
+            self._leave(now, self._leave_by)
+
+    def _leave(self, now: float, leave_by: float) -> None:
+        self._running = False
+        left_ms = min(round((leave_by - now) * 1000), _LINGER_MS_MAX)
+        linger_ms = max(_LINGER_MS_MIN, left_ms)
+        self._control.linger_ms = min(linger_ms, self._control.linger_ms)
+        for core in tuple(self._cores):
+            self._guarded(core.close, 0 if isinstance(core, Server) else linger_ms)
+        for topics in self._topics:
+            self._guarded(topics.close, linger_ms)
+        self._guarded(lambda: self._apply(self.membership.leave("", now)))
+        self._guarded(self._control.close)
+
+    def _conclude(self) -> None:
+        for fd in self._processes.values():
+            os.close(fd)
+        # After the sockets, whose files are removed by whoever finds a dead node's own.
+        for source in self._sources:
+            self._guarded(source.close)
+        self._transport.close()
+
+    def _told(self) -> None:
+        self._on_end()
+        self._presence.tell(None)
 
     # -- What happens ------------------------------------------------------------------------
 
     def _hear(self) -> None:
-        if not self._running:
-            return
-        while heard := self._control.receive():
-            now = time.monotonic()
-            for each in heard:
-                self._apply(
-                    self.membership.received(each.link, each.message, now, address=each.address)
-                )
-            if not self._running:
-                return
-        self._report_failed()
-
-    def _report_failed(self) -> None:
-        while self._control.failed:
+        """One round of what was said; if there is more, the loop comes back for it."""
+        for each in self._control.receive():
+            self._guarded(self._heard, each)
+        while self._control.failed and self._running:
             link, reason = self._control.failed.pop()
             self._apply(self.membership.link_failed(link, reason, time.monotonic()))
 
+    def _heard(self, heard: Heard) -> None:
+        if self._running:
+            now = time.monotonic()
+            self._apply(
+                self.membership.received(heard.link, heard.message, now, address=heard.address)
+            )
+
     def _look_at(self, source: Source) -> None:
-        now = time.monotonic()
-        self._looked_at[source] = now
+        self._looked_at[source] = time.monotonic()
         for sighting in source.sightings():
-            self._apply(self.membership.sighted(sighting, now))
+            self._guarded(self._sighted, sighting)
+
+    def _sighted(self, sighting: Sighting) -> None:
+        self._apply(self.membership.sighted(sighting, time.monotonic()))
 
     def _announce_if_moved(self) -> None:
         card = self._card()
@@ -270,40 +312,34 @@ class ControlLoop:
         self._forget_process(peer)
         self._apply(self.membership.process_died(peer, time.monotonic()))
 
-    def _read_inbox(self) -> None:
-        self._bell.drain()
-        self._read_inbox_rest()
-
-    def _read_inbox_rest(self) -> None:
-        while self._inbox:
-            self._guarded(self._inbox.popleft())
-
     # -- What is to be done ------------------------------------------------------------------
 
     def _apply(self, effects: Iterable[Effect]) -> None:
+        """Carry out each of them, whatever becomes of the others: membership says it once."""
         for effect in effects:
-            match effect:
-                case Send(link, message):
-                    self._control.send(link, message)
-                case Dial(link, endpoint):
-                    self._control.dial(link, endpoint)
-                case HangUp(link):
-                    self._control.hang_up(link)
-                case PeerUp(peer):
-                    self._peer_up(peer)
-                case PeerDown(peer, reason):
-                    self._peer_down(peer, reason)
-                case PeerOffers(peer_id, add, drop):
-                    self.wiring.offered(peer_id, add, drop)
-                    self._read_ahead()
-                case PeerMoved(peer):
-                    self.wiring.moved(peer.id)
-                case Acknowledged(peer_id, address, waits):
-                    self._marked(peer_id, address, waits)
-                case _:
-                    pass
-        if self._running and (self._control.noticed or self._control.failed):
-            self.post(self._hear)
+            self._guarded(self._do, effect)
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Send(link, message):
+                self._control.send(link, message)
+            case Dial(link, endpoint):
+                self._control.dial(link, endpoint)
+            case HangUp(link):
+                self._control.hang_up(link)
+            case PeerUp(peer):
+                self._peer_up(peer)
+            case PeerDown(peer, reason):
+                self._peer_down(peer, reason)
+            case PeerOffers(peer_id, add, drop):
+                self.wiring.offered(peer_id, add, drop)
+                self._read_ahead()
+            case PeerMoved(peer):
+                self.wiring.moved(peer.id)
+            case Acknowledged(peer_id, address, waits):
+                self._marked(peer_id, address, waits)
+            case _:
+                pass
 
     def _marked(self, peer_id: str, address: str, waits: bool) -> None:
         for topics in self._topics:
@@ -311,24 +347,18 @@ class ControlLoop:
                 topics.marked(node_number(peer_id), address)
 
     def _peer_up(self, peer: Peer) -> None:
-        if peer.same_host and peer.card.pid_space == self._own.pid_space and peer.card.pid:
-            fd = host.open_process(peer.card.pid, peer.card.started)
-            if fd is None:
-                self.post(lambda: self._process_died(peer.id))
-            else:
-                self._processes[peer.id] = fd
-                self._watch(fd, lambda: self._process_died(peer.id))
+        self._guarded(self._watch_process, peer)
         logger.info("node %r: %s joined (%s)", self._name, peer.card.name, peer.id)
-        self._on_peer(PeerEvent("joined", peer.info, ""))
+        self._presence.changed(PeerEvent("joined", peer.info, ""))
 
     def _peer_down(self, peer: Peer, reason: str) -> None:
-        self._forget_process(peer.id)
+        self._guarded(self._forget_process, peer.id)
         self.wiring.gone(peer.id, reason)
         if reason in ("died", "silent"):
             for topics in self._topics:
-                topics.lost(node_number(peer.id))
+                self._guarded(topics.lost, node_number(peer.id))
         logger.info("node %r: %s left (%s): %s", self._name, peer.card.name, peer.id, reason)
-        self._on_peer(PeerEvent("left", peer.info, reason))
+        self._presence.changed(PeerEvent("left", peer.info, reason))
 
     def _endpoint_of(self, peer_id: str, offer: Offer) -> str | None:
         if peer_id == self._own.id:
@@ -339,31 +369,20 @@ class ControlLoop:
             return None
         return peer.data_endpoint(offer.endpoints or peer.card.topics)
 
-    def _read_ahead(self, core: Core | None = None) -> None:
-        """Watch the subscriptions that expect a mark, until it has come."""
-        for each in self.wiring.cores if core is None else (core,):
-            if not isinstance(each, Subscription) or each.link.closed:
-                continue
-            each.read_ahead()  # libzmq signals only a reader that has found its pipes empty once
-            if each.expects_mark:
-                self._watch(each.link.fileno(), lambda each=each: self._reading_ahead(each))  # type: ignore[misc]
-
-    def _reading_ahead(self, core: Subscription) -> None:
-        if not core.link.closed:
-            core.read_ahead()
-            if not core.expects_mark:
-                self._unwatch(core.link.fileno())
-
     # -- Descriptors -------------------------------------------------------------------------
 
-    def _watch(self, fd: int, handler: Callable[[], object]) -> None:
-        if fd not in self._watched:
-            self._poll.register(fd, select.EPOLLIN)
-        self._watched[fd] = handler
-
-    def _unwatch(self, fd: int) -> None:
-        if self._watched.pop(fd, None) is not None:
-            self._poll.unregister(fd)
+    def _watch_process(self, peer: Peer) -> None:
+        """Where the kernel can tell of its death, have it do so; elsewhere silence tells."""
+        if not (peer.same_host and peer.card.pid_space == self._own.pid_space and peer.card.pid):
+            return
+        try:
+            fd = host.open_process(peer.card.pid, peer.card.started)
+        except ProcessLookupError:
+            self.post(lambda: self._process_died(peer.id))
+            return
+        if fd is not None:
+            self._processes[peer.id] = fd
+            self._watch(fd, lambda: self._process_died(peer.id))
 
     def _forget_process(self, peer: str) -> None:
         fd = self._processes.pop(peer, None)
@@ -371,11 +390,21 @@ class ControlLoop:
             self._unwatch(fd)
             os.close(fd)
 
-    def abandon(self) -> None:
-        """In a forked child: there is no thread here, and the descriptors are the parent's."""
-        self._running = False
-        self._inbox.clear()
-        self.finished.set()
+    def _read_ahead(self, core: Core | None = None) -> None:
+        """Watch the subscriptions that expect a mark, until it has come."""
+        for each in self.wiring.cores if core is None else (core,):
+            if isinstance(each, Subscription) and not each.link.closed:
+                self._guarded(self._reading_ahead, each)
+                if each.expects_mark:
+                    self._watch(each.link.fileno(), lambda each=each: self._reading_ahead(each))  # type: ignore[misc]
 
-    def dropped(self) -> Counter[str]:
-        return self._control.dropped + Counter(self.membership.dropped)
+    def _reading_ahead(self, core: Subscription) -> None:
+        """libzmq signals only a reader that has found its pipes empty once."""
+        if not core.link.closed:
+            core.read_ahead()
+            if not core.expects_mark:
+                self._unwatch(core.link.fileno())
+
+
+def _tick(core: Core) -> None:
+    core.tick()

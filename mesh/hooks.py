@@ -28,32 +28,47 @@ class Hooks:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     def run(self, hook: Callable[[Any], object], event: Any) -> None:
         """Have `hook` called with `event`, soon. Does not block; safe from any thread."""
-        if self._calls.qsize() >= limits.HOOK_EVENTS_MAX:
-            self.dropped += 1
-            return
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name=f"mesh hooks {self._name}", daemon=True
-                )
-                self._thread.start()
-        self._calls.put((hook, event))
+            room = self._calls.qsize() < limits.HOOK_EVENTS_MAX
+            if self._closed or not room or not self._has_thread():
+                self.dropped += 1
+            else:
+                self._calls.put((hook, event))
 
-    def close(self, timeout: float) -> None:
+    def close(self) -> None:
+        """Take no more events, and end once those that wait have been told. Does not wait."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._calls.put(None)
+
+    def join(self, timeout: float) -> None:
         """Let the events that are waiting be told, for `timeout` seconds at the most."""
-        if self._thread is None:
-            return
-        self._calls.put(None)
-        if threading.current_thread() is not self._thread:
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
+
+    def _has_thread(self) -> bool:
+        """False if there is none to be had: there are too many, or the interpreter is ending."""
+        if self._thread is None:
+            thread = threading.Thread(
+                target=self._work, name=f"mesh hooks {self._name}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                logger.info("node %r has no thread for its hooks: %s", self._name, error)
+                return False
+            self._thread = thread
+        return True
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             hook, event = call
             try:
                 hook(event)
-            except Exception:  # the user's code: it must not stop the other hooks
+            except BaseException:  # the user's code, be it sys.exit: the other hooks go on
                 logger.exception("a hook of node %r raised on %r", self._name, event)

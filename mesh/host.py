@@ -24,7 +24,8 @@ def pid_space() -> str:
 
 
 def start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 if there is no such process.
+    """When the process started, in clock ticks since boot; 0 if that cannot be known: there is no
+    such process, or /proc does not show those of others (``hidepid``).
 
     Field 22 of /proc/PID/stat (proc(5)), counted behind the command's closing parenthesis, since a
     command may hold spaces.
@@ -34,17 +35,21 @@ def start_ticks(pid: int) -> int:
 
 
 def open_process(pid: int, started: int) -> int | None:
-    """A pidfd, readable once the process is dead; None if it is dead already.
+    """A pidfd, readable once the process is dead; None if the kernel gives none, which says nothing
+    of the process. Raises `ProcessLookupError` if it is dead already.
 
-    `started` tells a process from another that got its pid since.
+    `started` tells a process from another that got its pid since, where both are known (not 0).
     """
     try:
         fd = os.pidfd_open(pid)
-    except OSError:
+    except ProcessLookupError:
+        raise
+    except OSError:  # no descriptors left, or an old kernel
         return None
-    if start_ticks(pid) != started:
+    now = start_ticks(pid)
+    if started and now and now != started:
         os.close(fd)
-        return None
+        raise ProcessLookupError(f"process {pid} is another since")
     return fd
 
 

@@ -63,6 +63,10 @@ READERS_MAX: Final = 100_000
 CHANNELS_PER_NODE_MAX: Final = 100_000
 PEERS_MAX: Final = 1000
 """Peers of a node: each costs a socket, and libzmq allows 1023 in a context."""
+LINKS_PER_PEER_MAX: Final = 256
+"""Sockets made for what one peer offers: a quarter of the descriptors a process usually has."""
+LINKS_MISSING_MAX: Final = 4096
+"""Links that could not be made, and are tried again."""
 UNTRUSTED_MAX: Final = 1000
 INTRODUCTIONS_MAX: Final = PEERS_MAX
 HANDSHAKES_MAX: Final = 1000

@@ -6,9 +6,9 @@ The roof over everything, and only that: each method checks its arguments and as
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
@@ -96,9 +96,7 @@ class Node:
                 InsecureWarning,
                 stacklevel=2,
             )
-        self._parts = Assembly(self._name, self._options)
-        self._finalizer = weakref.finalize(self, self._parts.close, 0.5)
-        self._finalizer.atexit = False
+        self._parts = Assembly(self, self._name, self._options)
 
     # -- Who it is, and who is there ---------------------------------------------------------
 
@@ -143,9 +141,10 @@ class Node:
         arrived = asyncio.Event()
 
         def tell(event: PeerEvent | None) -> None:
-            loop.call_soon_threadsafe(arrived.set)
+            with contextlib.suppress(RuntimeError):  # the loop was closed under its coroutines
+                loop.call_soon_threadsafe(arrived.set)
 
-        self._parts.observers.append(tell)
+        self._parts.presence.observers.append(tell)
         try:
             async with asyncio.timeout(timeout):
                 while len(self.peers) < count:
@@ -155,7 +154,7 @@ class Node:
         except TimeoutError:
             raise Timeout(too_few(count, len(self.peers), timeout)) from None
         finally:
-            self._parts.observers.remove(tell)
+            self._parts.presence.observers.remove(tell)
 
     def on_peer(self, hook: Callable[[PeerEvent], object]) -> Callable[[PeerEvent], object]:
         """Have `hook` called with a `PeerEvent` for each peer that joins or leaves from now on, in
@@ -169,7 +168,7 @@ class Node:
             if event is not None:
                 hooks.run(hook, event)
 
-        self._parts.observers.append(tell)
+        self._parts.presence.observers.append(tell)
         return hook
 
     def stats(self) -> Stats:
@@ -191,12 +190,7 @@ class Node:
         parts = self._parts
         parts.check_open()
         opened = parts.topic(topic, PublisherOptions(when_full=when_full, keep_last=keep_last))
-        return Publisher(
-            parts.topics[when_full],
-            opened,
-            self,
-            lambda: parts.loop.post(lambda: parts.release(opened)),
-        )
+        return Publisher(parts.topics[when_full], opened, self, lambda: parts.release(opened))
 
     def subscriber(self, pattern: str, *, latest_only: bool = False) -> Subscriber:
         """A handle that receives from all topics that `pattern` matches, of all peers and of this
@@ -225,7 +219,7 @@ class Node:
         core = Intake(parts.home(), queue, options)
         core.key = parts.next_key()
         parts.add(core, Offer(core.key, "pull", core.channel, core.endpoints(), options.prefetch))
-        return Puller(core, self, parts.release_of(core, core.key))
+        return Puller(core, self, parts.release_of(core))
 
     def service(
         self, name: str, *, concurrency: int = 1, backlog: int = limits.BACKLOG
@@ -261,12 +255,17 @@ class Node:
     # -- Its end -----------------------------------------------------------------------------
 
     def close(self, *, timeout: float = 1.0) -> None:
-        """Say goodbye, send what was accepted, and end: within about `timeout` seconds, always.
+        """Answer the requests that are running, send what was accepted, say goodbye, and end:
+        within about `timeout` seconds, always.
 
-        Whoever waits on a handle gets `Closed`. Idempotent; safe from any thread.
+        Whoever waits on a handle gets `Closed`. Called again, also after a Ctrl-C, it waits for the
+        end again, with the earlier of the deadlines. Safe from any thread. Raises `InvalidOption`
+        for a `timeout` of None: closing does not wait for ever.
         """
-        self._parts.close(check_timeout(timeout) or 0.0)
-        self._finalizer.detach()
+        if (deadline := check_timeout(timeout)) is None:
+            raise InvalidOption("close takes a timeout in seconds, not None: it always ends")
+        self._parts.close(deadline)
+        self._parts.forgotten.detach()
 
     async def aclose(self, *, timeout: float = 1.0) -> None:
         """`close` for asyncio."""

@@ -8,9 +8,11 @@ dialled, or for an accepted one a byte for the socket it came in by, and its rou
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,8 +29,8 @@ LinkKey = int | bytes
 
 _NAME: Final = b"\0"
 _PARTS_MAX: Final = 2
-_HEARD_MAX: Final = 1000
-"""Messages taken at a time, so that timers and other sources get their turn."""
+_ROUND_PARTS_MAX: Final = 256
+"""Parts read from one socket at a time, whatever they are: everything else gets its turn."""
 _HWM: Final = 10_000
 _LINGER_MS: Final = 1000
 _FRAME_BYTES_MAX: Final = limits.CONTROL_BYTES_MAX + limits.SMALL_FRAME_BYTES_MAX
@@ -62,7 +64,8 @@ class ControlLink:
         self.failed: list[tuple[LinkKey, str]] = []
         """Links that failed since this was last emptied, with the reason."""
         self.noticed = False
-        """Whether an operation came across something to `receive`: the descriptor may not tell."""
+        """Whether there is something to `receive` of which the descriptor may not tell: what an
+        operation came across, or the last round left."""
         self.linger_ms = _LINGER_MS
         """How long what was sent may still take to leave once a link is closed."""
         self._transport = transport
@@ -70,6 +73,8 @@ class ControlLink:
         self._seq = 0
         self._poll = select.epoll()
         self._dialled: dict[int, _Dialled] = {}
+        self._skipping: set[Socket] = set()
+        """Sockets that are within a message of too many parts."""
         self._gate = self._open_gate() if transport.keys is not None else None
         self._bound: list[Bound] = transport.bind(
             zmq.ROUTER, "control", port=port, hwm=_HWM, bytes_max=_FRAME_BYTES_MAX
@@ -140,19 +145,18 @@ class ControlLink:
             self.failed.append((link, str(error)))
 
     def receive(self) -> list[Heard]:
-        """What has come, up to a bound; empty when there is nothing left."""
+        """What has come, one round of it; what is left is `noticed`."""
         self.noticed = False
         if self._gate is not None:
             self._answer_gate()
         heard: list[Heard] = []
         for index, bound in enumerate(self._bound):
-            while len(heard) < _HEARD_MAX and (parts := self._parts(bound.socket)) is not None:
-                routing_id, *rest = parts
+            for routing_id, *rest in self._messages(bound.socket):
                 key = bytes((index,)) + routing_id.bytes
                 address = str(rest[0].get("Peer-Address")) if rest and bound.port else ""
                 self._hear(heard, key, rest, address)
         for link, dialled in list(self._dialled.items()):
-            while len(heard) < _HEARD_MAX and (parts := self._parts(dialled.socket)) is not None:
+            for parts in self._messages(dialled.socket):
                 self._hear(heard, link, parts, "")
             self._look_at_monitor(link, dialled)
         return heard
@@ -162,6 +166,7 @@ class ControlLink:
             self.hang_up(link)
         for bound in self._bound:
             bound.socket.close(linger=self.linger_ms)
+        self._transport.release(self._bound)
         if self._gate is not None:
             self._gate.close(linger=0)
         self._poll.close()
@@ -183,18 +188,29 @@ class ControlLink:
         else:
             heard.append(Heard(link, message, address))
 
-    def _parts(self, socket: Socket) -> list[zmq.Frame] | None:
-        """One whole message; parts beyond the expected are read and thrown away, all but one."""
-        try:
-            part = socket.recv(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
-        parts = [part]
-        while part.more:
-            part = socket.recv(zmq.NOBLOCK, copy=False)
+    def _messages(self, socket: Socket) -> Iterator[list[zmq.Frame]]:
+        """One round of whole messages; parts beyond the expected are read and thrown away, all but
+        one. Of a message of very many, the rest is thrown away in later rounds."""
+        parts: list[zmq.Frame] = []
+        for read in itertools.count():
+            skipping = socket in self._skipping
+            if read >= _ROUND_PARTS_MAX and (skipping or len(parts) in (0, _PARTS_MAX + 1)):
+                break
+            try:
+                part = socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
             if len(parts) <= _PARTS_MAX:
                 parts.append(part)
-        return parts
+            if not part.more:
+                if not skipping:
+                    yield parts
+                self._skipping.discard(socket)
+                parts = []
+        self.noticed = True
+        if parts and socket not in self._skipping:
+            self._skipping.add(socket)
+            yield parts
 
     def _look_at_monitor(self, link: int, dialled: _Dialled) -> None:
         if dialled.monitor is None:
@@ -216,7 +232,7 @@ class ControlLink:
     def _answer_gate(self) -> None:
         assert self._gate is not None
         assert self._transport.keys is not None
-        while True:
+        for _ in range(_ROUND_PARTS_MAX):
             try:
                 request = self._gate.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -225,6 +241,7 @@ class ControlLink:
             if answer[2] != b"200":
                 self.dropped["key refused"] += 1
             self._gate.send_multipart(answer)
+        self.noticed = True
 
     def _look(self, socket: Socket) -> None:
         """After an operation, since it may have swallowed the descriptor's edge; and after
@@ -241,4 +258,5 @@ class ControlLink:
             dialled.monitor.close(linger=0)
         with contextlib.suppress(FileNotFoundError):  # never watched: connecting failed
             self._poll.unregister(dialled.socket.fileno())
+        self._skipping.discard(dialled.socket)
         dialled.socket.close(linger=linger_ms)

@@ -43,6 +43,15 @@ class Counters:
     lost: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Counters) -> None:
+        """Count what `other` has counted, too."""
+        self.sent += other.sent
+        self.received += other.received
+        self.bytes_sent += other.bytes_sent
+        self.bytes_received += other.bytes_received
+        self.lost += other.lost
+        self.dropped += other.dropped
+
 
 class Core(Protocol):
     """A pattern's working part: it lives until closed, while handles to it come and go.

@@ -40,7 +40,8 @@ class Topic:
     name: str
     options: PublisherOptions
     seq: int = 0
-    handles: int = 0
+    handles: list[None] = field(default_factory=list)
+    """One for each, so that a handle that is collected can be taken off without a lock."""
     last: bytes | None = None
     """The last message's own LAST payload, where `keep_last` asks for it."""
     last_time_ns: int = 0
@@ -116,20 +117,18 @@ class Topics:
                 topic.options, topic.last = options, None
             elif topic.options != options:
                 raise OptionsDiffer(f"topic {name!r} is open with {topic.options}, not {options}")
-            topic.handles += 1
+            topic.handles.append(None)
             return topic
 
     def is_open(self, name: str) -> bool:
         """Whether handles to a topic of that name are open here."""
         with self.link.lock:
             topic = self._topics.get(name)
-            return topic is not None and topic.handles > 0
+            return topic is not None and bool(topic.handles)
 
-    def release(self, topic: Topic) -> bool:
-        """A handle is gone; True if it was the last. The sequence stays, for a later one."""
-        with self.link.lock:
-            topic.handles -= 1
-            return topic.handles == 0
+    def release(self, topic: Topic) -> None:
+        """A handle is gone. The sequence stays, for a later one. Takes no lock."""
+        topic.handles.pop()
 
     # -- Sending: attempts, under the lock ---------------------------------------------------
 

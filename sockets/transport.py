@@ -98,22 +98,30 @@ class Transport:
         """Bind one ipc socket, and on a network one tcp socket. `port` 0: any free one. Whoever
         sends a part of over `bytes_max` bytes (None: what messages may have) is disconnected.
 
-        Raises `OSError` for a tcp port that cannot be had, `zmq.ZMQError` where anything else is
-        not possible, `Closed` after `close`.
+        Raises `OSError` where that is not possible, `Closed` after `close`.
         """
+        try:
+            return self._bind(kind, label, port=port, hwm=hwm, bytes_max=bytes_max)
+        except zmq.ZMQError as error:  # users do not know ZeroMQ
+            raise OSError(error.errno, f"cannot bind a socket: {error}") from error
+
+    def _bind(
+        self, kind: int, label: str, *, port: int, hwm: int | None, bytes_max: int | None
+    ) -> list[Bound]:
         self._label += 1
         path = self._socket_path(f"{label}{self._label}")
         make = partial(self._make, kind, hwm=hwm, bytes_max=bytes_max, server=True)
         ipc = make("ipc")
         bound = [Bound(ipc, "ipc", path=path)]
         try:
-            ipc.bind(bound[0].endpoint)
             self._paths.add(path)
+            ipc.bind(bound[0].endpoint)
             self._share_path(path)
             if self._networked:
                 bound.append(self._bind_tcp(partial(make, "tcp"), port))
         except BaseException:
             ipc.close(linger=0)
+            self.release(bound)
             raise
         return bound
 
@@ -162,6 +170,15 @@ class Transport:
         """End the context. Every socket was closed before; waits for the linger they were given."""
         self._closed = True
         self.context.term()
+        self._remove_paths()
+
+    def discard(self) -> None:
+        """End at once, with all sockets: for a node that nobody has got to use."""
+        self._closed = True
+        self.context.destroy(linger=0)
+        self._remove_paths()
+
+    def _remove_paths(self) -> None:
         for path in list(self._paths):
             self._remove_path(path)
 

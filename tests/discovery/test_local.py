@@ -291,6 +291,49 @@ def test_only_sockets_of_the_dead_node_are_removed(
     assert node_files(directory, other) == [f"{other}.control"]
 
 
+def orphan(path: str, *, age_s: float = 3600) -> str:
+    """A socket that its process left behind."""
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
+    then = os.stat(path).st_mtime - age_s
+    os.utime(path, (then, then))
+    return os.path.basename(path)
+
+
+def test_sockets_of_the_dead_that_had_no_file_are_removed_by_the_next_node(
+    directory: Path,
+) -> None:
+    """It used other sources only, or was killed after it had given its file up."""
+    living, dead = secrets.token_hex(8), secrets.token_hex(8)
+    orphan(socket_path(directory, dead, "control1"))
+    orphan(socket_path(directory, dead, "pull2"))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path := socket_path(directory, living, "control1"))
+        listening.listen()
+        os.utime(path, (0, 0))
+        kept = {
+            os.path.basename(path),
+            orphan(socket_path(directory, living, "new2"), age_s=0),
+            orphan(str(directory / "others.control1")),
+        }
+        source = LocalSource(directory)
+        source.start(Announcement(id="a" * 16, name="n", realm="r", endpoints=()))
+        assert set(os.listdir(directory)) == kept | {f"{'a' * 16}.node"}
+        source.close()
+
+
+def test_sockets_of_a_node_that_has_its_file_are_left_to_those_who_can_tell_its_death(
+    directory: Path,
+) -> None:
+    first, second = LocalSource(directory), LocalSource(directory)
+    first.start(Announcement(id="a" * 16, name="n", realm="r", endpoints=()))
+    kept = orphan(socket_path(directory, "a" * 16, "closing1"))
+    second.start(Announcement(id="b" * 16, name="n", realm="r", endpoints=()))
+    assert kept in os.listdir(directory)
+    first.close()
+    second.close()
+
+
 def test_nodes_over_the_limit_are_counted(
     directory: Path, start: Callable[..., LocalSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,130 @@
+"""What handles leave behind when they are given back: nothing, and at once where somebody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mesh import Node, OptionsDiffer, Timeout
+from mesh.options import WhenFull
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Node, Node]]:
+    with Node("a") as a, Node("b") as b:
+        a.wait_for_peers(1, timeout=5)
+        b.wait_for_peers(1, timeout=5)
+        yield a, b
+
+
+def offered(by: Node, to: Node) -> list[tuple[str, str]]:
+    """What `to` knows of what `by` offers."""
+    peers = to._parts.membership.peers
+    offers = to._parts.on_loop(lambda: list(peers[by.id].offers.values()))
+    return sorted((offer.kind, offer.channel) for offer in offers)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda node: node.publisher("c"), "publish"),
+        (lambda node: node.publisher("c", when_full="wait"), "publish"),
+        (lambda node: node.pusher("c"), "push"),
+        (lambda node: node.puller("c"), "pull"),
+    ],
+)
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_what_is_given_back_is_no_longer_offered(
+    pair: tuple[Node, Node], make: Callable[[Node], Any], kind: str, forgotten: bool
+) -> None:
+    a, b = pair
+    handle = make(a)
+    until(lambda: offered(a, b) == [(kind, "c")])
+    if not forgotten:
+        handle.close()
+    del handle
+    until(lambda: offered(a, b) == [])
+
+
+@pytest.mark.parametrize("make", [Node.publisher, Node.pusher])
+def test_a_channel_is_offered_until_its_last_handle_is_given_back(
+    pair: tuple[Node, Node], make: Callable[[Node, str], Any]
+) -> None:
+    a, b = pair
+    first, last = make(a, "c"), make(a, "c")
+    until(lambda: len(offered(a, b)) == 1)
+    first.close()
+    a.puller("barrier").close()
+    until(lambda: len(offered(a, b)) == 1)
+    a.stats()  # all that was posted has been done
+    assert len(offered(a, b)) == 1
+    last.close()
+    until(lambda: offered(a, b) == [])
+    again = make(a, "c")
+    until(lambda: len(offered(a, b)) == 1)
+    again.close()
+
+
+@pytest.mark.slow
+def test_an_async_service_whose_event_loop_ended_is_no_longer_offered(
+    pair: tuple[Node, Node],
+) -> None:
+    a, b = pair
+
+    async def serve() -> None:
+        @a.service("c")
+        async def c(request: int) -> int:
+            return request
+
+        async with b.client("c") as client:
+            assert await client.arequest(1, timeout=5) == 1
+
+    asyncio.run(serve())
+    until(lambda: offered(a, b) == [], "the withdrawal")
+    with pytest.raises(Timeout, match="no server of 'c'"):
+        b.client("c").request(2, timeout=0.01)
+    assert a.stats().received["service"] == 1, "what it counted stays"
+
+
+def test_a_topic_that_was_closed_may_be_opened_with_other_options_at_once() -> None:
+    with Node("a") as node:
+        for when_full, keep_last in (("drop", True), ("wait", False), ("wait", True)) * 10:
+            node.publisher("t", when_full=when_full, keep_last=keep_last).close()  # type: ignore[arg-type]
+
+
+def test_of_two_that_open_a_topic_in_different_modes_at_once_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Node("a") as node:
+        both_looked = threading.Barrier(2)
+        for topics in node._parts.topics.values():
+
+            def is_open(name: str, look: Callable[[str], bool] = topics.is_open) -> bool:
+                found = look(name)
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both_looked.wait(0.1)
+                return found
+
+            monkeypatch.setattr(topics, "is_open", is_open)
+        outcome = SimpleNamespace(opened=[], refused=[])
+
+        def open_topic(when_full: WhenFull) -> None:
+            try:
+                outcome.opened.append(node.publisher("t", when_full=when_full))
+            except OptionsDiffer:
+                outcome.refused.append(when_full)
+
+        modes: tuple[WhenFull, WhenFull] = ("drop", "wait")
+        threads = [threading.Thread(target=open_topic, args=(mode,)) for mode in modes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert (len(outcome.opened), len(outcome.refused)) == (1, 1)
