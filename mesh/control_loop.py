@@ -37,6 +37,7 @@ from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.home import Core, node_number
 from mesh.sockets.link import Waker
+from mesh.sockets.server import Server
 from mesh.sockets.subscriber import Subscription
 from mesh.sockets.topics import Topics
 from mesh.wiring import Wiring
@@ -165,11 +166,16 @@ class ControlLoop:
     def leave(self, linger_ms: int) -> None:
         """Say goodbye, close everything, and end the loop."""
         self._running = False
+        until = time.monotonic() + linger_ms / 1000
         self._control.linger_ms = max(50, min(linger_ms, self._control.linger_ms))
         for core in self.wiring.cores:
             self._guarded(core.close, linger_ms)
         for topics in self._topics:
             self._guarded(topics.close, linger_ms)
+        for core in self.wiring.cores:
+            if isinstance(core, Server):  # its callers give up once they hear that the node leaves
+                core.wait_closed(max(0.0, until - time.monotonic()))
+                self._guarded(core.close, 0)
         self._guarded(lambda: self._apply(self.membership.leave("", time.monotonic())))
         for source in self._sources:
             self._guarded(source.close)

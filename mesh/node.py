@@ -234,6 +234,7 @@ class Node:
         def register(handler: Handler) -> Handler:
             core = Server(parts.home(), name, handler, options)
             key = parts.next_key()
+            core.on_end = parts.release_of(core, key)
             parts.add(core, Offer(key, "serve", core.channel, core.endpoints()))
             return handler
 
