@@ -7,7 +7,9 @@ attached to what; opens no socket itself. Used by the control thread alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
+from mesh.errors import Closed
 from mesh.names import matches
 from mesh.sockets.control import Offer
 from mesh.sockets.home import Core, node_number
@@ -63,12 +65,14 @@ class Wiring:
 
     def _attach(self, core: Core, peer: str, offer: Offer) -> None:
         if _seeks(core, offer) and (endpoint := self._endpoint_of(peer, offer)) is not None:
-            core.attach(node_number(peer), offer, endpoint)
+            with suppress(Closed):  # its user closed it just now; the others are told all the same
+                core.attach(node_number(peer), offer, endpoint)
 
     def _detach(self, peer: str, offer: Offer, reason: str) -> None:
         for core in self._cores:
             if _seeks(core, offer):
-                core.detach(node_number(peer), offer.key, reason)
+                with suppress(Closed):
+                    core.detach(node_number(peer), offer.key, reason)
 
 
 def _seeks(core: Core, offer: Offer) -> bool:

@@ -20,7 +20,13 @@ from zmq.utils.monitor import parse_monitor_message
 
 from mesh.sockets.transport import Socket
 
-_RETRIES: Final = zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED
+_EVENTS: Final = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECT_RETRIED
+)
 
 
 class Accepted:
@@ -54,12 +60,14 @@ class Watch:
 
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
-        self._monitor: Socket = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _RETRIES)
+        self._monitor: Socket = socket.get_monitor_socket(_EVENTS)
         self._silent: dict[str, int] = {}
+        self._up: set[str] = set()
 
     def look(self) -> tuple[bool, list[str]]:
         """To be called now and then: whether any connection was lost since the last time, and the
-        endpoints of those that were lost before that and that libzmq does not dial again."""
+        endpoints of those that were lost before that and that libzmq does not dial again. A peer
+        that is held up may miss the handshake: that was no connection yet, and lost nothing."""
         lost = False
         given_up = []
         for endpoint, looks in list(self._silent.items()):
@@ -68,8 +76,11 @@ class Watch:
             event = parse_monitor_message(self._monitor.recv_multipart())
             endpoint = event["endpoint"].decode(errors="replace")
             if event["event"] == zmq.EVENT_DISCONNECTED:
-                lost = True
+                lost = lost or endpoint in self._up
+                self._up.discard(endpoint)
                 self._silent[endpoint] = 0
+            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up.add(endpoint)
             else:
                 self._silent.pop(endpoint, None)
         for endpoint, looks in self._silent.items():

@@ -113,6 +113,7 @@ class Transport:
                 bound.append(self._bind_tcp(partial(make, "tcp"), port))
         except BaseException:
             ipc.close(linger=0)
+            self.release(bound)
             raise
         return bound
 
