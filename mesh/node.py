@@ -239,6 +239,7 @@ class Node:
             check_function(handler, f"service {name!r}")
             core = Server(parts.home(), name, handler, options)
             key = parts.next_key()
+            core.on_end = parts.release_of(core, key)
             parts.add(core, Offer(key, "serve", core.channel, core.endpoints()))
             return handler
 
