@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket as kernel
+from dataclasses import dataclass
 from typing import Final
 
 import zmq
@@ -23,25 +24,34 @@ from mesh.sockets.transport import Socket
 _RETRIES: Final = zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED
 
 
+@dataclass(frozen=True, slots=True)
 class Accepted:
-    """The connection that a message came by, to a bound socket."""
+    """A connection to a bound socket. Equal to another that is the same one."""
 
-    __slots__ = ("_fd", "_inode")
+    fd: int
+    inode: int
+    """Tells the connection from another that got its descriptor since; 0: it had ended already."""
 
-    def __init__(self, message: zmq.Frame) -> None:
-        self._fd = int(message.get(zmq.SRCFD))
-        self._inode = _inode(self._fd)
-        """Tells the connection from another that got its descriptor since."""
+    @classmethod
+    def of(cls, message: zmq.Frame) -> Accepted:
+        """The one that `message` came by."""
+        fd = int(message.get(zmq.SRCFD))
+        return cls(fd, _inode(fd))
+
+    @property
+    def ended(self) -> bool:
+        return not self.inode or _inode(self.fd) != self.inode
 
     def cut(self) -> bool:
         """End it, as the other side's death would; False if it has ended."""
         try:
-            copy = os.dup(self._fd)
+            copy = os.dup(self.fd)
         except OSError:
             return False
+        if not self.inode or _inode(copy) != self.inode:
+            os.close(copy)
+            return False
         with kernel.socket(fileno=copy) as connection:
-            if not self._inode or _inode(copy) != self._inode:
-                return False
             try:
                 connection.shutdown(kernel.SHUT_RDWR)
             except OSError:
