@@ -27,6 +27,9 @@ _SCALARS: Final = frozenset(
 _KEYS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 _HEADER_VALUES: Final = frozenset({str, bytes, int, float, bool, type(None)})
 
+_WRAPPED_LEVELS: Final = 2
+"""How much deeper than a payload a body is: the list of payloads, and in one of LAST the item."""
+
 Headers = Mapping[str, Any]
 
 
@@ -109,7 +112,7 @@ def unpack(body: bytes) -> Any:
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise Malformed("malformed") from error
-    if type(value) not in _SCALARS and _fault(value) is not None:
+    if type(value) not in _SCALARS and _fault(value, limits.DEPTH_MAX + _WRAPPED_LEVELS):
         raise Malformed("malformed")
     return value
 
@@ -144,16 +147,16 @@ def decompress(body: bytes, bytes_max: int) -> bytes:
 
 
 def _check_outgoing(value: Any) -> None:
-    fault = _fault(value)
+    fault = _fault(value, limits.DEPTH_MAX)
     if fault is not None:
         raise NotSerializable(f"the payload {fault}")
 
 
-def _fault(root: Any) -> str | None:
+def _fault(root: Any, depth_max: int) -> str | None:
     """What makes a container one that no peer would take, or None. A loop over levels, not a
     recursion: a hostile value is as deep as it likes."""
     level = [root]
-    for _depth in range(limits.DEPTH_MAX + 1):
+    for _depth in range(depth_max):
         inner: list[Any] = []
         for value in level:
             if isinstance(value, dict):

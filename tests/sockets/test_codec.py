@@ -87,7 +87,7 @@ def recursive() -> list[Any]:
         (1 << 64, "out of range"),
         (datetime.datetime(2026, 1, 1), "tzinfo"),  # noqa: DTZ001
         ({(1, 2): 3}, "map key of type tuple"),
-        (nested(limits.DEPTH_MAX + 2), "deeper than 32 levels"),
+        (nested(limits.DEPTH_MAX + 1), "deeper than 32 levels"),
         (recursive(), "deeper than 32 levels"),
         ([0] * (limits.ARRAY_ITEMS_MAX + 1), "list of 1,048,577 items over the limit"),
         ("\ud800", "surrogates"),
@@ -100,15 +100,17 @@ def test_what_no_peer_would_take_is_the_callers_error(payload: object, text: str
 
 
 def test_the_deepest_that_is_let_out_is_let_in() -> None:
+    """Also as the last value for a newcomer, which a body wraps twice."""
     deepest = nested(limits.DEPTH_MAX)
-    assert codec.unpack(codec.pack(deepest)) == deepest
+    item = codec.pack_body([codec.pack("a"), codec.pack(deepest), b"\xc0"])
+    assert codec.unpack(codec.pack_body([item])) == [["a", deepest, None]]
 
 
 HOSTILE = {
     "array of 2³¹": b"\xdd\x7f\xff\xff\xff",
     "map of 2³¹": b"\xdf\x7f\xff\xff\xff",
     "600 nested arrays": b"\x91" * 600 + b"\xc0",
-    "nested to 33": b"\x91" * 33 + b"\x90",
+    "nested to 35": b"\x91" * 34 + b"\x90",
     "500 claims of 15 M items": (b"\xdd\x00\xf0\x00\x00") * 500 + bytes(16 * MIB),
     "500 claims at the limit": (b"\xdd\x00\x10\x00\x00") * 500,
     "trailing bytes": b"\xc0\xc0",
