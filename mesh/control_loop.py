@@ -37,7 +37,7 @@ from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.home import Core, node_number
 from mesh.sockets.link import Waker
-from mesh.sockets.subscriber import Subscription
+from mesh.sockets.subscription import Subscription
 from mesh.sockets.topics import Topics
 from mesh.wiring import Wiring
 

@@ -18,7 +18,8 @@ from mesh.sockets.control import Offer
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import Home, node_text
 from mesh.sockets.publisher import Publisher
-from mesh.sockets.subscriber import Subscriber, Subscription
+from mesh.sockets.subscriber import Subscriber
+from mesh.sockets.subscription import Subscription
 from mesh.sockets.topics import Topics
 from tests.support.homes import Homes
 
