@@ -318,6 +318,7 @@ class Subscription:
     def tick(self) -> None:
         self.read_ahead()
         with self.link:
+            self.link.readable()  # or one whose connection came back would not subscribe again
             self._fill(1, _FRAMES_PER_ATTEMPT)
             all_read = self._drained and not self._inbox and not self._latest
             self._ask_when_quiet(all_read)
