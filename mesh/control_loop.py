@@ -36,7 +36,7 @@ from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink, Heard
 from mesh.sockets.home import Core, Counters, node_number
 from mesh.sockets.server import Server
-from mesh.sockets.subscriber import Subscription
+from mesh.sockets.subscription import Subscription
 from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Transport
 from mesh.wiring import Wiring

@@ -37,7 +37,8 @@ from mesh.sockets.publisher import Publisher
 from mesh.sockets.puller import Intake, Puller
 from mesh.sockets.pusher import Pusher
 from mesh.sockets.server import Server
-from mesh.sockets.subscriber import Subscriber, Subscription
+from mesh.sockets.subscriber import Subscriber
+from mesh.sockets.subscription import Subscription
 
 Handler = TypeVar("Handler", bound=Callable[[Any], Any])
 
