@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from mesh import limits
 from mesh.assembly import Assembly, too_few
-from mesh.errors import Timeout
+from mesh.errors import InvalidOption, Timeout
 from mesh.message import PeerEvent, PeerInfo, Stats, Untrusted
 from mesh.names import check_name, check_node_name
 from mesh.options import (
@@ -240,7 +240,7 @@ class Node:
             check_function(handler, f"service {name!r}")
             core = Server(parts.home(), name, handler, options)
             key = parts.next_key()
-            core.on_end = parts.release_of(core, key)
+            core.on_end = parts.release_of(core)
             parts.add(core, Offer(key, "serve", core.channel, core.endpoints()))
             return handler
 

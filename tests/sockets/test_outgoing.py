@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mesh import Node, limits
@@ -37,7 +39,7 @@ def test_a_payload_of_exactly_the_limit_arrives(
     """Whatever its headers are, and however it travels."""
     limit = LIMIT if kind is str else DETACH_BYTES_MIN - 1
     text = "a" * (limit - (5 if kind is str else 3))
-    payload = text if kind is str else text.encode()
+    payload: Any = text if kind is str else text.encode()
     assert len(codec.pack(payload)) == limit
     frame = sent(encode_message(payload, headers, limit), compressed=compressed)
     assert bool(frame.flags & Flag.LZ4) is compressed

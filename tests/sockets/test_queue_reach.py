@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket as kernel
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mesh.sockets import transport
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import node_text
+from mesh.sockets.link import has_input
 from mesh.sockets.puller import Intake, Puller
 from mesh.sockets.pusher import Dispatch, Pusher
 from tests.support.homes import Homes
@@ -212,7 +214,7 @@ def test_ipc_and_tcp_take_turns(net: Net) -> None:
                 raw.send(encode(wire_name(QUEUE), Kind.DATA, b"\x91\x01", sender=sender, seq=seq))
         with intake.link.lock:
             for bound in intake._bound:
-                until(lambda bound=bound: bound.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+                until(partial(has_input, bound.socket))
         first = [puller.recv(timeout=5).sender for _ in range(20)]
         assert first.count(node_text(1)) == 10
     finally:
@@ -223,7 +225,10 @@ def test_socket_files_go_with_their_handles(net: Net, homes: Homes) -> None:
     files = _files(homes.directory)
     pulling, pushing = net.homes.make(PULLING), net.homes.make(PUSHING)
     pulling.transport._remove_path = pushing.transport._remove_path = _unlink
-    cores = [Intake(pulling, QUEUE, PullerOptions()), Dispatch(pushing, QUEUE)]
+    cores: list[Intake | Dispatch] = [
+        Intake(pulling, QUEUE, PullerOptions()),
+        Dispatch(pushing, QUEUE),
+    ]
     assert len(_files(homes.directory) - files) == 2
     for core in cores:
         core.close(0)

@@ -152,7 +152,7 @@ def _recv_by(server: RawServer) -> tuple[bytes, Frame, Accepted]:
     """The next frame, whom to answer, and the connection it came by."""
     assert server.socket.poll(5000), "no request came"
     caller, *parts = server.socket.recv_multipart(copy=False)
-    return caller.bytes, decode([part.bytes for part in parts]), Accepted(parts[0])
+    return caller.bytes, decode([part.bytes for part in parts]), Accepted.of(parts[0])
 
 
 def _read_and_cut(server: RawServer, *, requests: int) -> None:
