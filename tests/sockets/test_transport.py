@@ -98,7 +98,7 @@ def test_where_the_port_is_taken_nothing_is_bound(
 ) -> None:
     taken, port = free_port()
     transport = make(networked=True)
-    with taken, pytest.raises(zmq.ZMQError):
+    with taken, pytest.raises(OSError, match=f"tcp port {port} cannot be had"):
         transport.bind(zmq.ROUTER, "control", port=port)
     assert not list(Path(private_runtime_dir).iterdir())
     transport.close()  # which would wait for a socket that is open
@@ -109,7 +109,7 @@ def test_where_there_is_no_socket_for_the_network_nothing_is_bound(
 ) -> None:
     transport = make(networked=True)
     transport.context.set(zmq.MAX_SOCKETS, 1)
-    with pytest.raises(zmq.ZMQError, match="Too many open files"):
+    with pytest.raises(OSError, match="Too many open files"):
         transport.bind(zmq.PULL, "pull")
     assert not list(Path(private_runtime_dir).iterdir())
     transport.close()
