@@ -238,7 +238,7 @@ class ControlLoop(Loop):
         self._leave_once_answered()
 
     def _servers(self) -> list[Server]:
-        return [core for core in self._cores if isinstance(core, Server)]
+        return [core for core in tuple(self._cores) if isinstance(core, Server)]
 
     def _leave_once_answered(self) -> None:
         if self._leave_by is None or not self._running:

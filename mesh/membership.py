@@ -222,7 +222,7 @@ class Membership:
             self._admission.down(peer, "silent", now)
         while (key := self._links.deadlines.take(now)) is not None:
             link = self._links.table[key]
-            if link.state is not State.SPARE:
+            if link.node_id not in self.peers:
                 self.dropped["handshake timeout"] += 1
             self._admission.failed(link, now)
         self._contacts.due(now)
