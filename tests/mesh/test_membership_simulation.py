@@ -143,7 +143,7 @@ class Weather:
 
 
 @pytest.mark.slow
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_after_any_weather_everyone_sees_the_truth(seed: int) -> None:
     weather = Weather(seed, hosts=4, heartbeat_s=2.0)
@@ -383,7 +383,7 @@ class Bystander:
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
+@settings(max_examples=400)
 @given(
     key=st.sampled_from([None, None, b"k" * 32]),
     room=st.sampled_from([(4096, 64, 8), (3, 3, 1)]),
