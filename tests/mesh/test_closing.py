@@ -345,7 +345,7 @@ def taken() -> Iterator[int]:
 
 
 def test_a_taken_port_leaves_nothing_behind(taken: int) -> None:
-    Node("warm", secret=SECRET, discovery=["local"]).close()
+    Node("warm", secret=SECRET, discovery=["local"]).close(timeout=0)
     make = lambda: Node("n", secret=SECRET, port=taken, discovery=["local"])  # noqa: E731
     assert left_behind(make, OSError) == []
 
@@ -355,7 +355,7 @@ def test_what_cannot_start_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     options: Any = {"secret": SECRET, "seeds": ["127.0.0.1:9"], "discovery": ["local"]}
-    Node("warm", **options).close()
+    Node("warm", **options).close(timeout=0)
 
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "no space")
