@@ -19,6 +19,8 @@ import pytest
 from mesh import Closed, InvalidOption, Node, PeerLost, presence
 from mesh.discovery import local
 from mesh.discovery.seeds import SeedsSource
+from mesh.sockets.client import Requests
+from tests.support.homes import Homes
 from tests.support.processes import Programs
 from tests.support.waiting import until
 
@@ -293,6 +295,16 @@ def test_closing_does_not_wait_for_ever() -> None:
         with pytest.raises(InvalidOption, match="it always ends"):
             node.close(timeout=None)  # type: ignore[arg-type]
         assert not node.closed
+
+
+def test_a_core_that_comes_too_late_for_the_node_to_close_it_is_closed(homes: Homes) -> None:
+    """Or the context would wait for its sockets."""
+    node = Node("n")
+    node.close()
+    core = Requests(homes.make(1), "s")
+    with pytest.raises(Closed):
+        node._parts.add(core)
+    assert core.link.closed
 
 
 # -- What a closed node says
