@@ -433,3 +433,40 @@ def test_control_c_anywhere_in_the_making_leaves_nothing_behind(programs: Progra
     """
     status, out, err = programs.start(source).finish(timeout=40)
     assert (status, out, err) == (0, "lines\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"secret": SECRET, "interfaces": ["127.0.0.1"]}])
+def test_a_process_without_descriptors_gets_an_error_and_keeps_nothing(
+    programs: Programs, options: dict[str, Any]
+) -> None:
+    """However many there are left. libzmq itself would abort the process."""
+    source = f"""
+        import gc, os, resource
+        from mesh import Node
+
+        def used():
+            gc.collect()
+            return len(os.listdir("/proc/self/fd"))
+
+        def make():
+            return Node("n", discovery=["local"], **{options!r})
+
+        make().close()
+        before = used()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        for spare in range(1, 100, 5):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + spare, hard))
+            try:
+                make().close()
+                print("made")
+                break
+            except OSError:
+                pass
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            left = os.listdir(os.environ["MESH_RUNTIME_DIR"])
+            if left or used() > before:
+                print(spare, left, used() - before)
+    """
+    status, out, err = programs.start(source).finish()
+    assert (status, out, err) == (0, "made\n", "")
