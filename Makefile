@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage clean
+.PHONY: help demo test test-slow bench lint coverage clean
 
 help:
 	@echo "make demo      watch a small mesh at work on this machine"
 	@echo "make test      run all tests"
+	@echo "make test-slow run the proofs that take long"
+	@echo "make bench     measure what a node costs, and print it"
 	@echo "make lint      check style, types and who imports whom"
 	@echo "make coverage  run all tests, then list the lines that none of them ran"
 	@echo "make clean     remove the virtual environment and everything built"
@@ -20,6 +22,12 @@ demo: $(VENV)/.has-run
 
 test: $(VENV)/.has-test
 	$(VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/.has-test
+	$(VENV)/bin/python -m pytest -m long
+
+bench: $(VENV)/.has-run
+	$(VENV)/bin/python -m bench.basics
 
 lint: $(VENV)/.has-dev
 	$(VENV)/bin/ruff check .

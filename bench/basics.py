@@ -1,8 +1,8 @@
 """What a node costs: ``python -m bench.basics``. docs/measured.md quotes it.
 
-Every figure is the median of several runs in fresh processes; a ratio is against raw pyzmq,
-measured in the same run in alternating blocks. Absolute figures belong to the machine they were
-taken on.
+Every figure is the median of several runs in fresh processes, which find everything compiled, as an
+installed package is; a ratio is against raw pyzmq, measured in the same run in alternating blocks.
+Absolute figures belong to the machine they were taken on.
 """
 
 from __future__ import annotations
@@ -80,16 +80,16 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.communicate()
 
 
-def importing() -> float:
-    """Seconds that ``import mesh`` and its Node add to starting Python."""
+def importing(statement: str) -> float:
+    """Seconds that `statement` takes in a fresh Python."""
+    code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
 
-    def run(code: str) -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - started
+    def run() -> float:
+        command = [sys.executable, "-c", code]
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
-    pairs = [(run("from mesh import Node"), run("pass")) for _ in range(RUNS)]
-    return statistics.median(ours - bare for ours, bare in pairs)
+    run()
+    return statistics.median(run() for _ in range(RUNS))
 
 
 def joining(discovery: str) -> float:
@@ -180,8 +180,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mesh-") as directory:
         os.environ["MESH_RUNTIME_DIR"] = directory
         os.environ["MESH_REALM"] = "bench"
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         figures: dict[str, float] = {
-            "import mesh, s": importing(),
+            "import mesh, s": importing("import mesh"),
+            "from mesh import Node, s": importing("from mesh import Node"),
             "exec to first message, same host, s": joining("local"),
             "SIGKILL noticed on the same host, s": noticing_death(),
         }

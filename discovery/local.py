@@ -135,6 +135,8 @@ class _OwnFiles:
 
 
 _own_files = _OwnFiles()
+_NOTHING_YET: Final = Announcement("", "", "", ())
+"""Of a file that is not in place."""
 # The locks stay with the parent, so to a child these files are somebody else's.
 os.register_at_fork(after_in_child=_own_files.reset)
 
@@ -162,7 +164,12 @@ class LocalSource:
         check_directory(self._directory, may_share=True)
         _remove_orphans(self._directory)
         self._own_id = own.id
-        self._fd = _put_file(self._directory, own)
+        self._fd = _create_file(self._directory, own.id)
+        try:
+            _put_file(self._fd, self._directory, own)
+        except BaseException:
+            self.close()
+            raise
 
     def fileno(self) -> int:
         """-1: the directory is looked at, not watched."""
@@ -194,21 +201,30 @@ class LocalSource:
 
     def update(self, own: Announcement) -> None:
         """Replace the node's file. Raises `OSError`, and leaves the old one then."""
-        old, self._fd = self._fd, _put_file(self._directory, own)
-        with _own_files.lock:
-            _own_files.announcements.pop(_inode(os.fstat(old)), None)
-        os.close(old)
+        new = _create_file(self._directory, own.id)
+        try:
+            _put_file(new, self._directory, own)
+        except BaseException:
+            _give_up(new)
+            _fresh(self._directory, own.id).unlink(missing_ok=True)
+            raise
+        old, self._fd = self._fd, new
+        _give_up(old)
 
     def close(self) -> None:
-        """Remove the node's file. In a forked child, leave it: it is the parent's."""
+        """Remove the node's file, also if it was not put in place yet. In a forked child, leave it:
+        it is the parent's."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
         with _own_files.lock:
-            if _own_files.announcements.pop(_inode(os.fstat(fd)), None) is not None:
-                Path(self._directory, self._own_id + _SUFFIX).unlink(missing_ok=True)
-            # Last, since it gives the lock up: nobody takes the file for a dead node's.
-            os.close(fd)
+            own = _own_files.announcements.get(_inode(os.fstat(fd)))
+        fresh = _fresh(self._directory, self._own_id)
+        if own is not None:
+            Path(self._directory, self._own_id + _SUFFIX).unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
+        # Last, since it gives the lock up: nobody takes the file for a dead node's.
+        _give_up(fd)
 
     def _scan(self) -> tuple[dict[str, Announcement], dict[str, str]]:
         """The nodes that live, by id; and the files that are strange, with the reason."""
@@ -241,30 +257,41 @@ class LocalSource:
         self._strange = set(strange)
 
 
-def _put_file(directory: Path, own: Announcement) -> int:
-    """Put the file of `own` in place, replacing an older one; return its locked descriptor.
+def _fresh(directory: Path, node_id: str) -> Path:
+    """The node's file while it is being written."""
+    return directory / f".{node_id}.new"
+
+
+def _create_file(directory: Path, node_id: str) -> int:
+    """The descriptor of a new file, which nobody takes for a node's yet."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    fd = os.open(_fresh(directory, node_id), flags, 0o600)
+    with _own_files.lock:
+        _own_files.announcements[_inode(os.fstat(fd))] = _NOTHING_YET
+    return fd
+
+
+def _put_file(fd: int, directory: Path, own: Announcement) -> None:
+    """Fill the new file and put it in the place of the node's, replacing an older one.
 
     It comes into sight complete and locked, or not at all.
     """
-    fresh, path = directory / f".{own.id}.new", directory / (own.id + _SUFFIX)
+    fresh = _fresh(directory, own.id)
     content = msgspec.json.encode(own)
-    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        inode = _inode(os.fstat(fd))
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        share(fd, directory)
-        if (written := os.write(fd, content)) < len(content):
-            raise OSError(errno.ENOSPC, f"{written} of {len(content)} bytes written", str(fresh))
-        with _own_files.lock:
-            _own_files.announcements[inode] = own
-            os.rename(fresh, path)
-    except BaseException:
-        with _own_files.lock:
-            _own_files.announcements.pop(_inode(os.fstat(fd)), None)
-            os.close(fd)
-        fresh.unlink(missing_ok=True)
-        raise
-    return fd
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    share(fd, directory)
+    if (written := os.write(fd, content)) < len(content):
+        raise OSError(errno.ENOSPC, f"{written} of {len(content)} bytes written", str(fresh))
+    with _own_files.lock:
+        _own_files.announcements[_inode(os.fstat(fd))] = own
+        os.rename(fresh, directory / (own.id + _SUFFIX))
+
+
+def _give_up(fd: int) -> None:
+    """Close a file of this process, and its lock with that."""
+    with _own_files.lock:
+        _own_files.announcements.pop(_inode(os.fstat(fd)), None)
+        os.close(fd)
 
 
 def _look_at(directory: Path, name: str) -> Announcement | None:

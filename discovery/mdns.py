@@ -144,14 +144,13 @@ class MdnsSource:
                 self._wake = None
 
     async def _announce_and_look(self, zeroconf: AsyncZeroconf, told: asyncio.Event) -> None:
-        from zeroconf.asyncio import AsyncServiceBrowser
+        from mesh.discovery.browser import Browser
 
         assert self._own is not None
         announcer, listener = _Announcer(zeroconf.zeroconf), _Listener(self._own.id, self._put)
         await announcer.announce(self._own)
-        browser = AsyncServiceBrowser(
-            zeroconf.zeroconf, SERVICE_TYPE, handlers=[listener.on_change]
-        )
+        browser = Browser(zeroconf.zeroconf, SERVICE_TYPE, listener)
+        browser.start()
         try:
             self.error = None
             while True:
@@ -162,16 +161,19 @@ class MdnsSource:
                 # In this order, since a new interface is told at once what is announced by then.
                 await announcer.announce(self._own)
                 await zeroconf.async_update_interfaces(list(addresses_of(self._interfaces)))
+                browser.ask()
         finally:
-            await browser.async_cancel()
+            browser.cancel()
             listener.close()
             announcer.withdraw()
 
-    def _put(self, sighting: Sighting | None) -> None:
-        """Pass `sighting` on; None: a record that nothing could be made of."""
+    def _put(self, sighting: Sighting | None) -> bool:
+        """Pass `sighting` on; None: a record that nothing could be made of. False: it is lost."""
         assert self._outbox is not None
-        if sighting is None or not self._outbox.put(sighting.announcement.id, sighting):
-            self.ignored += 1
+        if sighting is not None and self._outbox.put(sighting.announcement.id, sighting):
+            return True
+        self.ignored += 1
+        return False
 
 
 class _Announcer:
@@ -221,10 +223,11 @@ class _Announcer:
 class _Listener:
     """Makes sightings of what others announce. Lives in the event loop, and never blocks it."""
 
-    def __init__(self, own_id: str, put: Callable[[Sighting | None], None]) -> None:
+    def __init__(self, own_id: str, put: Callable[[Sighting | None], bool]) -> None:
         self._own_id = own_id
         self._put = put
         self._known: dict[str, Announcement] = {}
+        """What was passed on, by node id."""
         self._asking: dict[str, asyncio.Task[None]] = {}
 
     def on_change(
@@ -237,16 +240,26 @@ class _Listener:
         node_id = name.removesuffix(f".{service_type}")
         if node_id == self._own_id:
             return
-        if state_change is ServiceStateChange.Removed:
-            self._withdrawn(node_id)
-        elif not is_node_id(node_id):
+        if not is_node_id(node_id):
             self._put(None)
+        elif state_change is ServiceStateChange.Removed:
+            self._withdrawn(node_id)
         else:
             record = AsyncServiceInfo(service_type, name)
             if record.load_from_cache(zeroconf):
                 self._announced(node_id, record)
             elif node_id not in self._asking:
                 self._ask(node_id, record, zeroconf)
+
+    def on_names(self, zeroconf: Zeroconf, service_type: str, names: set[str]) -> None:
+        """All there are: a goodbye may have gone unheard, or a sighting been refused."""
+        from zeroconf import ServiceStateChange
+
+        there = {name.removesuffix(f".{service_type}"): name for name in names}
+        for node_id in self._known.keys() - there.keys():
+            self._withdrawn(node_id)
+        for node_id in there.keys() - self._known.keys():
+            self.on_change(zeroconf, service_type, there[node_id], ServiceStateChange.Added)
 
     def close(self) -> None:
         """Stop asking."""
@@ -256,18 +269,20 @@ class _Listener:
     def _withdrawn(self, node_id: str) -> None:
         if task := self._asking.pop(node_id, None):
             task.cancel()
-        if announcement := self._known.pop(node_id, None):
-            self._put(Sighting(MdnsSource.name, announcement, False))
+        # Also of one that this has forgotten: whoever was told of it may not have.
+        announcement = self._known.pop(node_id, None) or Announcement(node_id, "", "", ())
+        self._put(Sighting(MdnsSource.name, announcement, False))
 
     def _announced(self, node_id: str, record: AsyncServiceInfo) -> None:
         announcement = read_record(node_id, record)
         if announcement is None:
             self._put(None)
-        elif self._known.get(node_id) != announcement:
-            self._put(Sighting(MdnsSource.name, announcement, True))
+        elif self._known.get(node_id) == announcement:
+            return
+        elif self._put(Sighting(MdnsSource.name, announcement, True)):
             self._known[node_id] = announcement
             if len(self._known) > limits.SIGHTINGS_MAX:
-                # A flood of forged records costs older ones their withdrawal, and nothing else.
+                # All that a flood costs older ones is to be told again.
                 del self._known[next(iter(self._known))]
 
     def _ask(self, node_id: str, record: AsyncServiceInfo, zeroconf: Zeroconf) -> None:

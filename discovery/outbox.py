@@ -31,10 +31,12 @@ class Outbox:
     def put(self, key: str, sighting: Sighting) -> bool:
         """Leave `sighting` in place of what waits under `key`; False if it was refused.
 
-        That is when `limits.SIGHTINGS_MAX` others wait, or after `close`.
+        That is when `limits.SIGHTINGS_MAX` others wait, or after `close`. For withdrawals there is
+        as much room again: what is not withdrawn is dialled for ever.
         """
         with self._lock:
-            full = len(self._waiting) >= limits.SIGHTINGS_MAX and key not in self._waiting
+            room = limits.SIGHTINGS_MAX * (1 if sighting.present else 2)
+            full = len(self._waiting) >= room and key not in self._waiting
             if self._fd < 0 or full:
                 return False
             os.eventfd_write(self._fd, 1)

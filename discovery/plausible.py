@@ -10,10 +10,9 @@ from typing import Final
 
 from mesh import limits
 from mesh.discovery.source import Announcement
-from mesh.errors import InvalidName
-from mesh.names import check_node_name
+from mesh.names import is_node_name, is_printable
 
-_ENDPOINT_BYTES_MAX: Final = 255
+_IPC: Final = "ipc://"
 _TAG = re.compile(r"[0-9a-f]{0,128}")
 _NODE_ID = re.compile(r"[0-9a-f]{16}")
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
@@ -22,16 +21,13 @@ _TCP = re.compile(rf"tcp://({_OCTET}(?:\.{_OCTET}){{3}}):([1-9]\d{{0,4}})", re.A
 
 def is_plausible(announcement: Announcement) -> bool:
     """Whether every part of `announcement` is within its bounds and has its form."""
-    try:
-        check_node_name(announcement.name)
-        check_node_name(announcement.realm)
-    except InvalidName:
-        return False
     return (
         is_node_id(announcement.id)
+        and is_node_name(announcement.name)
+        and is_node_name(announcement.realm)
         and _TAG.fullmatch(announcement.tag) is not None
         and len(announcement.endpoints) <= limits.ENDPOINTS_MAX
-        and all(_is_endpoint(endpoint) for endpoint in announcement.endpoints)
+        and all(is_endpoint(endpoint) for endpoint in announcement.endpoints)
     )
 
 
@@ -54,9 +50,16 @@ def parse_tcp(endpoint: str) -> tuple[str, int] | None:
     return address, port
 
 
-def _is_endpoint(endpoint: str) -> bool:
-    if len(endpoint.encode(errors="surrogatepass")) > _ENDPOINT_BYTES_MAX:
-        return False
-    if endpoint.startswith("ipc:///"):
-        return "\0" not in endpoint
-    return parse_tcp(endpoint) is not None
+def is_socket(endpoint: str) -> bool:
+    """Whether that is ``ipc:///PATH`` with a path that Linux has room for."""
+    path = endpoint.removeprefix(_IPC)
+    return (
+        endpoint.startswith(f"{_IPC}/")
+        and is_printable(path)
+        and len(path.encode()) <= limits.SOCKET_PATH_BYTES_MAX
+    )
+
+
+def is_endpoint(endpoint: str) -> bool:
+    """Whether a control link could be dialled there."""
+    return is_socket(endpoint) or parse_tcp(endpoint) is not None

@@ -32,6 +32,7 @@ class Sighting(msgspec.Struct, frozen=True):
     source: str
     """``local``, ``mdns`` or ``seeds``."""
     announcement: Announcement
+    """What was announced; of what was withdrawn, perhaps nothing but the id."""
     present: bool
 
 

@@ -22,12 +22,11 @@ from collections.abc import Callable
 from itertools import islice
 
 from mesh import limits
-from mesh.contacts import Contact, Contacts
-from mesh.errors import InvalidName
+from mesh.contacts import Contacts
 from mesh.links import KnownLink, Links, State
 from mesh.message import Untrusted
-from mesh.names import check_node_name
-from mesh.peering import Effect, Link, Peer, Send, UntrustedSeen, reachable
+from mesh.names import printable
+from mesh.peering import Effect, Link, Peer, Send, UntrustedSeen, is_sound_card, reachable
 from mesh.realm import Encounter, Realm, Role, proves
 from mesh.roster import Roster
 from mesh.sockets.control import (
@@ -73,22 +72,24 @@ class Admission:
 
     # The handshake
 
-    def may_dial(self) -> Contact | None:
-        """The contact whose turn it is, if there is room for all its endpoints."""
-        if not self.contacts.waiting:
-            return None
-        contact = next(iter(self.contacts.waiting.values()))
-        busy = self.links.count(State.DIALLING)
-        return contact if not busy or busy + len(contact.addresses()) <= limits.DIALS_MAX else None
+    def may_dial(self) -> bool:
+        """Whether it is the turn of a contact, and there is room for its link."""
+        return len(self.contacts.waiting) > 0 and self._free_dials() > 0
 
     def dial_waiting(self, now: float) -> None:
-        """Dial all endpoints of each contact whose turn it is, as far as there is room."""
-        knows = self._knows() if self.contacts.waiting else ()
-        while (contact := self.may_dial()) is not None:
-            del self.contacts.waiting[contact.key]
+        """Dial each contact whose turn it is, as far as there is room.
+
+        Where that is scarce they share it. Those who are there answer at once, and give it back;
+        an address that swallows everything costs its place for as long as a handshake may take.
+        """
+        knows = self._knows() if self.may_dial() else ()
+        while self.may_dial():
+            contact = self.contacts.waiting.take()
             if (contact.reached if contact.seed else contact.key) in self._roster.peers:
                 continue
-            for endpoint in contact.addresses():
+            free = self._free_dials()
+            share = max(limits.DIALS_EACH_MIN, free // (len(self.contacts.waiting) + 1))
+            for endpoint in contact.next_endpoints(min(free, share)):
                 link = self.links.dial(contact, endpoint, self.card, self._nonce(), now)
                 hello = Hello(PROTOCOL, self._realm.name, self.card, link.nonce, knows)
                 self._effects.append(Send(link.key, hello))
@@ -191,8 +192,12 @@ class Admission:
         self._effects.append(Send(key, Refuse("unknown")))
 
     def distrust(self, node_id: str, name: str, address: str, reason: str) -> None:
-        """Remember that somebody is not of the realm; nothing else is done with them."""
-        seen = Untrusted(node_id, name[:255], address[:255], reason)
+        """Remember that somebody is not of the realm; nothing else is done with them.
+
+        Name and address are whatever they said.
+        """
+        name, address = printable(name)[:255], printable(address)[:255]
+        seen = Untrusted(node_id, name, address, reason)
         key = node_id or address
         if self.untrusted.get(key) == seen or node_id in self._roster.peers:
             return
@@ -278,9 +283,7 @@ class Admission:
         if card.id in self.contacts.gone:
             self._dropped["gone"] += 1
             return False
-        try:
-            check_node_name(card.name)
-        except InvalidName:
+        if not is_sound_card(card):
             self._dropped["card"] += 1
             return False
         return True
@@ -288,6 +291,9 @@ class Admission:
     def _decides(self, peer: Peer) -> bool:
         """Whether we dialled it and our choice holds, should both have dialled."""
         return peer.dialled and self.card.id < peer.id
+
+    def _free_dials(self) -> int:
+        return limits.DIALS_MAX - self.links.count(State.DIALLING)
 
     def _is_full_for(self, node_id: str) -> bool:
         peers = self._roster.peers

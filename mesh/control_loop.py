@@ -36,7 +36,7 @@ from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink, Heard
 from mesh.sockets.home import Core, Counters, node_number
 from mesh.sockets.server import Server
-from mesh.sockets.subscriber import Subscription
+from mesh.sockets.subscription import Subscription
 from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Transport
 from mesh.wiring import Wiring
@@ -238,7 +238,7 @@ class ControlLoop(Loop):
         self._leave_once_answered()
 
     def _servers(self) -> list[Server]:
-        return [core for core in self._cores if isinstance(core, Server)]
+        return [core for core in tuple(self._cores) if isinstance(core, Server)]
 
     def _leave_once_answered(self) -> None:
         if self._leave_by is None or not self._running:

@@ -16,6 +16,9 @@ NAME_LEVELS_MAX: Final = 32
 NODE_NAME_BYTES_MAX: Final = 63
 """A DNS label, so that a node's name fits wherever mDNS tools show it."""
 
+SECRET_CHARACTERS_MIN: Final = 16
+"""Of a realm's secret: what is shorter can be guessed from a recorded handshake."""
+
 # Frames
 MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Default of the option ``message_bytes_max``."""
@@ -36,6 +39,9 @@ SUBSCRIPTION_BYTES_MAX: Final = NAME_BYTES_MAX + 32
 DEPTH_MAX: Final = 32
 ARRAY_ITEMS_MAX: Final = 1 << 20
 MAP_ITEMS_MAX: Final = 1 << 20
+CONTAINERS_MAX: Final = 1 << 20
+"""Lists and maps in one payload. An empty one is a byte on the wire and some hundred in memory, and
+the garbage collector looks at each: 63 MB of them took 23 s, during which no thread ran."""
 
 # LZ4
 COMPRESS_BYTES_MIN: Final = 1024
@@ -70,12 +76,17 @@ HANDSHAKES_MAX: Final = 1000
 """Accepted control links that have not proven themselves yet."""
 DIALS_MAX: Final = 64
 """Control links being dialled at a time: each costs a socket. More wait their turn."""
+DIALS_EACH_MAX: Final = 8
+"""Of them, for one node: a host has a few addresses, a forged announcement as many as it likes."""
+DIALS_EACH_MIN: Final = 2
+"""Likewise, while many wait: one address that leads nowhere does not delay a node with two."""
 GONE_MAX: Final = 4096
 """Ids of nodes that ended, so that stale hints do not bring back a ghost."""
 HOOK_EVENTS_MAX: Final = 10_000
 """Events waiting for a user's hooks; more are dropped and counted."""
 SIGHTINGS_MAX: Final = 4096
-"""Announcements remembered from discovery."""
+"""Announcements remembered from discovery; a new one takes the place of an old one of which nothing
+else is known."""
 ANNOUNCEMENT_BYTES_MAX: Final = 64 * 1024
 """A node's file in the runtime directory."""
 SEEDS_MAX: Final = 64
@@ -100,7 +111,8 @@ REDIAL_S_MIN: Final = 0.5
 REDIAL_S_MAX: Final = 30.0
 """Pause between dials of one node: doubles from the one to the other."""
 FORGET_S: Final = 600.0
-"""A node that has not been reached nor seen by any source for this long is no longer dialled."""
+"""A node that only peers spoke of, and that has not been reached for this long, is no longer
+dialled. What a source sees is dialled until the source withdraws it."""
 SILENT_HEARTBEATS: Final = 3
 """A peer on another host is gone when it was silent for this many heartbeats."""
 SILENT_HEARTBEATS_SAME_HOST: Final = 10

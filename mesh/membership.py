@@ -110,7 +110,7 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next; it may be called earlier."""
-        if self._admission.may_dial() is not None:
+        if self._admission.may_dial():
             return self._now
         return self._next_timer()
 
@@ -127,11 +127,11 @@ class Membership:
             self.dropped["sighting"] += 1
         elif a.id == self.card.id:
             pass  # what somebody says of this node is no news
-        elif a.realm != self._realm.name:
-            self.dropped["realm"] += 1
         elif not sighting.present:
             self._admission.untrusted.pop(a.id, None)
             self._contacts.withdrawn(a.id, source)
+        elif a.realm != self._realm.name:
+            self.dropped["realm"] += 1
         elif a.id in self._contacts.gone:
             self.dropped["gone"] += 1
         elif not self._realm.trusts(a):
@@ -222,7 +222,7 @@ class Membership:
             self._admission.down(peer, "silent", now)
         while (key := self._links.deadlines.take(now)) is not None:
             link = self._links.table[key]
-            if link.state is not State.SPARE:
+            if link.node_id not in self.peers:
                 self.dropped["handshake timeout"] += 1
             self._admission.failed(link, now)
         self._contacts.due(now)

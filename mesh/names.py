@@ -12,7 +12,11 @@ from collections.abc import Callable
 from mesh.errors import InvalidName
 from mesh.limits import NAME_BYTES_MAX, NAME_LEVELS_MAX, NODE_NAME_BYTES_MAX
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal obeys (C0, DEL, C1), what ends a line or turns the order of what is read (UAX #9,
+embeddings, overrides and isolates), and what UTF-8 cannot say."""
 
 
 def check_name(name: str) -> str:
@@ -34,15 +38,30 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def check_node_name(name: str) -> str:
+def check_node_name(name: str, what: str = "name") -> str:
     """Return `name` if it can label a node or a realm; raise `InvalidName` otherwise."""
     if not isinstance(name, str):
-        raise InvalidName(f"a name must be str, not {type(name).__name__}")
-    if not name or _UNPRINTABLE.search(name):
-        raise InvalidName(f"name {name!r} is empty or has control characters")
+        raise InvalidName(f"{what} must be str, not {name!r}")
+    if not name or not is_printable(name):
+        raise InvalidName(f"{what} {name!r} is empty or has control characters")
     if (size := len(name.encode())) > NODE_NAME_BYTES_MAX:
-        raise InvalidName(f"name of {size} bytes over the limit of {NODE_NAME_BYTES_MAX}")
+        raise InvalidName(f"{what} of {size} bytes over the limit of {NODE_NAME_BYTES_MAX}")
     return name
+
+
+def is_printable(text: str) -> bool:
+    """Whether `text` may be shown to people as it is."""
+    return _UNPRINTABLE.search(text) is None
+
+
+def printable(text: str) -> str:
+    """`text`, whoever wrote it, so that it may be shown to people: escaped as ``repr`` does."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def is_node_name(name: object) -> bool:
+    """Whether `name`, as some peer sent it, can label a node."""
+    return _accepts(check_node_name, name)
 
 
 def is_name(name: object) -> bool:
@@ -98,7 +117,7 @@ def _check(name: str, what: str) -> None:
         raise InvalidName(f"a {what} must be str, not {type(name).__name__}")
     if not name:
         raise InvalidName(f"a {what} must not be empty")
-    if _UNPRINTABLE.search(name):
+    if not is_printable(name):
         raise InvalidName(f"{what} {name!r} has control characters")
     if (size := len(name.encode())) > NAME_BYTES_MAX:
         raise InvalidName(f"{what} of {size} bytes over the limit of {NAME_BYTES_MAX}")

@@ -17,7 +17,7 @@ from mesh import limits
 from mesh.assembly import Assembly, too_few
 from mesh.errors import InvalidOption, Timeout
 from mesh.message import PeerEvent, PeerInfo, Stats, Untrusted
-from mesh.names import check_node_name
+from mesh.names import check_name, check_node_name
 from mesh.options import (
     DiscoveryName,
     NodeOptions,
@@ -27,6 +27,8 @@ from mesh.options import (
     SubscriberOptions,
     WhenFull,
     check_count,
+    check_function,
+    check_strings,
     check_timeout,
 )
 from mesh.sockets.client import Client, Requests
@@ -35,7 +37,8 @@ from mesh.sockets.publisher import Publisher
 from mesh.sockets.puller import Intake, Puller
 from mesh.sockets.pusher import Pusher
 from mesh.sockets.server import Server
-from mesh.sockets.subscriber import Subscriber, Subscription
+from mesh.sockets.subscriber import Subscriber
+from mesh.sockets.subscription import Subscription
 
 Handler = TypeVar("Handler", bound=Callable[[Any], Any])
 
@@ -51,7 +54,8 @@ class Node:
     that know it. Every option is described in `mesh.options.NodeOptions`. Making one does not wait
     for peers. Safe from several threads; use it as a context manager, or call `close`.
 
-    Raises `InvalidName`, `InvalidOption`, `UnsafeRuntimeDir`; `OSError` for a taken address.
+    Raises `InvalidName`, `InvalidOption`, `UnsafeRuntimeDir`; `OSError` (``EADDRINUSE``) for a
+    `port` that is taken.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class Node:
     ) -> None:
         self._name = check_node_name(name)
         self._options = NodeOptions(
-            realm=check_node_name(realm or os.environ.get("MESH_REALM") or "default"),
+            realm=check_node_name(
+                os.environ.get("MESH_REALM") or "default" if realm is None else realm, "realm"
+            ),
             secret=secret if secret is not None else os.environ.get("MESH_SECRET") or None,
             durable=durable,
             seeds=_strings(seeds, "seeds", os.environ.get("MESH_SEEDS")),
@@ -153,7 +159,9 @@ class Node:
 
     def on_peer(self, hook: Callable[[PeerEvent], object]) -> Callable[[PeerEvent], object]:
         """Have `hook` called with a `PeerEvent` for each peer that joins or leaves from now on, in
-        this node's hook thread. Returns `hook`, so that it serves as a decorator."""
+        this node's hook thread. Returns `hook`, so that it serves as a decorator. Raises
+        `InvalidOption`, `Closed`."""
+        check_function(hook, "on_peer")
         self._parts.check_open()
         hooks = self._parts.hooks
 
@@ -179,6 +187,7 @@ class Node:
         or ``"wait"`` (the publisher waits). `keep_last`: newcomers get the last message. Raises
         `InvalidName`, `InvalidOption`, `OptionsDiffer`, `Closed`. Does not block.
         """
+        check_name(topic)
         parts = self._parts
         parts.check_open()
         opened = parts.topic(topic, PublisherOptions(when_full=when_full, keep_last=keep_last))
@@ -196,6 +205,7 @@ class Node:
 
     def pusher(self, queue: str) -> Pusher:
         """A handle to put tasks into `queue`. Raises `InvalidName`, `Closed`. Does not block."""
+        check_name(queue)
         parts = self._parts
         core = parts.workers(queue)
         return Pusher(core, self, lambda: parts.loop.post(lambda: parts.release_workers(core)))
@@ -223,11 +233,14 @@ class Node:
         """
         parts = self._parts
         parts.check_open()
+        check_name(name)
         options = ServiceOptions(concurrency=concurrency, backlog=backlog)
 
         def register(handler: Handler) -> Handler:
+            check_function(handler, f"service {name!r}")
             core = Server(parts.home(), name, handler, options)
             key = parts.next_key()
+            core.on_end = parts.release_of(core)
             parts.add(core, Offer(key, "serve", core.channel, core.endpoints()))
             return handler
 
@@ -293,6 +306,4 @@ def _strings(
 ) -> tuple[str, ...]:
     if values is None:
         return tuple(part.strip() for part in (default or "").split(",") if part.strip())
-    if isinstance(values, str):
-        raise InvalidOption(f"{option} takes several strings, not one: ({values!r},)")
-    return tuple(values)
+    return check_strings(values, option)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from mesh import limits
 from mesh.errors import InvalidOption
 
 DiscoveryName = Literal["local", "mdns"]
 WhenFull = Literal["drop", "wait"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def check_timeout(timeout: float | None, option: str = "timeout") -> float | None:
@@ -28,6 +30,47 @@ def check_count(value: int, option: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidOption(f"{option} must be an integer from {low} to {high}, not {value!r}")
     return value
+
+
+def check_flag(value: bool, option: str) -> bool:
+    """Return `value` if it is True or False, else raise `InvalidOption`."""
+    if not isinstance(value, bool):
+        raise InvalidOption(f"{option} must be True or False, not {value!r}")
+    return value
+
+
+def check_strings(values: Iterable[str], option: str) -> tuple[str, ...]:
+    """Return `values` as a tuple if they are several strings, else raise `InvalidOption`."""
+    if isinstance(values, str | bytes):
+        raise InvalidOption(f"{option} takes several strings, not one: ({values!r},)")
+    if not isinstance(values, Iterable):
+        raise InvalidOption(f"{option} takes several strings, not {values!r}")
+    strings = tuple(values)
+    for value in strings:
+        if not isinstance(value, str):
+            raise InvalidOption(f"{option} takes strings, and {value!r} is none")
+    return strings
+
+
+def check_function(value: Function, what: str) -> Function:
+    """Return `value` if it can be called, else raise `InvalidOption`."""
+    if not callable(value):
+        raise InvalidOption(f"{what} takes a function, not {value!r}")
+    return value
+
+
+def check_secret(secret: str) -> str:
+    """Return `secret` if it can be one, else raise `InvalidOption`, which does not show it."""
+    if not isinstance(secret, str):
+        raise InvalidOption(f"secret must be str, not {type(secret).__name__}")
+    if (count := len(secret)) < limits.SECRET_CHARACTERS_MIN:
+        raise InvalidOption(
+            f"secret must have {limits.SECRET_CHARACTERS_MIN} characters or more, not {count}; "
+            "`mesh secret` makes a good one"
+        )
+    if any("\ud800" <= character <= "\udfff" for character in secret):
+        raise InvalidOption("secret has lone surrogates, which UTF-8 cannot say")
+    return secret
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +114,13 @@ class NodeOptions:
         check_count(self.port, "port", 0, 65535)
         check_count(self.buffer_messages, "buffer_messages", 1, 1_000_000)
         check_count(self.message_bytes_max, "message_bytes_max", 1024, 1 << 31)
-        if not 0.05 <= self.heartbeat_s <= 3600:
-            raise InvalidOption(f"heartbeat_s must be 0.05 to 3600 s, not {self.heartbeat_s!r}")
+        check_flag(self.insecure_lan, "insecure_lan")
+        heartbeat_s = self.heartbeat_s
+        is_number = isinstance(heartbeat_s, int | float) and not isinstance(heartbeat_s, bool)
+        if not is_number or not 0.05 <= heartbeat_s <= 3600:
+            raise InvalidOption(f"heartbeat_s must be 0.05 to 3600 s, not {heartbeat_s!r}")
+        if self.secret is not None:
+            check_secret(self.secret)
         if self.durable is not None:
             raise InvalidOption("durable= is for streams, which this version does not have yet")
         if self.secret is not None and self.insecure_lan:
@@ -80,6 +128,8 @@ class NodeOptions:
         for source in self.discovery or ():
             if source not in ("local", "mdns"):
                 raise InvalidOption(f"discovery knows 'local' and 'mdns', not {source!r}")
+        if self.interfaces is not None and not self.interfaces:
+            raise InvalidOption("interfaces names none: (); None stands for all that are up")
         if not self.networked and (self.seeds or "mdns" in (self.discovery or ())):
             raise InvalidOption(
                 "seeds and mdns reach beyond this machine, which needs a secret "
@@ -113,6 +163,7 @@ class PublisherOptions:
     def __post_init__(self) -> None:
         if self.when_full not in ("drop", "wait"):
             raise InvalidOption(f"when_full must be 'drop' or 'wait', not {self.when_full!r}")
+        check_flag(self.keep_last, "keep_last")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +172,9 @@ class SubscriberOptions:
 
     latest_only: bool = False
     """Keep only the newest message of each sender and topic; what it replaces is not a loss."""
+
+    def __post_init__(self) -> None:
+        check_flag(self.latest_only, "latest_only")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

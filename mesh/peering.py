@@ -13,7 +13,9 @@ from typing import Literal, TypeVar
 import msgspec
 
 from mesh import limits
+from mesh.discovery.plausible import is_endpoint, is_socket, parse_tcp
 from mesh.message import PeerInfo, Untrusted
+from mesh.names import is_name, is_node_name
 from mesh.sockets.control import Card, ControlMessage, Introduction, Offer
 
 _encoder = msgspec.msgpack.Encoder()
@@ -159,9 +161,40 @@ def host_of(endpoint: str) -> str:
 
 def reachable(endpoints: Iterable[str], *, ipc: bool) -> tuple[str, ...]:
     """Those that can be dialled, without repeats; sockets of this machine only with `ipc`."""
-    schemes = ("tcp://", "ipc://") if ipc else ("tcp://",)
-    fitting = dict.fromkeys(e for e in endpoints if e.startswith(schemes))
-    return tuple(fitting)[: limits.ENDPOINTS_MAX]
+    fits = is_endpoint if ipc else parse_tcp
+    return tuple(dict.fromkeys(e for e in endpoints if fits(e)))[: limits.ENDPOINTS_MAX]
+
+
+def is_sound_card(card: Card) -> bool:
+    """Whether a node may say that of itself: a name for people, and addresses of its own."""
+    return (
+        is_node_name(card.name)
+        and all(_is_own_socket(e, card.id) or parse_tcp(e) for e in card.endpoints)
+        and all(_is_bound(e, card.id) for e in card.topics)
+    )
+
+
+def is_sound_offer(offer: Offer, node_id: str) -> bool:
+    """Whether the node of that id may offer that."""
+    return (
+        is_name(offer.channel)
+        and offer.prefetch <= limits.PREFETCH_MAX
+        and all(_is_bound(e, node_id) for e in offer.endpoints)
+    )
+
+
+def _is_bound(endpoint: str, node_id: str) -> bool:
+    """Whether data links may be told to go there. With tcp a peer says no host: it is reached where
+    its control link is."""
+    any_host = "tcp://*:"
+    if endpoint.startswith(any_host):
+        return parse_tcp(endpoint.replace(any_host, "tcp://127.0.0.1:", 1)) is not None
+    return _is_own_socket(endpoint, node_id)
+
+
+def _is_own_socket(endpoint: str, node_id: str) -> bool:
+    """All sockets of a node bear its id: nobody is sent to those of another program."""
+    return is_socket(endpoint) and endpoint.rpartition("/")[2].startswith(f"{node_id}.")
 
 
 T = TypeVar("T")

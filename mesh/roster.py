@@ -6,14 +6,12 @@ appended to one list of effects, in order. No I/O, no clock, no discovery.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from mesh import limits
 from mesh.deadlines import Deadlines
 from mesh.links import KnownLink
-from mesh.names import is_name
 from mesh.peering import (
     Acknowledged,
     Effect,
@@ -25,6 +23,8 @@ from mesh.peering import (
     Send,
     address_of,
     in_messages,
+    is_sound_card,
+    is_sound_offer,
 )
 from mesh.sockets.control import (
     Card,
@@ -37,9 +37,6 @@ from mesh.sockets.control import (
     Ping,
     Pong,
 )
-
-_OFFERED = re.compile(r"ipc:///.+|tcp://\*:[1-9][0-9]{0,4}", re.ASCII)
-"""Where a channel may be offered. With tcp a peer says no host: it is reached where it is."""
 
 
 class Roster:
@@ -120,6 +117,9 @@ class Roster:
         return True
 
     def _moved(self, peer: Peer, card: Card) -> None:
+        if not is_sound_card(card):
+            self._dropped["card"] += 1
+            return
         peer.card = card
         if peer.dialled or peer.address in card.endpoints:
             return  # an address that is lost takes the link with it
@@ -136,7 +136,7 @@ class Roster:
     def _offered(self, peer: Peer, add: tuple[Offer, ...], drop: tuple[int, ...]) -> None:
         added = {}
         for offer in add:
-            if not _is_sound(offer):
+            if not is_sound_offer(offer, peer.id):
                 self._dropped["offer"] += 1
             elif offer.key in peer.offers:
                 self._dropped["offer repeated"] += 1
@@ -191,11 +191,3 @@ class Roster:
         for part in in_messages(p.introduction() for p in others):
             if part:
                 self._effects.append(Send(peer.link, Peers(part)))
-
-
-def _is_sound(offer: Offer) -> bool:
-    return (
-        is_name(offer.channel)
-        and offer.prefetch <= limits.PREFETCH_MAX
-        and all(_OFFERED.fullmatch(endpoint) for endpoint in offer.endpoints)
-    )

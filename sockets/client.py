@@ -15,6 +15,7 @@ for is dropped and counted. One that cannot be decoded fails its call with a `Re
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -37,10 +38,14 @@ from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, Slot, has_input, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
-from mesh.sockets.transport import Socket, scheme_of
+from mesh.sockets.transport import Socket, Transport, scheme_of
+
+logger = logging.getLogger(__name__)
 
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before the deadline is looked at again."""
+_ANSWERS_LEFT_MAX = limits.OUTSTANDING_MAX
+"""Of a server that is gone: no more than that can have been asked for."""
 _PLACED_AT_ONCE = 256
 """Of many that wait for room only so many are looked at: mostly none of them gets any."""
 _LINGER_MS = 200
@@ -53,12 +58,19 @@ class _Connection:
 
     __slots__ = ("compressed", "endpoint", "socket", "watch")
 
-    def __init__(self, socket: Socket, endpoint: str) -> None:
-        self.socket = socket
+    def __init__(self, transport: Transport, endpoint: str) -> None:
+        """Raises `zmq.ZMQError`; nothing is left then."""
+        scheme = scheme_of(endpoint)
         self.endpoint = endpoint
-        self.compressed = scheme_of(endpoint) == "tcp"
+        self.compressed = scheme == "tcp"
         """Whether what it is sent is worth compressing."""
-        self.watch = Watch(socket)
+        self.socket = transport.connecting(zmq.DEALER, scheme)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.socket.close, linger=0)
+            self.watch = Watch(self.socket)
+            undo.callback(self.watch.close)
+            self.socket.connect(endpoint)
+            undo.pop_all()
 
 
 class Requests:
@@ -210,9 +222,8 @@ class Requests:
 
     def _cancel(self, call: Call, server: ServerAccount[Call]) -> None:
         parts = _CANCEL.parts(self._wire, Kind.CANCEL, sender=self._home.node_id, seq=call.seq)
-        send_parts(
-            self._connections[server].socket, parts
-        )  # no room: then the server finds out by itself
+        # No room: then the server finds out by itself.
+        send_parts(self._connections[server].socket, parts)
 
     def result(self, call: Call) -> Any:
         """What the server returned. Raises what it answered instead."""
@@ -254,9 +265,14 @@ class Requests:
                 self._connect(peer, offer.key, endpoint)
 
     def _connect(self, peer: int, key: int, endpoint: str) -> None:
-        socket = self._home.transport.connect(zmq.DEALER, endpoint)
-        connection = _Connection(socket, endpoint)
-        self.link.add(socket)
+        try:
+            connection = _Connection(self._home.transport, endpoint)
+        except zmq.ZMQError as error:
+            self.counters.dropped["offer out of reach"] += 1
+            text = "%s: no way to server %s at %s: %s"
+            logger.warning(text, self.link.what, node_text(peer), endpoint, error)
+            return
+        self.link.add(connection.socket)
         self._connections[self.table.join(peer, key)] = connection
         self.link.wake_all()  # the first to look has all that wait placed
 
@@ -267,11 +283,14 @@ class Requests:
             if server is None:
                 return
             self._disconnect(server, f"is gone ({reason})")
-            self._read()  # which places those that go to another
+            self._read()  # and place those that go to another
 
     def _disconnect(self, server: ServerAccount[Call], what: str) -> None:
-        self._read()
         connection = self._connections.pop(server)
+        for _ in range(_ANSWERS_LEFT_MAX // _FRAMES_PER_ATTEMPT):
+            if not has_input(connection.socket):
+                break
+            self._read_from(server, connection.socket, None)
         connection.watch.close()
         self.link.discard(connection.socket)
         text = (
@@ -285,13 +304,13 @@ class Requests:
         """Take notice of answers that nobody waits for any more, of room, and of connections that
         were lost though the peer is there: what was under way on them will not be answered."""
         with self.link:
-            self._read()
             for server, connection in list(self._connections.items()):
                 lost, _ = connection.watch.look()
                 if lost:
                     self.counters.dropped["connection lost"] += 1
                     self._disconnect(server, "lost its connection")
                     self._connect(server.peer, server.key, connection.endpoint)
+            self._read()
 
     def close(self, linger_ms: int) -> None:
         """Whoever waits gets `Closed`; servers are told to forget what they have not started."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import lz4.frame
@@ -19,7 +19,7 @@ import msgpack
 from mesh import limits
 from mesh.errors import NotSerializable
 from mesh.message import EMPTY
-from mesh.sockets.frame import Codec, Flag, Frame, Malformed
+from mesh.sockets.frame import Codec, Flag, Frame, Kind, Malformed
 
 _SCALARS: Final = frozenset(
     {str, bytes, int, float, bool, type(None), bytearray, memoryview, datetime.datetime}
@@ -87,7 +87,12 @@ def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[
         return (frame.detached,), (read_headers(unpack(body)),)
     if frame.codec != Codec.MSGPACK:
         raise Malformed("malformed")
-    items = unpack(body)
+    arrays = 2 if frame.kind == Kind.LAST else 1  # around each payload
+    items = unpack(
+        body,
+        depth_max=limits.DEPTH_MAX + arrays,
+        containers_max=limits.CONTAINERS_MAX + arrays + frame.count,
+    )
     expected = frame.count * 2 if has_headers else frame.count
     if type(items) is not list or len(items) != expected:
         raise Malformed("malformed")
@@ -96,9 +101,16 @@ def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[
     return items[0::2], [read_headers(flat) for flat in items[1::2]]
 
 
-def unpack(body: bytes) -> Any:
+def unpack(
+    body: bytes,
+    *,
+    depth_max: int = limits.DEPTH_MAX,
+    containers_max: int = limits.CONTAINERS_MAX,
+) -> Any:
     """The one value in `body`. Raises `Malformed`: for trailing bytes, too deep nesting, claims of
     more items than allowed, and whatever else is wrong with it."""
+    # Each takes a byte or more, so that a body of fewer bytes need not be counted.
+    counted = None if len(body) <= containers_max else _at_most(containers_max)
     try:
         value = msgpack.unpackb(
             body,
@@ -106,10 +118,12 @@ def unpack(body: bytes) -> Any:
             timestamp=3,
             max_array_len=limits.ARRAY_ITEMS_MAX,
             max_map_len=limits.MAP_ITEMS_MAX,
+            list_hook=counted,
+            object_hook=counted,
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise Malformed("malformed") from error
-    if type(value) not in _SCALARS and _fault(value) is not None:
+    if type(value) not in _SCALARS and _fault(value, depth_max, containers_max) is not None:
         raise Malformed("malformed")
     return value
 
@@ -143,20 +157,36 @@ def decompress(body: bytes, bytes_max: int) -> bytes:
     return out
 
 
+def _at_most(containers_max: int) -> Callable[[Any], Any]:
+    """A hook for each list and map as it is decoded, which stops at one too many."""
+    left = containers_max
+
+    def count(container: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Malformed("malformed")
+        return container
+
+    return count
+
+
 def _check_outgoing(value: Any) -> None:
-    fault = _fault(value)
+    fault = _fault(value, limits.DEPTH_MAX, limits.CONTAINERS_MAX)
     if fault is not None:
         raise NotSerializable(f"the payload {fault}")
 
 
-def _fault(root: Any) -> str | None:
+def _fault(root: Any, depth_max: int, containers_max: int) -> str | None:
     """What makes a container one that no peer would take, or None. A loop over levels, not a
     recursion: a hostile value is as deep as it likes."""
     level = [root]
-    for _depth in range(limits.DEPTH_MAX + 1):
+    containers = 0
+    for _depth in range(depth_max):
         inner: list[Any] = []
         for value in level:
             if isinstance(value, dict):
+                containers += 1
                 if len(value) > limits.MAP_ITEMS_MAX:
                     return _too_long("map", len(value), limits.MAP_ITEMS_MAX)
                 for key in value:
@@ -164,13 +194,18 @@ def _fault(root: Any) -> str | None:
                         return f"has a map key of type {type(key).__name__}"
                 inner += [item for item in value.values() if type(item) not in _SCALARS]
             elif isinstance(value, list | tuple):
+                containers += 1
                 if len(value) > limits.ARRAY_ITEMS_MAX:
                     return _too_long("list", len(value), limits.ARRAY_ITEMS_MAX)
                 inner += [item for item in value if type(item) not in _SCALARS]
+        if containers > containers_max:
+            return f"has over {containers_max:,} lists and maps"
         if not inner:
             return None
         level = inner
-    return f"is nested deeper than {limits.DEPTH_MAX} levels"
+    if not any(isinstance(value, dict | list | tuple) for value in level):
+        return None
+    return f"is nested deeper than {depth_max} levels"
 
 
 def _too_long(what: str, items: int, items_max: int) -> str:

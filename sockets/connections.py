@@ -13,35 +13,53 @@ from __future__ import annotations
 
 import os
 import socket as kernel
+import struct
+from dataclasses import dataclass
 from typing import Final
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from mesh.sockets.transport import Socket
 
-_RETRIES: Final = zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED
+_EVENT: Final = struct.Struct("=H")
+"""The number of an event, zmq_socket_monitor(3); pyzmq's own parser imports asyncio."""
+_EVENTS: Final = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECT_RETRIED
+)
 
 
+@dataclass(frozen=True, slots=True)
 class Accepted:
-    """The connection that a message came by, to a bound socket."""
+    """A connection to a bound socket. Equal to another that is the same one."""
 
-    __slots__ = ("_fd", "_inode")
+    fd: int
+    inode: int
+    """Tells the connection from another that got its descriptor since; 0: it had ended already."""
 
-    def __init__(self, message: zmq.Frame) -> None:
-        self._fd = int(message.get(zmq.SRCFD))
-        self._inode = _inode(self._fd)
-        """Tells the connection from another that got its descriptor since."""
+    @classmethod
+    def of(cls, message: zmq.Frame) -> Accepted:
+        """The one that `message` came by."""
+        fd = int(message.get(zmq.SRCFD))
+        return cls(fd, _inode(fd))
+
+    @property
+    def ended(self) -> bool:
+        return not self.inode or _inode(self.fd) != self.inode
 
     def cut(self) -> bool:
         """End it, as the other side's death would; False if it has ended."""
         try:
-            copy = os.dup(self._fd)
+            copy = os.dup(self.fd)
         except OSError:
             return False
+        if not self.inode or _inode(copy) != self.inode:
+            os.close(copy)
+            return False
         with kernel.socket(fileno=copy) as connection:
-            if not self._inode or _inode(copy) != self._inode:
-                return False
             try:
                 connection.shutdown(kernel.SHUT_RDWR)
             except OSError:
@@ -54,22 +72,28 @@ class Watch:
 
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
-        self._monitor: Socket = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _RETRIES)
+        self._monitor: Socket = socket.get_monitor_socket(_EVENTS)
         self._silent: dict[str, int] = {}
+        self._up: set[str] = set()
 
     def look(self) -> tuple[bool, list[str]]:
         """To be called now and then: whether any connection was lost since the last time, and the
-        endpoints of those that were lost before that and that libzmq does not dial again."""
+        endpoints of those that were lost before that and that libzmq does not dial again. A peer
+        that is held up may miss the handshake: that was no connection yet, and lost nothing."""
         lost = False
         given_up = []
         for endpoint, looks in list(self._silent.items()):
             self._silent[endpoint] = looks + 1
         while self._monitor.poll(0):
-            event = parse_monitor_message(self._monitor.recv_multipart())
-            endpoint = event["endpoint"].decode(errors="replace")
-            if event["event"] == zmq.EVENT_DISCONNECTED:
-                lost = True
+            what, where = self._monitor.recv_multipart()
+            (event,) = _EVENT.unpack_from(what)
+            endpoint = where.decode(errors="replace")
+            if event == zmq.EVENT_DISCONNECTED:
+                lost = lost or endpoint in self._up
+                self._up.discard(endpoint)
                 self._silent[endpoint] = 0
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up.add(endpoint)
             else:
                 self._silent.pop(endpoint, None)
         for endpoint, looks in self._silent.items():

@@ -15,9 +15,6 @@ from typing import Final
 import zmq
 from zmq.utils import z85
 
-from mesh.errors import InvalidOption
-
-SECRET_CHARACTERS_MIN: Final = 16
 ZAP_DOMAIN: Final = b"mesh"
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 
@@ -37,12 +34,7 @@ class Keys:
 @functools.lru_cache(maxsize=8)
 def derive_keys(realm: str, secret: str) -> Keys:
     """Keys from realm and secret by scrypt (RFC 7914; n=2¹⁴, r=8, p=1: about 50 ms and 16 MiB, the
-    interactive parameters of its section 2). Raises `InvalidOption` for a short secret."""
-    if not isinstance(secret, str) or len(secret) < SECRET_CHARACTERS_MIN:
-        raise InvalidOption(
-            f"a secret has {SECRET_CHARACTERS_MIN} characters or more, not {len(secret)}; "
-            "`mesh secret` makes a good one"
-        )
+    interactive parameters of its section 2)."""
     salt = b"mesh realm 1\0" + realm.encode()
     key = hashlib.scrypt(secret.encode(), salt=salt, n=1 << 14, r=8, p=1, dklen=32)
     private = z85.encode(hmac.digest(key, b"mesh curve private key 1", "sha256"))

@@ -303,11 +303,14 @@ class Link:
         with self.lock:
             if self._closed is not None:
                 return  # also in a forked child, where the sockets are the parent's
-            first()
-            self._closed = Closed(f"{self.what} is closed")
-            for socket in list(self._sockets):
-                self.discard(socket, linger_ms)
-            self.wake_all()
+            try:
+                first()
+            finally:
+                self._closed = Closed(f"{self.what} is closed")
+                for socket in list(self._sockets):
+                    self.discard(socket, linger_ms)
+                self.wake_all()
+                self.loops.clear()  # they refer to this link
 
     def abandon(self) -> None:
         """In a forked child: the sockets belong to the parent, and nothing may touch them here."""

@@ -65,15 +65,19 @@ class LoopWaiter:
         future: asyncio.Future[T] = self._loop.create_future()
         if not self._calls:
             self._watch()
-        self._calls[future] = _Call(attempt, retry_s)
+        self._calls[future] = call = _Call(attempt, retry_s)
         if slot is not None:
             slot.waiter = self
         expiry = None
         if timeout is not None:
             error = Timeout(f"no {what} within {timeout:g} s")
             expiry = self._loop.call_later(timeout, _expire, future, error)
-        self._look()  # what came since the first attempt
+        if retry_s is not None and self._retry is None:
+            self._retry = self._loop.call_later(retry_s, self._look_again)
         try:
+            # What came since the first attempt. For this call alone: with all of them n calls that
+            # begin one after another would cost n² attempts.
+            self._link.run(lambda: self._try(future, call))
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:

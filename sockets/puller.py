@@ -14,6 +14,7 @@ more is read before that is taken.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from asyncio import Task
 
     Caller = threading.Thread | Task[Any]
+
+logger = logging.getLogger(__name__)
 
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: none of them may hold a task."""
@@ -217,7 +220,12 @@ class Intake:
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
             self._close_credit(peer)
-            socket = self._home.transport.connect(zmq.PUSH, endpoint)
+            try:
+                socket = self._home.transport.connect(zmq.PUSH, endpoint)
+            except zmq.ZMQError as error:
+                self.counters.dropped["offer out of reach"] += 1
+                logger.warning("%s: no way to pusher %s: %s", self.link.what, offer, error)
+                return
             self._sockets[peer] = (offer.key, socket)
             for account in self._pushers.of(peer):
                 self._tell(account)

@@ -12,6 +12,7 @@ comes in at one PULL socket, the only one that is waited on.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
 from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
+
+logger = logging.getLogger(__name__)
 
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before the deadline is looked at again."""
@@ -131,7 +134,12 @@ class Dispatch:
             if self.ledger.knows(peer, offer.key):
                 return  # a peer may say a thing twice
             prefetch = max(1, offer.prefetch)
-            socket = self._home.transport.connect(zmq.PUSH, endpoint, hwm=prefetch + _MARKS)
+            try:
+                socket = self._home.transport.connect(zmq.PUSH, endpoint, hwm=prefetch + _MARKS)
+            except zmq.ZMQError as error:
+                self.counters.dropped["offer out of reach"] += 1
+                logger.warning("%s: no way to worker %s: %s", self.link.what, offer, error)
+                return
             account = None
             while account is None:
                 account = self.ledger.join(secrets.randbits(32), peer, offer.key, prefetch)
@@ -214,7 +222,8 @@ class Pusher(Sending):
 
     def on_loss(self, hook: Callable[[TasksLost], object]) -> None:
         """Have `hook` called with each `TasksLost` of this node's pushers of the queue, in the
-        node's hook thread, for as long as this handle is open."""
+        node's hook thread, for as long as this handle is open. Raises `Closed`."""
+        self._check_open()
         self._core.loss_hooks[self._key] = hook
 
     def send(

@@ -69,8 +69,12 @@ class Server:
         self._wire = wire_name(channel)
         self._backlog: Backlog[tuple[Socket, bytes]] = Backlog(options.concurrency, options.backlog)
         self.link = Link(f"service {channel!r}", self._backlog.can_start)
-        self._closing_at: float | None = None
+        self.on_end: Callable[[], object] = _nothing
+        """To be called once when the service ends, under the lock: it may end by itself, with the
+        event loop of its handler."""
+        self._closing = False
         self._ended = threading.Event()
+        self._timer: threading.Timer | None = None
         self._bound: list[Bound] = home.transport.bind(
             zmq.ROUTER, "serve", hwm=limits.OUTSTANDING_MAX
         )
@@ -87,7 +91,7 @@ class Server:
     @property
     def closing(self) -> bool:
         """Whether no more requests are taken."""
-        return self._closing_at is not None
+        return self._closing
 
     @property
     def running(self) -> int:
@@ -103,8 +107,6 @@ class Server:
 
     def take(self) -> Request | None:
         """The next request to run, now counted as running; None after reading all there is."""
-        if self._closing_at is not None:
-            raise Closed(f"service {self.channel!r} is closed")
         self._read()
         request, expired = self._backlog.start(time.monotonic())
         for each in expired:
@@ -149,6 +151,9 @@ class Server:
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
         now = time.monotonic()
         request = Request(caller, frame, now)
+        if self._closing:
+            self._turn_away(request, failure.BUSY)
+            return
         match self._backlog.arrive(request, now):
             case Verdict.BUSY:
                 self._turn_away(request, failure.BUSY)
@@ -226,7 +231,7 @@ class Server:
         """True if nothing else runs, and the server is to end with that."""
         self._backlog.done()
         self._send(request, answer)
-        return self._closing_at is not None and not self._backlog.running
+        return self._closing and not self._backlog.running
 
     # -- The rest of a core ------------------------------------------------------------------
 
@@ -238,26 +243,30 @@ class Server:
 
     def tick(self) -> None:
         """Those whose time is over give their places in the backlog to others."""
+        if self._runner.over():
+            self.close(0)
+            return
         with self.link:
             self._home.transport.follow(self._bound)
             for request in self._backlog.expire(time.monotonic()):
                 self._turn_away(request, failure.EXPIRED)
 
     def close(self, linger_ms: int) -> None:
-        """Take no more requests. Handlers that run may answer for `linger_ms`; what waits for one
-        was not started, and its callers are told so. Called again with 0 it ends at once."""
+        """Start no more requests. Handlers that run may answer for `linger_ms`; what waits for one,
+        or comes until then, was not started, and its callers are told so. Called again with 0 it
+        ends at once. Does not block."""
         with self.link.lock:
-            if self.link.closed or (self._closing_at is not None and linger_ms):
+            if self.link.closed or (self._closing and linger_ms):
                 return
-            self._closing_at = time.monotonic() + linger_ms / 1000
+            self._closing = True
+            self._read()
             for request in self._backlog.clear():
                 self._turn_away(request, failure.BUSY)
             running = self._backlog.running
-            self.link.wake_all()
         if not running or not linger_ms:
             self._end()
             return
-        timer = threading.Timer(linger_ms / 1000, self._end)
+        timer = self._timer = threading.Timer(linger_ms / 1000, self._end)
         timer.name, timer.daemon = f"mesh close {self.channel}", True
         timer.start()
 
@@ -266,7 +275,9 @@ class Server:
         return self._ended.wait(timeout)
 
     def _end(self) -> None:
-        self.link.close(_LINGER_MS)
+        self.link.close(_LINGER_MS, first=self.on_end)
+        if self._timer is not None:
+            self._timer.cancel()
         self._home.transport.release(self._bound)
         self._ended.set()
 
@@ -276,6 +287,9 @@ class Runner(Protocol):
 
     def start(self) -> None:
         """Begin to read."""
+
+    def over(self) -> bool:
+        """Whether it can read no more, though nobody closed the service."""
 
 
 class _Threads:
@@ -294,6 +308,9 @@ class _Threads:
             self._threads += 1
         name = f"mesh service {self._server.channel}"
         threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def over(self) -> bool:
+        return False
 
     def _work(self) -> None:
         server = self._server
@@ -318,6 +335,10 @@ class _Threads:
             logger.exception("service %r has no thread to read with", self._server.channel)
             with self._server.link.lock:
                 self._threads -= 1
+
+
+def _nothing() -> None:
+    """Nobody has to be told."""
 
 
 def _runner(server: Server, concurrency: int) -> Runner:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LAST_ANSWERS_MS = 1000
+"""How long handlers may take to notice that their event loop ends."""
+
 
 def loop_runner(server: Server) -> LoopTasks | OwnLoop:
     """The runner in the loop that is running here, or in a new one."""
@@ -57,7 +60,7 @@ class LoopTasks:
             answer = server.result(await server.handler(server.payload(request)))
         except BaseException as error:
             server.finish(request, server.failed(error))
-            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+            if isinstance(error, asyncio.CancelledError) or _is_ctrl_c(error):
                 raise  # meant for the loop; anything else is the handler's
         else:
             server.finish(request, answer)
@@ -65,9 +68,13 @@ class LoopTasks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task is self._reader and not self._server.closing:
-            # Cancelled before it could hand the reading on, perhaps before it began.
+            # Cancelled before it could hand the reading on, perhaps before it began. The handlers
+            # that run are cancelled with it, and their callers are told so.
             logger.warning("service %r ends with its event loop", self._server.channel)
-            self._server.close(0)
+            self._server.close(_LAST_ANSWERS_MS)
+
+    def over(self) -> bool:
+        return self._loop.is_closed()
 
     async def until_closed(self) -> None:
         """For a loop that has nothing else to do."""
@@ -85,6 +92,9 @@ class OwnLoop:
         name = f"mesh service {self._server.channel}"
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
+    def over(self) -> bool:
+        return False
+
     def _work(self) -> None:
         asyncio.run(self._main())
 
@@ -92,3 +102,9 @@ class OwnLoop:
         tasks = LoopTasks(self._server, asyncio.get_running_loop())
         tasks.start()
         await tasks.until_closed()
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Only the main thread is interrupted; elsewhere it was the handler that raised it."""
+    here = threading.current_thread()
+    return isinstance(error, KeyboardInterrupt) and here is threading.main_thread()

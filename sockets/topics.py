@@ -60,15 +60,16 @@ class Reader:
 
     pattern: str
     socket: Socket
-    connection: Accepted
-    connections: int = 0
-    """A new connection may subscribe before the end of its old one is noticed."""
+    connections: dict[Accepted, None] = field(default_factory=dict)
+    """The oldest first: a new one may subscribe before the end of the old one is noticed."""
     peer: int = 0
     """Its node, once that said that the mark has arrived; 0 before."""
     answer: Iterator[bytes] = field(default_factory=lambda: iter(()))
     """What it is still to be sent in answer to its subscription."""
     unsent: bytes | None = None
     """The next of that, for which there was no room."""
+    asks_again: bool = False
+    """Whether it asked for its mark while it was being answered."""
 
 
 class Topics:
@@ -138,8 +139,7 @@ class Topics:
         self.read_subscriptions()
         if not self._pay(topic):
             return None
-        seq, now = topic.seq + 1, time.time_ns()
-        taken = False
+        seq, now, taken = topic.seq + 1, time.time_ns(), False
         for bound in self._bound:
             parts = message.parts(
                 topic.wire,
@@ -150,6 +150,9 @@ class Topics:
                 flags=self._flags,
                 compressed=bound.scheme == "tcp",
             )
+            # Before it is sent: a KeyboardInterrupt between the two then shows as a gap; a number
+            # given twice would make a repeat of the next message.
+            topic.seq = seq
             if send_parts(bound.socket, parts):
                 taken = True
             elif not self.waits:
@@ -159,8 +162,8 @@ class Topics:
                 topic.owed.append((bound.socket, parts))
             else:
                 has_input(bound.socket)  # or the descriptor stays readable: a busy loop
+                topic.seq = seq - 1
                 return None
-        topic.seq = seq
         if last is not None:
             topic.last, topic.last_time_ns = last, now
         if not topic.dirty:
@@ -172,8 +175,8 @@ class Topics:
 
     def _send_dropping(self, socket: Socket, parts: list[bytes]) -> None:
         """To all who have room; the others will see the gap."""
-        socket.setsockopt(zmq.XPUB_NODROP, 0)
         try:
+            socket.setsockopt(zmq.XPUB_NODROP, 0)
             send_parts(socket, parts)
         finally:
             socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -196,54 +199,58 @@ class Topics:
 
     def read_subscriptions(self) -> None:
         """Take notice of who subscribed and who left, and answer the newcomers. Under the lock."""
-        changed = False
         for bound in self._bound:
             if not has_input(bound.socket):
                 continue
             while (message := _receive(bound.socket)) is not None:
-                changed = self._subscription(bound.socket, message) or changed
-        if changed:
-            self.link.wake_all()
+                self._subscription(bound.socket, message)
 
-    def _subscription(self, socket: Socket, frame: zmq.Frame) -> bool:
+    def _subscription(self, socket: Socket, frame: zmq.Frame) -> None:
         message = frame.bytes
         what, address = message[:1], message[1:]
         if address[:1] == QUESTION:
-            known = self._readers.get(address[1:])
-            # Who is being answered is told at the end of that.
-            if what == b"\1" and known is not None and address[1:] not in self._unanswered:
-                self._answer(address[1:], known, self._marks(address[1:], known))
-            return False
+            if what == b"\1" and (known := self._readers.get(address[1:])) is not None:
+                self._asked(address[1:], known)
+            return
         if what == b"\0":
-            return self._unsubscribed(address)
+            self._unsubscribed(address)
+            return
         if what != b"\1" or len(message) > limits.SUBSCRIPTION_BYTES_MAX:
             self.counters.dropped["malformed"] += 1
-            return False
+            return
         pattern = pattern_of(address)
         if pattern is None:
-            return False  # a plain subscription: ZeroMQ itself filters by it
+            return  # a plain subscription: ZeroMQ itself filters by it
         if not is_pattern(pattern):
             self.counters.dropped["malformed"] += 1
-            return False
+            return
         if len(self._readers) >= limits.READERS_MAX and address not in self._readers:
             self.counters.dropped["too many subscribers"] += 1
-            return False
-        connection = Accepted(frame)
-        reader = self._readers.setdefault(address, Reader(pattern, socket, connection))
-        reader.connections += 1
-        reader.socket, reader.connection = socket, connection
+            return
+        reader = self._readers.setdefault(address, Reader(pattern, socket))
+        reader.socket = socket
+        reader.connections[Accepted.of(frame)] = None
         self._answer(address, reader, self._lasts_and_marks(address, reader))
-        return True
 
-    def _unsubscribed(self, address: bytes) -> bool:
+    def _unsubscribed(self, address: bytes) -> None:
+        """One of its connections ended: which one, libzmq does not say."""
         reader = self._readers.get(address)
         if reader is None:
-            return False
-        reader.connections -= 1
+            return
+        ended = [connection for connection in reader.connections if connection.ended]
+        del reader.connections[(ended or list(reader.connections))[0]]
         if not reader.connections:
-            del self._readers[address]
-            self._unanswered.pop(address, None)
-        return True
+            self._forget(address)
+
+    def _forget(self, address: bytes) -> None:
+        del self._readers[address]
+        self._unanswered.pop(address, None)
+
+    def _asked(self, address: bytes, reader: Reader) -> None:
+        if address in self._unanswered:
+            reader.asks_again = True  # what it is still to be sent may be out of date by then
+        else:
+            self._answer(address, reader, self._marks(address, reader))
 
     def _answer(self, address: bytes, reader: Reader, answer: Iterator[bytes]) -> None:
         reader.answer, reader.unsent = answer, next(answer, None)
@@ -256,6 +263,10 @@ class Topics:
                 self._unanswered[address] = reader
                 return
             reader.unsent = next(reader.answer, None)
+            if reader.unsent is None and reader.asks_again:
+                reader.asks_again = False
+                reader.answer = self._marks(address, reader)
+                reader.unsent = next(reader.answer)
         self._unanswered.pop(address, None)
 
     def _lasts_and_marks(self, address: bytes, reader: Reader) -> Iterator[bytes]:
@@ -298,11 +309,12 @@ class Topics:
         """That node is gone, though its connections may look alive: its host fell silent, or a
         child holds what its dead parent had. It is waited for no more."""
         with self.link:
+            self.read_subscriptions()
             for address, reader in list(self._readers.items()):
                 if reader.peer == peer:
-                    reader.connection.cut()
-                    del self._readers[address]
-                    self._unanswered.pop(address, None)
+                    for connection in reader.connections:
+                        connection.cut()
+                    self._forget(address)
             self.link.wake_all()
 
     def subscribers(self, topic: Topic) -> int:

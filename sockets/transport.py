@@ -204,7 +204,8 @@ class Transport:
             except zmq.ZMQError as error:
                 bound.socket.close(linger=0)
                 if port or last_try or error.errno != zmq.EADDRINUSE:
-                    raise
+                    text = f"tcp port {port or '*'} cannot be had on {host}: {error}"
+                    raise OSError(error.errno, text) from error
             else:
                 return bound
         raise AssertionError("the last try either returns or raises")

@@ -12,7 +12,12 @@ from functools import cache
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.support.homes", "tests.support.processes", "tests.support.hosts"]
+pytest_plugins = [
+    "tests.support.homes",
+    "tests.support.processes",
+    "tests.support.hosts",
+    "tests.support.queues",
+]
 
 # No deadline: a slow machine is no defect. In CI every run draws the same examples, so that a red
 # run is the change's doing and can be had again.

@@ -163,13 +163,14 @@ def test_nothing_imports_a_folder_by_its_second_name() -> None:
 def test_import_mesh_stays_light() -> None:
     """Each of these costs more than the rest together, and many programs never use it."""
     heavy = {"asyncio", "click", "rich", "zeroconf"}
-    script = "import json, sys, mesh; print(json.dumps(sorted(sys.modules)))"
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    loaded = set(json.loads(run.stdout))
-    assert "mesh" in loaded
-    assert loaded & heavy == set()
+    for statement in ("import mesh", "from mesh import Node"):
+        script = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
+        run = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        loaded = set(json.loads(run.stdout))
+        assert "mesh" in loaded
+        assert loaded & heavy == set(), statement
 
 
 def undocumented(name: str, thing: object) -> Iterator[str]:

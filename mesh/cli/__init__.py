@@ -17,7 +17,13 @@ def commands() -> None:
 
 
 @commands.command()
-@click.option("--seconds", default=8.0, show_default=True, help="How long the sensors run.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=8.0,
+    show_default=True,
+    help="How long the sensors run.",
+)
 def demo(seconds: float) -> None:
     """Run several processes that find each other over mDNS, and check what they exchange.
 

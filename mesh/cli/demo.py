@@ -26,6 +26,7 @@ import click
 
 from mesh.cli.demo_parts import READINGS, make_node
 from mesh.errors import MeshError
+from mesh.limits import PREFETCH
 from mesh.message import PeerEvent, TasksLost
 from mesh.node import Node
 
@@ -147,6 +148,7 @@ class Hashing(threading.Thread):
         self.digests: dict[str, str] = {}
         self.by_worker: dict[str, int] = {}
         self.sent = 0
+        self.answered = 0
         self.noticed_s: float | None = None
         self._node = node
         self._watcher = watcher
@@ -176,6 +178,7 @@ class Hashing(threading.Thread):
     def _collect(self, results: Any) -> None:
         for result in results:
             found = result.payload
+            self.answered += 1
             if found["file"] not in self.digests:
                 self.digests[found["file"]] = found["sha256"]
                 worker = found["worker"]
@@ -255,9 +258,10 @@ def _summary(
             f" ({', '.join(f'{k} {v}' for k, v in sorted(hashing.by_worker.items()))})",
         ),
         (
-            hashing.sent >= len(direct),
-            f"tasks sent: {hashing.sent}, of them {hashing.sent - len(direct)} again; "
-            f"{watcher.tasks_lost} were in the killed worker's hands",
+            hashing.sent - hashing.answered <= PREFETCH and watcher.tasks_lost <= PREFETCH,
+            f"tasks sent: {hashing.sent}, of them {hashing.sent - len(direct)} again; answered: "
+            f"{hashing.answered}; in the killed worker's hands: {watcher.tasks_lost} of at most "
+            f"{PREFETCH}",
         ),
         (
             noticed is not None,

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +48,24 @@ def sensor(name: str) -> None:
 def aggregator(name: str) -> None:
     """Keep count, mean and last value of every reading; answer queries about them."""
     summary: dict[str, dict[str, Any]] = {}
+    lock = threading.Lock()
     with make_node(name) as node, node.subscriber("sensors/**") as subscriber:
 
         @node.service("aggregate")
         def aggregate(channel: str | None) -> Any:
-            if channel is not None:
-                return summary.get(channel)
-            return {"channels": summary, "lost": sum(subscriber.lost.values())}
+            with lock:
+                if channel is not None:
+                    return deepcopy(summary.get(channel))
+                return {"channels": deepcopy(summary), "lost": sum(subscriber.lost.values())}
 
         for message in subscriber:
-            entry = summary.setdefault(message.channel, {"count": 0, "means": {}, "last": {}})
-            entry["count"] += 1
-            entry["last"] = message.payload
-            for key, value in message.payload.items():
-                mean = entry["means"].get(key, 0.0)
-                entry["means"][key] = mean + (value - mean) / entry["count"]
+            with lock:
+                entry = summary.setdefault(message.channel, {"count": 0, "means": {}, "last": {}})
+                entry["count"] += 1
+                entry["last"] = message.payload
+                for key, value in message.payload.items():
+                    mean = entry["means"].get(key, 0.0)
+                    entry["means"][key] = mean + (value - mean) / entry["count"]
 
 
 def hasher(name: str) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -306,9 +307,10 @@ class Told:
         self.sightings: list[Sighting | None] = []
         self._more = asyncio.Event()
 
-    def put(self, sighting: Sighting | None) -> None:
+    def put(self, sighting: Sighting | None) -> bool:
         self.sightings.append(sighting)
         self._more.set()
+        return True
 
     async def wait_for(self, count: int) -> None:
         async with asyncio.timeout(WAIT_S):
@@ -374,17 +376,72 @@ def test_a_record_nobody_answers_for_is_given_up_and_only_so_many_are_asked_for(
     assert asyncio.run(scenario()) == (1, [None, None], 0)
 
 
+class Ear:
+    """Takes sightings while it has `room`."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.heard: list[Sighting] = []
+
+    def put(self, sighting: Sighting | None) -> bool:
+        assert sighting is not None
+        if not self.room:
+            return False
+        self.room -= 1
+        self.heard.append(sighting)
+        return True
+
+
 def test_a_flood_of_forged_records_does_not_hide_a_newcomer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "SIGHTINGS_MAX", 3)
-    told: list[Sighting | None] = []
-    listener = mdns._Listener("", told.append)
+    ear = Ear()
+    listener = mdns._Listener("", ear.put)
     flood = [secrets.token_hex(8) for _ in range(10)]
     for node_id in flood:
         listener._announced(node_id, record(node_id))
-    assert [s and s.announcement.id for s in told] == flood
+    assert [s.announcement.id for s in ear.heard] == flood
     assert list(listener._known) == flood[-3:]
+
+
+def test_what_was_refused_is_told_again() -> None:
+    ear, node_id = Ear(room=0), secrets.token_hex(8)
+    listener = mdns._Listener("", ear.put)
+    listener._announced(node_id, record(node_id))
+    assert ear.heard == []
+    ear.room = 5
+    listener._announced(node_id, record(node_id))
+    listener._announced(node_id, record(node_id))
+    assert [(s.announcement.id, s.present) for s in ear.heard] == [(node_id, True)]
+
+
+def test_a_goodbye_is_told_of_whom_a_flood_made_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was told of it still knows it, and dials it until it is withdrawn."""
+    monkeypatch.setattr(limits, "SIGHTINGS_MAX", 1)
+    ear = Ear()
+    listener = mdns._Listener("", ear.put)
+    first, second = secrets.token_hex(8), secrets.token_hex(8)
+    for node_id in (first, second):
+        listener._announced(node_id, record(node_id))
+    zc: Any = None
+    removed = zeroconf.ServiceStateChange.Removed
+    listener.on_change(zc, SERVICE_TYPE, f"{first}.{SERVICE_TYPE}", removed)
+    assert (ear.heard[-1].announcement.id, ear.heard[-1].present) == (first, False)
+
+
+def test_a_look_at_all_names_finds_who_went_unheard_and_who_came_unheard() -> None:
+    ear, own, gone, there, new = Ear(), *(secrets.token_hex(8) for _ in range(4))
+    listener = mdns._Listener(own, ear.put)
+    for node_id in (gone, there):
+        listener._announced(node_id, record(node_id))
+    looked_at = []
+    ear.heard.clear()
+    listener._ask = lambda node_id, *_: looked_at.append(node_id)  # type: ignore[method-assign]
+    zc: Any = SimpleNamespace(cache=zeroconf.DNSCache())  # type: ignore[attr-defined]
+    listener.on_names(zc, SERVICE_TYPE, {f"{i}.{SERVICE_TYPE}" for i in (own, there, new)})
+    assert [(s.announcement.id, s.present) for s in ear.heard] == [(gone, False)]
+    assert looked_at == [new]
 
 
 def test_a_network_that_fails_is_told_and_tried_again_when_it_changes(

@@ -56,6 +56,18 @@ def test_what_is_over_the_limit_is_refused(outbox: Outbox, monkeypatch: pytest.M
     assert outbox.put("c", sighting("c"))
 
 
+def test_a_withdrawal_finds_room_where_a_newcomer_does_not(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SIGHTINGS_MAX", 2)
+    for key in "ab":
+        assert outbox.put(key, sighting(key))
+    for key in "cd":
+        assert outbox.put(key, sighting(key, present=False))
+    assert not outbox.put("e", sighting("e", present=False))
+    assert len(outbox.take()) == 4
+
+
 def test_a_thread_that_comes_too_late_is_refused_and_harms_no_other_descriptor(
     outbox: Outbox,
 ) -> None:

@@ -23,6 +23,7 @@ GOOD = Announcement(
 def test_a_nodes_own_is_plausible() -> None:
     assert is_plausible(GOOD)
     assert is_plausible(msgspec.structs.replace(GOOD, tag="", endpoints=()))
+    assert is_plausible(msgspec.structs.replace(GOOD, endpoints=("ipc:///" + "x" * 106,)))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,8 @@ def test_a_nodes_own_is_plausible() -> None:
         {"endpoints": ("ipc://relative",)},
         {"endpoints": ("ipc://@abstract",)},
         {"endpoints": ("ipc:///with\0nul",)},
-        {"endpoints": ("ipc:///" + "x" * 255,)},
+        {"endpoints": ("ipc:///" + "x" * 107,)},
+        {"endpoints": ("ipc:///\x1b[2J",)},
         {"endpoints": ("inproc://inside",)},
         {"endpoints": ("tcp://host:1",)},
         {"endpoints": ("",)},

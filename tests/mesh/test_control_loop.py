@@ -35,7 +35,7 @@ from mesh.presence import Presence
 from mesh.sockets.control import Card, Offer, Ping
 from mesh.sockets.control_link import Heard
 from mesh.sockets.home import Counters
-from mesh.sockets.subscriber import Subscription
+from mesh.sockets.subscription import Subscription
 from tests.support.homes import Homes
 from tests.support.waiting import until
 

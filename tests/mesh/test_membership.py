@@ -266,6 +266,20 @@ def test_the_same_incarnation_comes_back_after_a_partition(network: Network) -> 
     assert set(b.offers[a.id]) == {2}
 
 
+@pytest.mark.parametrize("source", ["mdns", "local"])
+def test_a_cut_of_an_hour_heals_while_the_sources_still_see_both(
+    network: Network, source: str
+) -> None:
+    """They tell of changes only, so nothing is said when the cut ends."""
+    a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
+    met(network, a, b, source=source)
+    network.partition([ELSEWHERE])
+    network.run(3600)
+    assert a.log.down == [(b.id, "silent")]
+    network.heal()
+    network.run_until(lambda: are_peers(a, b), limits.REDIAL_S_MAX + limits.HANDSHAKE_S)
+
+
 def test_a_partition_shorter_than_the_patience_is_not_noticed(network: Network) -> None:
     a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
     met(network, a, b)
@@ -320,9 +334,12 @@ def test_a_connection_that_broke_is_made_again(network: Network) -> None:
     assert {reason for _, reason in a.log.down + b.log.down} == {"reset"}
 
 
-def test_redials_grow_apart_and_end_after_ten_minutes(network: Network) -> None:
+def test_redials_grow_apart_and_end_after_ten_minutes_if_no_source_sees_it(
+    network: Network,
+) -> None:
     a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
     met(network, a, b)
+    network.see(a, b, "mdns", present=False)
     b.crash()
     network.run_until(lambda: not a.peers, 5.0)
     start = network.now

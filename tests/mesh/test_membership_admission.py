@@ -19,6 +19,7 @@ from mesh.sockets.control import (
     Confirm,
     Introduction,
     Marked,
+    Moved,
     Offers,
     Peers,
     Ping,
@@ -202,11 +203,75 @@ def test_a_peer_that_changes_its_mind_is_down_for_the_reason_it_gave(
     assert a.log.down == [(raw.card.id, told)]
 
 
-def test_a_name_with_control_characters_is_not_let_in(network: Network) -> None:
+ELSEWHERES: dict[str, dict[str, object]] = {
+    "a name that a terminal obeys": {"name": "\x1b[2J"},
+    "a name that a terminal obeys as one character": {"name": "\x9b2J"},
+    "a name that reads otherwise": {"name": "cam\u202e1-are"},
+    "topics on another host": {"topics": ("tcp://10.0.0.66:22",)},
+    "topics at no port": {"topics": ("tcp://*:0",)},
+    "topics at no port of tcp": {"topics": ("tcp://*:65536",)},
+    "topics at a socket of another program": {"topics": ("ipc:///run/docker.sock",)},
+    "topics at a socket of another node": {"topics": ("ipc:///run/eeeeeeeeeeeeeeee.topics",)},
+    "topics at a path Linux has no room for": {"topics": (f"ipc:///{'x' * 150}/{'f' * 16}.t",)},
+    "itself by a name that DNS would be asked for": {"endpoints": ("tcp://host.example:1",)},
+    "itself at every address": {"endpoints": ("tcp://*:1",)},
+    "itself at a socket of another program": {"endpoints": ("ipc:///run/docker.sock",)},
+    "itself inside our process": {"endpoints": ("inproc://zeromq.zap.01",)},
+}
+
+
+@pytest.mark.parametrize("changed", ELSEWHERES.values(), ids=ELSEWHERES)
+def test_a_card_that_leads_elsewhere_makes_no_peer_whoever_dialled(
+    network: Network, changed: dict[str, object]
+) -> None:
     a = network.spawn("a")
-    raw = Raw(a, name="\x1b[2J")
+    raw = Raw(a)
+    good, raw.card = raw.card, msgspec.structs.replace(raw.card, **changed)
     assert raw.hello(raw.connect()) == []
     assert a.membership.dropped["card"] == 1
+    a.sighted(Sighting("mdns", Realm("default", None).announce(good), present=True))
+    network.run(0)
+    a.received(next(iter(a.dialled)), Welcome(raw.card, b"r" * 16), "")
+    assert not a.peers
+    assert a.membership.dropped["card"] == 2
+
+
+@pytest.mark.parametrize("changed", ELSEWHERES.values(), ids=ELSEWHERES)
+def test_nobody_moves_elsewhere(network: Network, changed: dict[str, object]) -> None:
+    a = network.spawn("a")
+    raw = Raw(a)
+    link = raw.join()
+    raw.say(link, Moved(msgspec.structs.replace(raw.card, **changed)))
+    assert a.membership.peers[raw.card.id].card == raw.card
+    assert a.membership.dropped["card"] == 1
+
+
+def test_the_sockets_of_a_node_bear_its_id(network: Network) -> None:
+    a = network.spawn("a")
+    raw = Raw(a)
+    sockets = tuple(f"ipc:///tmp/a b/{raw.card.id}.{label}" for label in ("control1", "topics2"))
+    raw.card = msgspec.structs.replace(raw.card, endpoints=sockets[:1], topics=sockets[1:])
+    raw.join()
+
+
+def test_an_introduction_leads_to_addresses_only(network: Network) -> None:
+    a = network.spawn("a")
+    raw = Raw(a)
+    link = raw.join()
+    where = ("tcp://host.example:22", "tcp://*:1", "tcp://10.0.0.9:70000", "tcp://10.0.0.9:7")
+    raw.say(link, Peers((Introduction("e" * 16, "e", where),)))
+    network.run(1)
+    assert a.log.dials == ["tcp://10.0.0.9:7"]
+
+
+def test_the_untrusted_are_listed_in_text_that_no_terminal_obeys(network: Network) -> None:
+    a = network.spawn("a")
+    raw = Raw(a, name="\x1b[2J\x9bK\u202e" + "x" * 300)
+    raw.card = msgspec.structs.replace(raw.card, endpoints=("tcp://\r\n\x07:1",))
+    raw.hello(raw.connect(), protocol=PROTOCOL + 1)
+    listed = a.membership.untrusted[raw.card.id]
+    assert listed.name == ("\\x1b[2J\\x9bK\\u202e" + "x" * 300)[:255]
+    assert listed.address == "tcp://\\r\\n\\x07:1"
 
 
 def test_a_proof_of_one_role_or_meeting_is_worth_nothing_in_another(network: Network) -> None:

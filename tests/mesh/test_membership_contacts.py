@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mesh import limits
@@ -11,7 +12,7 @@ from mesh.sockets.control import (
     Peers,
 )
 from tests.support.members import ELSEWHERE, KEY, Raw, are_peers, met
-from tests.support.network import Network
+from tests.support.network import Network, SimNode
 
 
 def test_a_seed_is_dialled_until_somebody_is_there_and_again_when_they_go(
@@ -111,9 +112,133 @@ def test_introductions_cannot_fill_the_table_of_contacts(
     network.run_until(lambda: b.id in a.peers, 1.0)
 
 
+def test_a_withdrawal_needs_no_more_than_the_id(network: Network) -> None:
+    """The source may have forgotten the rest."""
+    a = network.spawn("a")
+    forge(a, 1)
+    network.run(1)
+    a.sighted(Sighting("mdns", Announcement(f"{0:016x}", "", "", ()), present=False))
+    dials = len(a.log.dials)
+    network.run(120)
+    assert len(a.log.dials) == dials
+
+
+def forge(a: SimNode, count: int, *, first: int = 0, endpoints: int = 1) -> None:
+    """Announcements of nodes that are not there, at addresses that swallow everything."""
+    for i in range(first, first + count):
+        where = tuple(f"tcp://10.{6 + i // 256}.{i % 256}.{j + 1}:5555" for j in range(endpoints))
+        announcement = Announcement(f"{i:016x}", "x", "default", where)
+        a.sighted(Sighting("mdns", announcement, present=True))
+
+
+@pytest.fixture
+def small_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SIGHTINGS_MAX", 300)
+
+
+@pytest.mark.usefixtures("small_table")
+def test_a_full_table_takes_in_newcomers_and_lets_go_of_the_oldest_forgery(
+    network: Network,
+) -> None:
+    a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
+    forge(a, 350)
+    assert len(a.membership._contacts.known) == 300
+    assert a.membership.dropped["contacts full"] == 50
+    network.see(a, b, "mdns")
+    network.run_until(lambda: are_peers(a, b), 2 * limits.HANDSHAKE_S)
+
+
+@pytest.mark.usefixtures("small_table")
+def test_a_flood_costs_nobody_a_dial_who_was_a_peer_or_is_seen_by_this_machine(
+    network: Network,
+) -> None:
+    a, b, c = (network.spawn(n, f"10.0.0.{i}") for i, n in enumerate("abc", 1))
+    met(network, a, b)
+    network.partition(["10.0.0.2"], ["10.0.0.3"])
+    network.see(a, c, "local")
+    network.run(5)
+    assert not a.peers
+    forge(a, 300)
+    for i in range(60 * 30):
+        network.at(i / 30, lambda i=i: forge(a, 1, first=1000 + i))  # type: ignore[misc]
+    a.log.dials.clear()
+    network.run(60)
+    assert {b.id, c.id} <= a.membership._contacts.known.keys()
+    # Pauses of 0.5 to 30 s, at most, and as long as a handshake may take.
+    assert a.log.dials.count(b.endpoint) >= 4
+    assert a.log.dials.count(c.endpoint) >= 4
+
+
+@pytest.mark.usefixtures("small_table")
+def test_what_sources_said_of_a_live_peer_outlasts_a_flood(network: Network) -> None:
+    a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
+    met(network, a, b)
+    forge(a, 500)
+    assert "mdns" in a.membership._contacts.known[b.id].endpoints
+
+
+@pytest.mark.usefixtures("small_table")
+def test_a_lost_peer_that_no_source_told_of_finds_room_in_a_full_table(network: Network) -> None:
+    a = network.spawn("a")
+    raw = Raw(a)
+    link = raw.join()
+    forge(a, 350)
+    a.link_failed(link, "reset")
+    network.run(limits.REDIAL_S_MIN + limits.HANDSHAKE_S)
+    assert raw.card.endpoints[0] in a.log.dials
+
+
+@pytest.mark.usefixtures("small_table")
+def test_who_is_being_dialled_keeps_its_place(network: Network) -> None:
+    a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
+    network.partition([ELSEWHERE])
+    network.see(a, b, "mdns")
+    network.run(0)
+    forge(a, 500)
+    assert b.id in a.membership._contacts.known
+    network.heal()
+    network.run_until(lambda: are_peers(a, b), 1.0)
+
+
+def test_a_newcomer_is_dialled_within_seconds_while_forgeries_swallow_every_dial(
+    network: Network,
+) -> None:
+    """True announcements of nodes that ended, sent again with other addresses."""
+    a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
+    forge(a, 200, endpoints=limits.ENDPOINTS_MAX)
+    network.run(1)
+    assert len(a.dialled) == limits.DIALS_MAX
+    network.see(a, b, "mdns")
+    network.run_until(lambda: are_peers(a, b), 2 * limits.HANDSHAKE_S)
+
+
+def test_a_newcomer_is_not_kept_waiting_by_forgeries_that_go_on(network: Network) -> None:
+    a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
+    forge(a, 60, endpoints=8)
+    network.see(a, b, "mdns")
+    forge(a, 60, first=100, endpoints=8)
+    for i in range(600):
+        network.at(i / 30, lambda i=i: forge(a, 1, first=1000 + i, endpoints=8))  # type: ignore[misc]
+    network.run_until(lambda: are_peers(a, b), 20.0)
+
+
+def test_of_one_node_a_few_addresses_are_dialled_at_a_time_and_all_before_it_rests(
+    network: Network,
+) -> None:
+    a, b = network.spawn("a"), network.spawn("b", ELSEWHERE)
+    real = b.membership.announcement(b.membership.card)
+    where = (*(f"tcp://10.9.9.{i}:1" for i in range(1, 20)), b.endpoint)
+    a.sighted(Sighting("mdns", msgspec.structs.replace(real, endpoints=where), present=True))
+    network.run(0)
+    assert len(a.dialled) == limits.DIALS_EACH_MAX
+    took = network.run_until(lambda: are_peers(a, b), 10.0)
+    assert took == pytest.approx(2 * limits.HANDSHAKE_S, abs=0.1)
+    assert sorted(a.log.dials) == sorted(where)
+
+
 def test_a_flood_of_addresses_is_dialled_a_few_at_a_time(network: Network) -> None:
     a = network.spawn("a")
-    for i in range(1000):
+    for i in range(1, 1001):
         announcement = Announcement(f"{i:016x}", "x", "default", (f"tcp://10.6.6.6:{i}",))
         a.sighted(Sighting("mdns", announcement, present=True))
     network.run(0)

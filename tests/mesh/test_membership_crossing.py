@@ -8,9 +8,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from mesh import limits
 from mesh.discovery.source import Sighting
 from mesh.peering import Dial, Effect, HangUp, Send
-from tests.support.members import ELSEWHERE, offer
+from tests.support.members import ELSEWHERE, are_peers, offer
 from tests.support.network import Network, check_invariants
 
 
@@ -152,7 +153,7 @@ def test_who_moves_or_offers_in_the_middle_of_it_is_understood(who: int) -> None
     for luck in ORDERS:
         wires = Wires()
         speaker, other = wires.nodes[who].membership, wires.nodes[1 - who].membership
-        card = msgspec.structs.replace(speaker.card, topics=("tcp://10.0.0.1:2",))
+        card = msgspec.structs.replace(speaker.card, topics=("tcp://*:2",))
         wires.apply(who, speaker.offer((offer(1), offer(2)), ()))
         wires.play(
             luck.randrange,
@@ -162,3 +163,14 @@ def test_who_moves_or_offers_in_the_middle_of_it_is_understood(who: int) -> None
         peer = other.peers[speaker.card.id]
         assert peer.card == card
         assert peer.offers.keys() == {2, 3}
+
+
+def test_links_that_were_one_too_many_end_without_being_called_failures() -> None:
+    """Many nodes that see each other at once dial each other: users are not to read of that."""
+    network = Network(latency_s=(0.001, 0.02))
+    nodes = [network.spawn(f"n{i}", f"10.0.0.{i}") for i in range(1, 9)]
+    network.all_see_all("mdns")
+    network.run(limits.HANDSHAKE_S + 1)
+    assert are_peers(*nodes)
+    assert sum(node.membership.dropped["handshake timeout"] for node in nodes) == 0
+    assert all(len(node.membership._links.table) == 7 for node in nodes)

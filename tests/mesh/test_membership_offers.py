@@ -62,6 +62,9 @@ def test_no_offers_message_is_over_the_limit_of_a_control_message(network: Netwo
         Offer(9, "pull", "a", ("tcp://*:1", "/etc/passwd")),
         Offer(9, "pull", "a", ("tcp://10.0.0.1:1",)),
         Offer(9, "pull", "a", ("tcp://*:0",)),
+        Offer(9, "pull", "a", ("tcp://*:65536",)),
+        Offer(9, "pull", "a", ("ipc:///run/docker.sock",)),
+        Offer(9, "pull", "a", (f"ipc:///{'x' * 150}/{'f' * 16}.pull",)),
         Offer(9, "pull", "a", prefetch=limits.PREFETCH_MAX + 1),
     ],
 )

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh import limits
+from mesh.discovery.plausible import parse_tcp
 from mesh.discovery.source import Announcement, Sighting
 from mesh.membership import Membership
 from mesh.peering import Dial, Effect, HangUp, PeerDown, PeerUp, Send
@@ -217,15 +218,21 @@ endpoints = st.lists(
     st.sampled_from(["ipc:///run/1", "tcp://10.0.0.1:1", "tcp://10.0.0.2:2", "http://x", ""]),
     max_size=3,
 ).map(tuple)
+addresses = st.lists(
+    st.sampled_from(["tcp://10.0.0.1:1", "tcp://10.0.0.2:2", "tcp://10.0.0.3:3"]), max_size=3
+).map(tuple)
 names = st.sampled_from(["n", "", "\x1b"])
-cards = st.builds(Card, ids, names, endpoints)
+cards = st.one_of(
+    st.builds(Card, ids, st.just("n"), addresses),
+    st.builds(Card, ids, names, endpoints, endpoints),
+)
 proofs = st.sampled_from([b"", b"x" * 32])
 offers = st.builds(
     Offer,
     st.integers(0, 3),
     st.sampled_from(["publish", "pull"]),
     st.sampled_from(["a", "a//b", "*"]),
-    endpoints,
+    st.sampled_from([(), ("tcp://*:1",), ("tcp://10.0.0.1:1",)]),
     st.sampled_from([0, 1 << 62]),
 )
 numbers = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -351,6 +358,10 @@ class Bystander:
         known = {link for link in self.membership._links.table if isinstance(link, int)}
         assert set(self.dialled) == known
         check_invariants(self.membership)
+        for peer in self.membership.peers.values():
+            assert all(parse_tcp(endpoint) for endpoint in peer.card.endpoints)
+            assert not peer.card.topics
+            assert all(offer.endpoints in ((), ("tcp://*:1",)) for offer in peer.offers.values())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import cache
 
@@ -16,8 +17,10 @@ from mesh.names import (
     check_pattern,
     is_name,
     is_pattern,
+    is_printable,
     literal_prefix,
     matches,
+    printable,
 )
 
 BAD_EVERYWHERE = {
@@ -29,6 +32,10 @@ BAD_EVERYWHERE = {
     "a\x00b": "has control characters",
     "a\nb": "has control characters",
     "a\x7f": "has control characters",
+    "a\x9b2J": "has control characters",
+    "a\u2028b": "has control characters",
+    "a\u202eb": "has control characters",
+    "a\u2066b": "has control characters",
     "a\ud800": "has control characters",
     "x" * 256: "of 256 bytes over the limit of 255",
     "é" * 128: "of 256 bytes over the limit of 255",
@@ -89,7 +96,7 @@ def test_what_is_no_text_is_no_name(thing: object) -> None:
     assert not is_pattern(thing)
     with pytest.raises(InvalidName) as refused:
         check_node_name(thing)  # type: ignore[arg-type]
-    assert str(refused.value) == f"a name must be str, not {type(thing).__name__}"
+    assert str(refused.value) == f"name must be str, not {thing!r}"
 
 
 @pytest.mark.parametrize("thing", [None, 1, b"a", ("a",)])
@@ -109,6 +116,8 @@ def test_node_name_is_a_label_of_up_to_63_bytes(name: str) -> None:
     [
         ("", "name '' is empty or has control characters"),
         ("a\tb", "name 'a\\tb' is empty or has control characters"),
+        ("a\x85b", "name 'a\\x85b' is empty or has control characters"),
+        ("a\u202eb", "name 'a\\u202eb' is empty or has control characters"),
         ("x" * 64, "name of 64 bytes over the limit of 63"),
         ("é" * 32, "name of 64 bytes over the limit of 63"),
     ],
@@ -117,6 +126,19 @@ def test_bad_node_name_is_refused_with_the_rule_it_breaks(name: str, text: str) 
     with pytest.raises(InvalidName) as refused:
         check_node_name(name)
     assert str(refused.value) == text
+
+
+@given(st.text() | st.text(st.characters(max_codepoint=0xFF)))
+def test_text_of_strangers_is_shown_so_that_no_terminal_obeys_it(text: str) -> None:
+    shown = printable(text)
+    assert is_printable(shown)
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", shown)
+    assert is_printable(text) == (shown == text)
+
+
+def test_scripts_of_the_world_are_printable() -> None:
+    text = "Küche ☕ 厨房 مطبخ 👩‍🍳é"
+    assert printable(text) == text
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
 import inspect
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mesh import options
-from mesh.errors import InvalidOption
+from mesh import Node, options
+from mesh.errors import InvalidName, InvalidOption
 from mesh.options import (
     NodeOptions,
     PublisherOptions,
@@ -88,6 +91,30 @@ def test_every_field_of_every_class_is_documented() -> None:
             {"heartbeat_s": float("nan")},
             "heartbeat_s must be 0.05 to 3600 s, not nan",
         ),
+        (NodeOptions, {"heartbeat_s": "1"}, "heartbeat_s must be 0.05 to 3600 s, not '1'"),
+        (NodeOptions, {"heartbeat_s": None}, "heartbeat_s must be 0.05 to 3600 s, not None"),
+        (NodeOptions, {"heartbeat_s": True}, "heartbeat_s must be 0.05 to 3600 s, not True"),
+        (NodeOptions, {"insecure_lan": "no"}, "insecure_lan must be True or False, not 'no'"),
+        (NodeOptions, {"secret": 123}, "secret must be str, not int"),
+        (NodeOptions, {"secret": b"x" * 20}, "secret must be str, not bytes"),
+        (NodeOptions, {"secret": [SECRET]}, "secret must be str, not list"),
+        (
+            NodeOptions,
+            {"secret": "\ud800" * 20},
+            "secret has lone surrogates, which UTF-8 cannot say",
+        ),
+        (
+            NodeOptions,
+            {"secret": "x" * 15},
+            "secret must have 16 characters or more, not 15; `mesh secret` makes a good one",
+        ),
+        (
+            NodeOptions,
+            {"interfaces": (), "secret": SECRET},
+            "interfaces names none: (); None stands for all that are up",
+        ),
+        (PublisherOptions, {"keep_last": "no"}, "keep_last must be True or False, not 'no'"),
+        (SubscriberOptions, {"latest_only": 1}, "latest_only must be True or False, not 1"),
         (
             NodeOptions,
             {"durable": "/var/lib/x"},
@@ -208,3 +235,72 @@ def test_a_check_names_the_option_it_is_for() -> None:
     with pytest.raises(InvalidOption, match=r"^credit must be an integer from 1 to 8, not 9$"):
         check_count(9, "credit", 1, 8)
     assert check_count(8, "credit", 1, 8) == 8
+
+
+@pytest.mark.parametrize("option", ["seeds", "interfaces", "discovery"])
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (5, "takes several strings, not 5"),
+        ("lo", "takes several strings, not one: ('lo',)"),
+        (b"lo", "takes several strings, not one: (b'lo',)"),
+        ((5,), "takes strings, and 5 is none"),
+        ((None,), "takes strings, and None is none"),
+        (([],), "takes strings, and [] is none"),
+        ((b"10.0.0.1:5000",), "takes strings, and b'10.0.0.1:5000' is none"),
+    ],
+)
+def test_what_are_not_several_strings_is_refused(option: str, given: Any, text: str) -> None:
+    with pytest.raises(InvalidOption) as refused:
+        Node("a", secret=SECRET, **{option: given})
+    assert str(refused.value) == f"{option} {text}"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"name": None}, "name must be str, not None"),
+        ({"name": ["a"]}, "name must be str, not ['a']"),
+        ({"name": "a", "realm": 5}, "realm must be str, not 5"),
+        ({"name": "a", "realm": []}, "realm must be str, not []"),
+        ({"name": "a", "realm": ""}, "realm '' is empty or has control characters"),
+    ],
+)
+def test_a_node_and_its_realm_have_names(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidName) as refused:
+        Node(**given)
+    assert str(refused.value) == text
+
+
+@pytest.mark.parametrize("name", [None, 5, [], b"a"])
+def test_every_channel_is_opened_by_a_name(name: Any) -> None:
+    text = f"must be str, not {type(name).__name__}$"
+    with Node("a") as node:
+        ways: list[Callable[[Any], object]] = [
+            node.publisher,
+            node.subscriber,
+            node.pusher,
+            node.puller,
+            node.client,
+            node.service,
+        ]
+        for way in ways:
+            with pytest.raises(InvalidName, match=text):
+                way(name)
+
+
+def test_what_is_called_later_can_be_called() -> None:
+    nothing: Any = None
+    with Node("a") as node:
+        with pytest.raises(InvalidOption, match=r"^service 'x' takes a function, not None$"):
+            node.service("x")(nothing)
+        with pytest.raises(InvalidOption, match=r"^on_peer takes a function, not None$"):
+            node.on_peer(nothing)
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_system_that_names_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"tcp port {port} cannot be had on 127.0.0.1") as taken:
+            Node("a", secret=SECRET, interfaces=["127.0.0.1"], discovery=[], port=port)
+    assert taken.value.errno == errno.EADDRINUSE

@@ -38,8 +38,8 @@ PAYLOADS = st.recursive(
 )
 
 
-def framed(body: bytes, *, count: int = 1, flags: int = 0) -> Frame:
-    return decode([encode(b"/a\0", Kind.DATA, body, count=count, flags=flags, sender=1, seq=1)])
+def framed(body: bytes, *, kind: int = Kind.DATA, count: int = 1, flags: int = 0) -> Frame:
+    return decode([encode(b"/a\0", kind, body, count=count, flags=flags, sender=1, seq=1)])
 
 
 @given(st.lists(PAYLOADS, min_size=1, max_size=20))
@@ -87,7 +87,7 @@ def recursive() -> list[Any]:
         (1 << 64, "out of range"),
         (datetime.datetime(2026, 1, 1), "tzinfo"),  # noqa: DTZ001
         ({(1, 2): 3}, "map key of type tuple"),
-        (nested(limits.DEPTH_MAX + 2), "deeper than 32 levels"),
+        (nested(limits.DEPTH_MAX + 1), "deeper than 32 levels"),
         (recursive(), "deeper than 32 levels"),
         ([0] * (limits.ARRAY_ITEMS_MAX + 1), "list of 1,048,577 items over the limit"),
         ("\ud800", "surrogates"),
@@ -99,9 +99,73 @@ def test_what_no_peer_would_take_is_the_callers_error(payload: object, text: str
     assert codec.pack(1) == b"\x01", "the packer is as good as new"
 
 
-def test_the_deepest_that_is_let_out_is_let_in() -> None:
+@pytest.mark.parametrize("kind", [Kind.DATA, Kind.REQUEST, Kind.LAST])
+def test_the_deepest_that_is_let_out_is_let_in(kind: Kind) -> None:
+    """A body wraps what the user sent in an array, that of a last value in two; 32 levels are the
+    user's own."""
     deepest = nested(limits.DEPTH_MAX)
-    assert codec.unpack(codec.pack(deepest)) == deepest
+    packed, deeper = codec.pack(deepest), b"\x91" + codec.pack(deepest)
+    wrapped = deepest
+    if kind == Kind.LAST:
+        packed, deeper, wrapped = b"\x91" + packed, b"\x91" + deeper, [deepest]
+    payloads, _ = codec.unpack_frame(framed(codec.pack_body([packed]), kind=kind), MIB)
+    assert payloads[0] == wrapped
+    with pytest.raises(Malformed):
+        codec.unpack_frame(framed(codec.pack_body([deeper]), kind=kind), MIB)
+
+
+@pytest.mark.parametrize("kind", [Kind.DATA, Kind.LAST])
+def test_a_payload_of_as_many_lists_and_maps_as_may_be_sent_arrives(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with headers, and in whatever a frame wraps it."""
+    monkeypatch.setattr(limits, "CONTAINERS_MAX", 1000)
+    most: list[Any] = [[], {}] * 499 + [[]]
+    with pytest.raises(NotSerializable, match="the payload has over 1,000 lists and maps"):
+        codec.pack([*most, {}])
+    packed, headers = codec.pack(most), codec.pack_headers({"k": "v"})
+    assert headers is not None
+    if kind == Kind.LAST:
+        body = codec.pack_body([codec.pack_body([b"\xa1a", packed, headers])])
+        payloads, _ = codec.unpack_frame(framed(body, kind=kind), MIB)
+        assert payloads[0] == ["a", most, ["k", "v"]]
+    else:
+        body = codec.pack_body([packed], [headers])
+        assert codec.unpack_frame(framed(body, flags=Flag.HEADERS), MIB) == ([most], [{"k": "v"}])
+
+
+@pytest.mark.parametrize("empty", [b"\x90", b"\x80"], ids=["lists", "maps"])
+def test_a_body_of_nothing_but_containers_is_given_up_in_time(
+    empty: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """63 MB of empty lists took 23 s and gigabytes. Counted as they are decoded, so that no more of
+    them are made than may be."""
+    made: list[int] = []
+    at_most = codec._at_most
+
+    def counting(containers_max: int) -> Any:
+        count = at_most(containers_max)
+
+        def noting(container: Any) -> Any:
+            made.append(1)
+            return count(container)
+
+        return noting
+
+    monkeypatch.setattr(limits, "CONTAINERS_MAX", 1000)
+    monkeypatch.setattr(codec, "_at_most", counting)
+    array = b"\xdd" + (100_000).to_bytes(4, "big") + empty * 100_000
+    with pytest.raises(Malformed):
+        codec.unpack_frame(framed(codec.pack_body([array])), MIB)
+    assert 1000 < len(made) < 1010
+
+
+def test_whatever_is_no_container_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of its bytes look like one."""
+    monkeypatch.setattr(limits, "CONTAINERS_MAX", 3)
+    for payload in (b"\x90" * 5000, "a" * 5000, [-3.1] * 1000, [b"\x90\x80"] * 1000):
+        payloads, _ = codec.unpack_frame(framed(codec.pack_body([codec.pack(payload)])), MIB)
+        assert payloads[0] == payload
 
 
 HOSTILE = {

@@ -305,7 +305,7 @@ def test_a_server_without_room_is_waited_for(net: Net, monkeypatch: pytest.Monke
     """ZeroMQ has room for one message to a server that does not listen yet: the next one waits at
     the client, and goes when there is room."""
     connecting = Transport.connecting
-    monkeypatch.setattr(Transport, "connecting", lambda *args, hwm: connecting(*args, hwm=1))
+    monkeypatch.setattr(Transport, "connecting", lambda *args: connecting(*args, hwm=1))
     client = net.client()
     late = RawServer(net, listening=False)
     late.attach(client)

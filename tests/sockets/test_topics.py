@@ -6,83 +6,21 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from mesh.errors import Closed, NotSerializable, OptionsDiffer, PayloadTooLarge, Timeout
 from mesh.message import Loss, Message
-from mesh.options import PublisherOptions, SubscriberOptions, WhenFull
-from mesh.sockets.control import Offer
+from mesh.options import PublisherOptions
 from mesh.sockets.frame import Kind, encode, wire_name
-from mesh.sockets.home import Home, node_text
+from mesh.sockets.home import node_text
 from mesh.sockets.publisher import Publisher
-from mesh.sockets.subscriber import Subscriber, Subscription
+from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.topics import Topics
 from tests.support.homes import Homes
-
-PUBLISHER, SUBSCRIBER = 1, 2
-
-
-class Net:
-    """One publishing home and subscribers to it, joined as a node would join them."""
-
-    def __init__(self, homes: Homes, buffer_messages: int = 1000) -> None:
-        self.homes = homes
-        self.publishing: Home = homes.make(PUBLISHER, buffer_messages=buffer_messages)
-        self.subscribing: Home = homes.make(SUBSCRIBER, buffer_messages=buffer_messages)
-        self.topics: dict[WhenFull, Topics] = {
-            "drop": Topics(self.publishing, "drop"),
-            "wait": Topics(self.publishing, "wait"),
-        }
-        self.cores: list[Subscription] = []
-
-    def publisher(
-        self, name: str, *, when_full: WhenFull = "drop", keep_last: bool = False
-    ) -> Publisher:
-        topics = self.topics[when_full]
-        topic = topics.topic(name, PublisherOptions(when_full=when_full, keep_last=keep_last))
-        return Publisher(topics, topic, None, lambda: None)
-
-    def subscriber(self, pattern: str, *, latest_only: bool = False) -> Subscriber:
-        core = Subscription(self.subscribing, pattern, SubscriberOptions(latest_only=latest_only))
-        self.cores.append(core)
-        self.attach(core)
-        return Subscriber(core, None, lambda: None)
-
-    def attach(self, core: Subscription) -> None:
-        """Connect it and carry the acknowledgements of its marks, as the control link would."""
-        marks = self.homes.made[SUBSCRIBER].marks
-        marks.clear()
-        dropping = self.topics["drop"].endpoints()[0]
-        waiting = self.topics["wait"].endpoints()
-        core.attach(PUBLISHER, Offer(1, "publish", "any"), dropping)
-        core.attach(PUBLISHER, Offer(2, "publish", "other", waiting), waiting[0])
-        self.until(lambda: {waits for _, _, waits in marks} == {False, True})
-        for _, address, waits in marks:
-            self.topics["wait" if waits else "drop"].marked(SUBSCRIBER, address)
-
-    def detach(self, core: Subscription) -> None:
-        for key in (1, 2):
-            core.detach(PUBLISHER, key, "silent")
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Do what the control thread does until `condition` holds."""
-        deadline = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < deadline, "what was waited for never came"
-            for topics in self.topics.values():
-                topics.tick()
-            for core in self.cores:
-                if not core.link.closed:
-                    core.tick()
-
-    def close(self) -> None:
-        for topics in self.topics.values():
-            topics.close(0)
-        for core in self.cores:
-            core.close(0)
+from tests.support.topics import PUBLISHER, Net, payloads
 
 
 @pytest.fixture
@@ -90,10 +28,6 @@ def net(homes: Homes) -> Iterator[Net]:
     net = Net(homes)
     yield net
     net.close()
-
-
-def payloads(messages: list[Message]) -> list[object]:
-    return [message.payload for message in messages]
 
 
 def test_every_subscriber_gets_every_message_in_order(net: Net) -> None:

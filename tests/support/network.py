@@ -82,7 +82,7 @@ class Network:
             port = PORT + self._next_port[host]
         node_id = node_id or f"{self.random.getrandbits(64):016x}"
         tcp = f"tcp://{host}:{port}"
-        endpoints = (f"ipc:///run/{node_id}", tcp) if ipc else (tcp,)
+        endpoints = (f"ipc:///run/{node_id}.control", tcp) if ipc else (tcp,)
         card = Card(node_id, name, endpoints, boot=f"boot of {host}", pid=1)
         node = SimNode(self, card, host, realm=realm, key=key, heartbeat_s=heartbeat_s)
         self.nodes[node_id] = node
@@ -422,6 +422,10 @@ def check_invariants(membership: Membership) -> None:
         reached = (contact.reached if contact.seed else contact.key) in peers
         goes_on = contact.key in contacts.deadlines or contact.key in contacts.waiting
         assert goes_on or contact.links or contact.stopped or reached, "a contact forgotten"
+        assert len(contact.links) <= limits.DIALS_EACH_MAX
+    for key, contact in contacts._strangers.items():
+        assert contacts.known[key] is contact
+        assert not contact.credible, "could be forgotten"
     assert len(peers) <= limits.PEERS_MAX
     assert len(contacts.known) <= limits.SIGHTINGS_MAX
     assert len(contacts.gone) <= limits.GONE_MAX

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+import pytest
 import zmq
 
 from mesh.message import Message
 from mesh.options import PullerOptions
 from mesh.sockets.codec import pack, pack_body
 from mesh.sockets.control import Offer
+from mesh.sockets.credit import Ledger, WorkerAccount
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import Home
 from mesh.sockets.puller import Intake, Puller
@@ -121,6 +124,52 @@ def push_together(pusher: Pusher, payloads: Sequence[object]) -> None:
         core._sockets[account.number][0].send(frame)
         for _ in payloads:
             core.ledger.sent(account)
+
+
+class SharedTime:
+    """Milliseconds that pass only while all workers are at work, so that a busy machine holds up
+    all of them alike."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._now = 0
+        self._until: dict[threading.Thread, int] = {}
+        self._over = False
+        self._changed = threading.Condition()
+
+    def work(self, ms: int) -> None:
+        """Return once `ms` have passed."""
+        this = threading.current_thread()
+        with self._changed:
+            until = self._until[this] = self._now + ms
+            while self._now < until and not self._over:
+                soonest = min(self._until.values())
+                if len(self._until) == self._workers and soonest > self._now:
+                    self._now = soonest
+                    self._changed.notify_all()
+                elif not self._changed.wait(10):
+                    raise AssertionError(f"only {len(self._until)} of them have anything to do")
+            del self._until[this]
+
+    def over(self) -> None:
+        """There may not be work for all any more: what is left takes no time."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+
+@pytest.fixture
+def high_water(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """The most tasks that any worker (by node) had in hand of one pusher."""
+    highest: dict[int, int] = defaultdict(int)
+    sent = Ledger.sent
+
+    def noting(ledger: Ledger, account: WorkerAccount) -> None:
+        sent(ledger, account)
+        highest[account.peer] = max(highest[account.peer], account.outstanding)
+
+    monkeypatch.setattr(Ledger, "sent", noting)
+    return highest
 
 
 class Crew:

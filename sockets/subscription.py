@@ -1,0 +1,394 @@
+"""The core of a subscriber: its sockets, what is read but not taken, and what was missed.
+
+A gap in a publisher's sequence is counted, whether it was dropped for want of room here, or missed
+while the connection was down, or was the last before a silence. ZeroMQ filters by the pattern's
+literal prefix, this module by the rest. What came in one frame waits in the inbox; nothing more is
+read before that is taken, so libzmq's buffer is the bound.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable, Sized
+from functools import partial
+from typing import Any
+
+import zmq
+
+from mesh import limits
+from mesh.message import EMPTY, Loss, Message
+from mesh.names import check_pattern, is_name, literal_prefix, matches
+from mesh.options import SubscriberOptions
+from mesh.sockets import codec
+from mesh.sockets.connections import Watch
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.frame import (
+    QUESTION,
+    Flag,
+    Frame,
+    Kind,
+    Malformed,
+    channel_name,
+    decode,
+    subscriber_address,
+    subscriptions,
+    wire_name,
+)
+from mesh.sockets.handle import put_back
+from mesh.sockets.home import Counters, Home, node_text
+from mesh.sockets.link import Link, read_parts
+from mesh.sockets.sequences import Sequences
+from mesh.sockets.transport import Socket, scheme_of
+
+_FRAMES_PER_ATTEMPT = 256
+"""Read at most so many before the deadline is looked at again: all may be for others."""
+_FRAMES_AHEAD = 4096
+"""Read at most so many at a time to come to what is newest: several times what libzmq holds."""
+_NAMES_CACHED = 10_000
+_ASKING_TICKS = 20
+"""Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
+_UNSUBSCRIBE_MS = 100
+"""How long what says that a subscriber leaves may be on its way to whom it is not connected."""
+_RETIRING_TICKS = 8
+"""A publisher that left may still be flushing: it is disconnected two seconds later."""
+
+
+def _order(message: Message) -> tuple[object, int]:
+    """Whose sequence a message is part of, and its place in it."""
+    return (message.sender, message.channel), message.seq
+
+
+def _any(*stores: Sized) -> bool:
+    return any(map(len, stores))
+
+
+def _origin(frame: Frame) -> int:
+    """Whose sequence a frame is part of: a node's topics that wait are apart from its others."""
+    return frame.sender << 1 | bool(frame.flags & Flag.WAITS)
+
+
+class Subscription:
+    """What one `mesh.sockets.subscriber.Subscriber` works on; its reading is under the lock."""
+
+    kind = "topic"
+    seeks: OfferKind = "publish"
+
+    def __init__(self, home: Home, pattern: str, options: SubscriberOptions) -> None:
+        self.channel = check_pattern(pattern)
+        self.counters = Counters()
+        self.lost: dict[str, int] = {}
+        self.on_loss: Callable[[Loss], object] | None = None
+        self._home = home
+        self._latest_only = options.latest_only
+        self._address = subscriber_address(secrets.token_hex(8), pattern)
+        self._subscriptions = subscriptions(*literal_prefix(pattern))
+        self._sockets: dict[str, Socket] = {}
+        self._watches: dict[str, Watch] = {}
+        self._turns: deque[Socket] = deque()
+        """The sockets, the one whose turn it is to be read first."""
+        self._drained = False
+        """Whether there was nothing left to read when last there was a look."""
+        self._inbox: deque[Message] = deque()
+        self._latest: dict[tuple[str, str], Message] = {}
+        self.link = Link(f"subscriber {pattern!r}", partial(_any, self._inbox, self._latest))
+        self._sequences = Sequences()
+        self._channels: dict[bytes, str | None] = {}
+        self._senders: dict[int, str] = {}
+        self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
+        self._retiring: dict[str, int] = {}
+        self._awaiting: set[tuple[int, bool]] = set()
+        self._heard = 0
+        """Frames of topics that came, those that the pattern does not want included."""
+        self._quiet_at = 0
+        self._asked_at = 0
+        self._ticks_since_asked = 0
+
+    # -- Reading: under the lock -------------------------------------------------------------
+
+    def take(self) -> Message | None:
+        """The next message, or None after reading all there is."""
+        self._fill(1, _FRAMES_AHEAD if self._latest_only else _FRAMES_PER_ATTEMPT)
+        return self._pop()
+
+    def take_many(self, count_max: int) -> list[Message] | None:
+        """All messages there are, up to `count_max`, or None."""
+        self._fill(count_max, _FRAMES_AHEAD if self._latest_only else count_max)
+        messages: list[Message] = []
+        while len(messages) < count_max and (message := self._pop()) is not None:
+            messages.append(message)
+        return messages or None
+
+    def _pop(self) -> Message | None:
+        if self._inbox:
+            return self._inbox.popleft()
+        if self._latest:
+            return self._latest.pop(next(iter(self._latest)))
+        return None
+
+    def give_back(self, messages: list[Message]) -> None:
+        """Their receiver was cancelled before it saw them: they are for somebody else, in order."""
+        for message in reversed(messages):
+            if not self._latest_only:
+                put_back(self._inbox, message, _order)
+            elif self._latest.setdefault((message.sender, message.channel), message) is not message:
+                self.counters.dropped["superseded"] += 1
+
+    def _fill(self, inbox_messages: int, frames_max: int) -> None:
+        """Read until so many messages are in the inbox, or nothing is left to read."""
+        for _ in range(frames_max):
+            if len(self._inbox) >= inbox_messages or not self._read():
+                return
+        self.link.wake_all()  # there may be more
+
+    def _read(self) -> bool:
+        """Take in one frame, from the sockets in turn; False if there is none."""
+        for socket in self._turns:
+            if (parts := read_parts(socket, 2)) is not None:
+                self._drained = False
+                self._turns.rotate(-1)
+                try:
+                    self._accept(decode(parts))
+                except Malformed as fault:
+                    self.counters.dropped[fault.reason] += 1
+                return True
+        self._drained = True
+        return False
+
+    def _accept(self, frame: Frame) -> None:
+        if frame.name == self._address:
+            self._accept_own(frame)
+            return
+        self._heard += frame.kind == Kind.DATA
+        if (channel := self._channel(frame.name)) is not None:
+            self._accept_topic(frame, channel)
+
+    def _accept_topic(self, frame: Frame, channel: str) -> None:
+        if frame.kind == Kind.MARK:
+            first = self._sequences.stands_at(_origin(frame), frame.name, frame.seq)
+            self._missed(frame.sender, channel, first, frame.seq)
+            return
+        if frame.kind != Kind.DATA:
+            raise Malformed("malformed")
+        payloads, headers = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
+        first, skip = self._sequences.take(_origin(frame), frame.name, frame.seq, frame.count)
+        self._missed(frame.sender, channel, first, frame.seq - 1)
+        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        for i in range(skip, len(payloads)):
+            self._deliver(
+                Message(
+                    payloads[i],
+                    channel,
+                    self._sender(frame.sender),
+                    frame.seq + i,
+                    frame.time_ns,
+                    EMPTY if headers is None else headers[i],
+                )
+            )
+
+    def _accept_own(self, frame: Frame) -> None:
+        """What a publisher sent to this subscriber alone: a last value, or where it stands."""
+        payloads, _ = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
+        if len(payloads) != 1:
+            raise Malformed("malformed")
+        if frame.kind == Kind.LAST:
+            self._accept_last(frame, payloads[0])
+        elif frame.kind == Kind.MARK:
+            self._accept_mark(frame, payloads[0])
+        else:
+            raise Malformed("malformed")
+
+    def _accept_last(self, frame: Frame, item: Any) -> None:
+        if type(item) is not list or len(item) != 3 or not is_name(item[0]):
+            raise Malformed("malformed")
+        channel, payload, flat = item
+        headers = codec.read_headers(flat)
+        if not matches(self.channel, channel):
+            return
+        first, skip = self._sequences.take(_origin(frame), wire_name(channel), frame.seq, 1)
+        self._missed(frame.sender, channel, first, frame.seq - 1)
+        if not skip:
+            sender = self._sender(frame.sender)
+            self._deliver(Message(payload, channel, sender, frame.seq, frame.time_ns, headers))
+
+    def _accept_mark(self, frame: Frame, standing: Any) -> None:
+        if type(standing) is not dict:
+            raise Malformed("malformed")
+        for channel, seq in standing.items():
+            if not is_name(channel) or type(seq) is not int or not 0 <= seq < 1 << 63:
+                raise Malformed("malformed")
+            first = self._sequences.stands_at(_origin(frame), wire_name(channel), seq)
+            self._missed(frame.sender, channel, first, seq)
+        if frame.seq == 0:  # no further part of this mark follows
+            self._sequences.marked(_origin(frame))
+            waits = bool(frame.flags & Flag.WAITS)
+            self._awaiting.discard((frame.sender, waits))
+            self._home.acknowledge(frame.sender, self._address.decode(), waits)
+
+    def _deliver(self, message: Message) -> None:
+        self.counters.received += 1
+        if not self._latest_only:
+            self._inbox.append(message)
+            return
+        key = (message.sender, message.channel)
+        if key in self._latest:
+            self.counters.dropped["superseded"] += 1
+        elif len(self._latest) >= limits.TRACKED_CHANNELS_MAX:
+            self.counters.dropped["too many channels"] += 1
+            return
+        self._latest[key] = message
+
+    def _missed(self, sender: int, channel: str, first: int, last: int) -> None:
+        if not first:
+            return
+        text = self._sender(sender)
+        loss = Loss(text, channel, first, last)
+        self.counters.lost += loss.count
+        if text in self.lost or len(self.lost) < limits.SIGHTINGS_MAX:
+            self.lost[text] = self.lost.get(text, 0) + loss.count
+        if self.on_loss is not None:
+            self._home.run_hook(self.on_loss, loss)
+
+    def _channel(self, name: bytes) -> str | None:
+        """The channel in a frame's name if the pattern wants it."""
+        try:
+            return self._channels[name]
+        except KeyError:
+            channel = channel_name(name)
+            if channel is not None and not (is_name(channel) and matches(self.channel, channel)):
+                channel = None
+            if len(self._channels) >= _NAMES_CACHED:
+                self._channels.clear()
+            self._channels[name] = channel
+            return channel
+
+    def _sender(self, sender: int) -> str:
+        text = self._senders.get(sender)
+        if text is None:
+            if len(self._senders) >= limits.SIGHTINGS_MAX:
+                self._senders.clear()
+            text = self._senders[sender] = node_text(sender)
+        return text
+
+    # -- Peers -------------------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        with self.link:
+            side = (peer, bool(offer.endpoints))
+            known, keys = self._offers.get(side, ("", set()))
+            keys.add(offer.key)
+            if known == endpoint:
+                return
+            if known:
+                self._retiring[known] = _RETIRING_TICKS  # it moved
+            self._offers[side] = endpoint, keys
+            self._awaiting.add(side)
+            socket = self._socket(endpoint)
+            if self._retiring.pop(endpoint, None) is None:
+                socket.connect(endpoint)
+            else:
+                self._ask()  # its mark may have come when there was no telling that it did
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        """Not disconnected at once: that would throw away what is on its way or was not read."""
+        with self.link:
+            for side in ((peer, False), (peer, True)):
+                endpoint, keys = self._offers.get(side, ("", set()))
+                if key not in keys:
+                    continue
+                keys.discard(key)
+                if not keys:
+                    del self._offers[side]
+                    self._awaiting.discard(side)
+                    self._retiring[endpoint] = _RETIRING_TICKS
+
+    @property
+    def expects_mark(self) -> bool:
+        """Whether the control thread should read on until a publisher's mark has come."""
+        return bool(self._awaiting) and len(self._inbox) < limits.BUFFER_MESSAGES
+
+    def read_ahead(self) -> None:
+        """Read until the marks that are awaited have come, so that a publisher's `wait_for` does
+        not depend on somebody receiving here already."""
+        with self.link:
+            for _ in range(_FRAMES_AHEAD):
+                if not self.expects_mark or not self._read():
+                    return
+
+    def tick(self) -> None:
+        self.read_ahead()
+        with self.link:
+            self.link.readable()  # or one whose connection came back would not subscribe again
+            self._fill(1, _FRAMES_PER_ATTEMPT)
+            all_read = self._drained and not self._inbox and not self._latest
+            self._ask_when_quiet(all_read)
+            self._look_at_connections(all_read)
+            self._retire(all_read)
+
+    def _retire(self, all_read: bool) -> None:
+        """Disconnect those that left a while ago. Where nobody reads, they would be ever more."""
+        for endpoint, ticks in list(self._retiring.items()):
+            self._retiring[endpoint] = ticks - 1
+            if (ticks <= 0 and all_read) or len(self._retiring) > limits.PEERS_MAX:
+                self.counters.dropped["left unread"] += not all_read
+                del self._retiring[endpoint]
+                self._watches[scheme_of(endpoint)].forget(endpoint)
+                self._sockets[scheme_of(endpoint)].disconnect(endpoint)
+
+    def _look_at_connections(self, all_read: bool) -> None:
+        """Connect again where libzmq gave up, after a frame over this side's limit for one: what
+        was missed shows in the new mark. Disconnecting throws away what was not read, so that is
+        read before.
+        """
+        for scheme, watch in self._watches.items():
+            _, given_up = watch.look()
+            for endpoint in given_up:
+                sides = [side for side, (known, _) in self._offers.items() if known == endpoint]
+                if all_read and sides:
+                    self.counters.dropped["connection lost"] += 1
+                    watch.forget(endpoint)
+                    self._awaiting.update(sides)
+                    self._sockets[scheme].disconnect(endpoint)
+                    self._sockets[scheme].connect(endpoint)
+
+    def _ask_when_quiet(self, all_read: bool) -> None:
+        """Having read all there is, ask where the publishers stand: what they dropped last, and
+        their own marks with it, shows in nothing that came."""
+        heard = self._heard
+        self._ticks_since_asked += 1
+        quiet = heard == self._quiet_at and all_read
+        self._quiet_at = heard
+        if heard == self._asked_at or not (quiet or self._ticks_since_asked > _ASKING_TICKS):
+            return
+        self._asked_at, self._ticks_since_asked = heard, 0
+        self._ask()
+
+    def _ask(self) -> None:
+        for socket in self._sockets.values():
+            socket.subscribe(QUESTION + self._address)
+            socket.unsubscribe(QUESTION + self._address)
+
+    def _socket(self, endpoint: str) -> Socket:
+        scheme = scheme_of(endpoint)
+        socket = self._sockets.get(scheme)
+        if socket is None:
+            socket = self._home.transport.connecting(zmq.SUB, scheme)
+            socket.setsockopt(zmq.SNDHWM, 0)  # or what it subscribes to counts as messages
+            for prefix in (*self._subscriptions, self._address):
+                socket.subscribe(prefix)
+            self.link.add(socket)
+            self._sockets[scheme] = socket
+            self._watches[scheme] = Watch(socket)
+            self._turns.append(socket)
+        return socket
+
+    def close(self, linger_ms: int) -> None:
+        self.link.close(_UNSUBSCRIBE_MS, first=self._unsubscribe)
+
+    def _unsubscribe(self) -> None:
+        """In so many words: a forked child may hold the connection open, and publishers up."""
+        for watch in self._watches.values():
+            watch.close()
+        for socket in self._sockets.values():
+            for prefix in (*self._subscriptions, self._address):
+                socket.unsubscribe(prefix)
