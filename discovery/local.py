@@ -265,9 +265,15 @@ def _fresh(directory: Path, node_id: str) -> Path:
 def _create_file(directory: Path, node_id: str) -> int:
     """The descriptor of a new file, which nobody takes for a node's yet."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    fd = os.open(_fresh(directory, node_id), flags, 0o600)
-    with _own_files.lock:
-        _own_files.announcements[_inode(os.fstat(fd))] = _NOTHING_YET
+    path = _fresh(directory, node_id)
+    fd = os.open(path, flags, 0o600)
+    try:
+        with _own_files.lock:
+            _own_files.announcements[_inode(os.fstat(fd))] = _NOTHING_YET
+    except BaseException:
+        _give_up(fd)
+        path.unlink(missing_ok=True)
+        raise
     return fd
 
 

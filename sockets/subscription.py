@@ -8,6 +8,7 @@ read before that is taken, so libzmq's buffer is the bound.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Sized
@@ -276,17 +277,20 @@ class Subscription:
         with self.link:
             side = (peer, bool(offer.endpoints))
             known, keys = self._offers.get(side, ("", set()))
-            keys.add(offer.key)
             if known == endpoint:
+                keys.add(offer.key)
                 return
+            socket = self._socket(endpoint)
+            connected = endpoint in self._retiring
+            if not connected:
+                socket.connect(endpoint)
+            # Nothing is noted before that has worked: what failed is tried again.
             if known:
                 self._retiring[known] = _RETIRING_TICKS  # it moved
-            self._offers[side] = endpoint, keys
+            self._offers[side] = endpoint, keys | {offer.key}
             self._awaiting.add(side)
-            socket = self._socket(endpoint)
-            if self._retiring.pop(endpoint, None) is None:
-                socket.connect(endpoint)
-            else:
+            if connected:
+                del self._retiring[endpoint]
                 self._ask()  # its mark may have come when there was no telling that it did
 
     def detach(self, peer: int, key: int, reason: str) -> None:
@@ -373,12 +377,17 @@ class Subscription:
         socket = self._sockets.get(scheme)
         if socket is None:
             socket = self._home.transport.connecting(zmq.SUB, scheme)
-            socket.setsockopt(zmq.SNDHWM, 0)  # or what it subscribes to counts as messages
-            for prefix in (*self._subscriptions, self._address):
-                socket.subscribe(prefix)
-            self.link.add(socket)
+            with contextlib.ExitStack() as undo:
+                undo.callback(socket.close, linger=0)
+                socket.setsockopt(zmq.SNDHWM, 0)  # or what it subscribes to counts as messages
+                for prefix in (*self._subscriptions, self._address):
+                    socket.subscribe(prefix)
+                watch = Watch(socket)
+                undo.callback(watch.close)
+                self.link.add(socket)
+                undo.pop_all()
             self._sockets[scheme] = socket
-            self._watches[scheme] = Watch(socket)
+            self._watches[scheme] = watch
             self._turns.append(socket)
         return socket
 

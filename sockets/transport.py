@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,9 @@ _KEEPALIVE_S: Final = 10
 _KEEPALIVE_PROBES: Final = 3
 _HANDSHAKE_MS: Final = 3000
 _SOCKETS_MAX: Final = 4096
+_DESCRIPTORS_FREE: Final = 16
+"""What there must be before a socket is made. The first needs most, eight, for libzmq's threads;
+and others may open some meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +74,7 @@ class Transport:
         buffer_messages: int = limits.BUFFER_MESSAGES,
         message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
     ) -> None:
+        _check_descriptors()
         self.context: zmq.Context[Socket] = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
         self.keys = keys
@@ -223,6 +228,7 @@ class Transport:
         bytes_max: int | None = None,
         server: bool,
     ) -> Socket:
+        _check_descriptors()
         try:
             socket: Socket = self.context.socket(kind)
         except zmq.ZMQError:
@@ -259,6 +265,17 @@ class Transport:
         for option, value in options.items():
             socket.setsockopt(option, value)
         return socket
+
+
+def _check_descriptors() -> None:
+    """Raise `OSError` where libzmq would find none: it aborts the process then."""
+    descriptors: list[int] = []
+    try:
+        while len(descriptors) < _DESCRIPTORS_FREE:
+            descriptors.append(os.eventfd(0, os.EFD_CLOEXEC))
+    finally:
+        for each in descriptors:
+            os.close(each)
 
 
 def endpoints_of(bound: Iterable[Bound]) -> tuple[str, ...]:

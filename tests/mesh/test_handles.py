@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -91,6 +92,40 @@ def test_an_async_service_whose_event_loop_ended_is_no_longer_offered(
     with pytest.raises(Timeout, match="no server of 'c'"):
         b.client("c").request(2, timeout=0.01)
     assert a.stats().received["service"] == 1, "what it counted stays"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "mesh.sockets.transport.Transport.connecting",
+        "mesh.sockets.subscription.Watch",
+        "mesh.sockets.client.Watch",
+    ],
+)
+def test_what_could_not_be_connected_is_connected_once_it_can_be(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """For want of descriptors, say."""
+    a, b = pair
+    publishers = [a.publisher("t/1"), a.publisher("t/2")]
+    puller = a.puller("q")
+    a.service("s")(lambda request: request)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lacking, fail)
+        subscriber, pusher, client = b.subscriber("t/*"), b.pusher("q"), b.client("s")
+        until(lambda: b.stats().dropped.get("link failed", 0) > 0)
+    for publisher in publishers:
+        publisher.wait_for(1, timeout=5)
+        publisher.send("hi")
+        assert subscriber.recv(timeout=5).channel == publisher.channel
+    pusher.send("task", timeout=5)
+    assert puller.recv(timeout=5).payload == "task"
+    assert client.request(1, timeout=5) == 1
 
 
 def test_a_topic_that_was_closed_may_be_opened_with_other_options_at_once() -> None:

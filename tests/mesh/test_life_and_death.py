@@ -123,8 +123,9 @@ def test_a_forked_child_is_refused_with_a_clear_error_and_may_make_its_own(
     programs: Programs,
 ) -> None:
     source = """
-        import gc, os, sys
+        import gc, os, sys, warnings
         from mesh import Forked, Node
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 says so of any fork
         node = Node("parent")
         publisher, subscriber = node.publisher("t"), node.subscriber("t")
         pusher, puller, client = node.pusher("q"), node.puller("q"), node.client("s")

@@ -74,6 +74,7 @@ def test_an_offer_that_is_withdrawn_is_detached_where_it_was_attached_and_nowher
     assert core.detached == [(PEER, 1, "withdrawn")]
     assert core.attached.keys() == {(PEER, 2)}
     assert elsewhere.attached.keys() == {(PEER, 3)}
+    assert table.dropped == {}
 
 
 def test_with_a_peer_goes_all_that_it_offered_and_nothing_of_others() -> None:
@@ -106,8 +107,16 @@ def test_a_core_that_is_removed_is_told_nothing_more() -> None:
     assert (table.cores, core.attached) == ((), {})
 
 
-@pytest.mark.parametrize("error", [Closed("closed"), OSError(24, "too many open files")])
-def test_what_one_core_raises_keeps_nothing_from_the_others(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (Closed("closed"), {}),  # which is no fault
+        (OSError(24, "too many open files"), {"link failed": 3, "detach failed": 3}),
+    ],
+)
+def test_what_one_core_raises_keeps_nothing_from_the_others(
+    error: Exception, counted: dict[str, int]
+) -> None:
     table, bad, good = Table(), Core("pull", "jobs", error=error), Core("pull", "jobs")
     table.have(bad, good)
     table.offered(PEER, [pull(1), pull(2)], ())
@@ -116,6 +125,7 @@ def test_what_one_core_raises_keeps_nothing_from_the_others(error: Exception) ->
     assert good.attached.keys() == {(PEER, 2), (PEER, 3)}
     table.gone(PEER, "bye")
     assert good.attached == {}
+    assert table.dropped == counted
 
 
 def test_a_link_that_could_not_be_made_is_tried_again_until_it_can_be() -> None:
