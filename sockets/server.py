@@ -43,7 +43,7 @@ from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 logger = logging.getLogger(__name__)
 
-_FRAMES_PER_ATTEMPT = 256
+_FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before others get the lock."""
 _LINGER_MS = 200
 """Answers given just before the service ended get this long to leave."""

@@ -102,6 +102,28 @@ def test_more_requests_at_once_than_zeromq_buffers_by_default(net: Net) -> None:
     assert not core_of(client).counters.dropped
 
 
+def test_calls_that_begin_together_cost_no_more_than_each_by_itself(
+    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that begins does not have all that wait look again."""
+    client = net.client()
+    raw_server.attach(client)
+    core, looked = core_of(client), []
+    monkeypatch.setattr(core, "look", lambda call, look=core.look: looked.append(1) or look(call))
+
+    async def run() -> None:
+        tasks = [asyncio.ensure_future(client.arequest(i, timeout=None)) for i in range(200)]
+        while len(core.table) < 200:
+            await asyncio.sleep(0)
+        assert len(looked) < 5 * 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+    assert nothing_left(client)
+
+
 def test_whoever_reads_hands_the_reading_on_when_its_own_answer_comes(
     net: Net, raw_server: RawServer
 ) -> None:
