@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import PeerLost, Timeout
-from mesh.sockets.client import Client
+from mesh.sockets.client import Call, Client
 from mesh.sockets.frame import Kind
 from mesh.sockets.link import has_input
 from mesh.sockets.transport import Transport
@@ -108,8 +108,14 @@ def test_calls_that_begin_together_cost_no_more_than_each_by_itself(
     """One that begins does not have all that wait look again."""
     client = net.client()
     raw_server.attach(client)
-    core, looked = core_of(client), []
-    monkeypatch.setattr(core, "look", lambda call, look=core.look: looked.append(1) or look(call))
+    core = core_of(client)
+    look, looked = core.look, []
+
+    def noting(call: Call) -> bool | None:
+        looked.append(call)
+        return look(call)
+
+    monkeypatch.setattr(core, "look", noting)
 
     async def run() -> None:
         tasks = [asyncio.ensure_future(client.arequest(i, timeout=None)) for i in range(200)]
