@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -180,6 +180,31 @@ def _no_longer_waits(client: Client, waiter: object) -> bool:
 
 def _fewer_wait(client: Client, than: int) -> bool:
     return len(core_of(client).link._threads) < than
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "def"])
+def test_an_answer_that_comes_before_its_caller_waits_is_not_overlooked(
+    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """After its first attempt has read all there was; and somebody else takes notice of it."""
+    client = net.client()
+    core, run = core_of(client), core_of(client).link.run
+    raw_server.attach(client)
+
+    def late(operation: Callable[[], Any]) -> Any:
+        result = run(operation)
+        monkeypatch.setattr(core.link, "run", run)
+        caller, frame = raw_server.recv()
+        raw_server.reply(caller, frame.seq, "early")
+        with core.link.lock:
+            until(core.link.readable)
+        return result
+
+    monkeypatch.setattr(core.link, "run", late)
+    if asynchronous:
+        assert asyncio.run(client.arequest("x", timeout=2)) == "early"
+    else:
+        assert client.request("x", timeout=2) == "early"
 
 
 def test_an_answer_that_a_send_brought_to_light_is_not_overlooked(

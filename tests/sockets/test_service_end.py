@@ -15,7 +15,7 @@ from mesh import Node
 from mesh.errors import Busy, PeerLost, RemoteError, Timeout
 from mesh.sockets.server import Server
 from tests.support.homes import Homes
-from tests.support.services import Gate, Net, RawCaller, calls, core_of
+from tests.support.services import Gate, Held, Net, RawCaller, calls, core_of
 from tests.support.waiting import until
 
 
@@ -39,25 +39,6 @@ def echo(payload: Any) -> Any:
 
 async def aecho(payload: Any) -> Any:
     return payload
-
-
-class Held:
-    """An async handler that waits, in whatever loop it runs, until the test lets it go on."""
-
-    def __init__(self) -> None:
-        self.started: list[Any] = []
-        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    async def __call__(self, payload: Any) -> Any:
-        self.started.append(payload)
-        event = asyncio.Event()
-        self._waiting.append((asyncio.get_running_loop(), event))
-        await event.wait()
-        return payload
-
-    def go_on(self) -> None:
-        for loop, event in self._waiting:
-            loop.call_soon_threadsafe(event.set)
 
 
 # -- Given up before it was read ---------------------------------------------------------------
