@@ -77,7 +77,7 @@ class LoopWaiter:
         try:
             # What came since the first attempt. For this call alone: with all of them n calls that
             # begin one after another would cost n² attempts.
-            self._link.run(lambda: self._begin(future, call))
+            self._link.run(lambda: self._try(future, call))
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
@@ -138,10 +138,6 @@ class LoopWaiter:
     def _look_again(self) -> None:
         self._retry = None
         self._look()
-
-    def _begin(self, future: asyncio.Future[Any], call: _Call[Any]) -> None:
-        self._link.attempts += 1
-        self._try(future, call)
 
     def _try(self, future: asyncio.Future[Any], call: _Call[Any]) -> None:
         try:
