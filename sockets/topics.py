@@ -162,7 +162,6 @@ class Topics:
             elif taken:
                 topic.owed.append((bound.socket, parts))
             else:
-                has_input(bound.socket)  # or the descriptor stays readable: a busy loop
                 topic.seq = seq - 1
                 return None
         if last is not None:
@@ -186,7 +185,6 @@ class Topics:
         while topic.owed:
             socket, parts = topic.owed[0]
             if not send_parts(socket, parts):
-                has_input(socket)
                 return False
             del topic.owed[0]
         return True
