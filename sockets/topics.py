@@ -214,7 +214,7 @@ class Topics:
         if what == b"\0":
             self._unsubscribed(address)
             return
-        if what != b"\1" or len(message) > limits.SUBSCRIPTION_BYTES_MAX:
+        if what != b"\1":
             self.counters.dropped["malformed"] += 1
             return
         pattern = pattern_of(address)
