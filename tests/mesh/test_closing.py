@@ -426,8 +426,7 @@ def test_control_c_anywhere_in_the_making_leaves_nothing_behind(programs: Progra
             left = [t.name for t in threading.enumerate() if t.name.startswith("mesh control")]
             left += os.listdir(os.environ["MESH_RUNTIME_DIR"])
             if left:
-                print(where, left)
-                break
+                raise SystemExit(f"{where} left {left}")
             at += 17
         sys.settrace(None)
         node.close()

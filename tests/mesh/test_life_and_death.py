@@ -267,7 +267,8 @@ def test_a_stopped_process_is_no_dead_one(programs: Programs) -> None:
             events.get(timeout=0.5)  # five heartbeats: silence on another host
         program.kill(signal.SIGCONT)
         program.kill(signal.SIGTERM)
-        assert events.get(timeout=5).reason in ("bye", "died")
+        # Its sockets close a moment before the kernel tells of its death: a ping may find that out.
+        assert events.get(timeout=5).reason in ("died", "reset")
 
 
 def test_closing_is_quick_also_with_seeds_that_nobody_answers() -> None:
