@@ -266,15 +266,17 @@ def _create_file(directory: Path, node_id: str) -> int:
     """The descriptor of a new file, which nobody takes for a node's yet."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     path = _fresh(directory, node_id)
-    fd = os.open(path, flags, 0o600)
+    fd = -1
     try:
+        fd = os.open(path, flags, 0o600)
         with _own_files.lock:
             _own_files.announcements[_inode(os.fstat(fd))] = _NOTHING_YET
+        return fd
     except BaseException:
-        _give_up(fd)
-        path.unlink(missing_ok=True)
+        if fd >= 0:
+            _give_up(fd)
+            path.unlink(missing_ok=True)
         raise
-    return fd
 
 
 def _put_file(fd: int, directory: Path, own: Announcement) -> None:

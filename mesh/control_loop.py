@@ -33,7 +33,7 @@ from mesh.peering import (
 )
 from mesh.presence import Presence
 from mesh.sockets.control import Card, ControlMessage, Marked, Offer
-from mesh.sockets.control_link import ControlLink, Heard
+from mesh.sockets.control_link import ControlLink, Heard, LinkKey
 from mesh.sockets.home import Core, Counters, node_number
 from mesh.sockets.server import Server
 from mesh.sockets.subscription import Subscription
@@ -47,6 +47,8 @@ _LINGER_MS_MIN = 50
 """What was sent gets at least this long to leave, whatever else took the time."""
 _LINGER_MS_MAX = (1 << 31) - 1
 _REMOVED_LINGER_MS = 1000
+_DYING_S = 0.1
+"""A process that dies closes its connections a little before the kernel tells of its death."""
 _LEAVING_S = 0.005
 """How often to look whether the last handlers have answered."""
 _ANSWERING_S = 0.05
@@ -86,6 +88,8 @@ class ControlLoop(Loop):
         self._past: defaultdict[str, Counters] = defaultdict(Counters)
         """What cores that are gone have counted, by kind."""
         self._processes: dict[str, int] = {}
+        self._suspects: dict[LinkKey, tuple[float, str]] = {}
+        """Links that failed to processes that may be dying: until when the kernel may say so."""
         self._next_tick = 0.0
         self._looked_at: dict[Source, float] = {}
         self._leave_by: float | None = None
@@ -194,7 +198,7 @@ class ControlLoop(Loop):
         if self._control.noticed or self._control.failed:
             return 0.0
         now = time.monotonic()
-        due = self._next_tick
+        due = min([self._next_tick, *(at for at, _ in self._suspects.values())])
         if self._leave_by is not None:
             due = min(due, now + _LEAVING_S)
         if (deadline := self.membership.next_deadline()) is not None:
@@ -204,6 +208,7 @@ class ControlLoop(Loop):
     def _on_time(self) -> None:
         if self._control.noticed or self._control.failed:
             self._guarded(self._hear)
+        self._guarded(self._clear_up, time.monotonic())
         self._guarded(lambda: self._apply(self.membership.tick(time.monotonic())))
         self._guarded(self._leave_once_answered)
         now = time.monotonic()
@@ -281,7 +286,22 @@ class ControlLoop(Loop):
             self._guarded(self._heard, each)
         while self._control.failed and self._running:
             link, reason = self._control.failed.pop()
-            self._apply(self.membership.link_failed(link, reason, time.monotonic()))
+            if self._is_watched(link):
+                self._suspects.setdefault(link, (time.monotonic() + _DYING_S, reason))
+            else:
+                self._apply(self.membership.link_failed(link, reason, time.monotonic()))
+
+    def _is_watched(self, link: LinkKey) -> bool:
+        """Whether the kernel will tell of the death of the process at the other end."""
+        peers = self.membership.peers.values()
+        return any(peer.link == link and peer.id in self._processes for peer in peers)
+
+    def _clear_up(self, now: float) -> None:
+        """The kernel has had its time: who is suspected still has lost the link, not its life."""
+        for link, (at, reason) in list(self._suspects.items()):
+            if now >= at:
+                del self._suspects[link]
+                self._apply(self.membership.link_failed(link, reason, now))
 
     def _heard(self, heard: Heard) -> None:
         if self._running:

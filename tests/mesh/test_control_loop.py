@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from mesh import host
-from mesh.control_loop import ControlLoop
+from mesh.control_loop import _DYING_S, ControlLoop
 from mesh.discovery.source import Announcement, Sighting
 from mesh.errors import Closed
 from mesh.message import PeerEvent, PeerInfo
@@ -520,6 +521,26 @@ def test_a_process_that_ends_is_told_and_its_descriptor_given_up(
     assert bench.note.named("process died") == [("process died", PEER)]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_a_connection_that_broke_waits_for_the_kernels_word_before_it_is_a_lost_link(
+    bench: Bench, processes: dict[int, Any]
+) -> None:
+    """A process that dies closes its connections first: it died, and is not to be redialled."""
+    processes[5] = os.eventfd(0)
+    peer = a_peer(pid=5)
+    bench.membership.peers[PEER] = peer
+    bench.loop._apply([PeerUp(peer)])
+    bench.control.failed = [(peer.link, "no route to host"), (b"other", "no route to host")]
+    bench.round()
+    assert bench.note.named("link failed") == [("link failed", b"other")], "nobody is watched there"
+    now = time.monotonic()
+    bench.loop._clear_up(now)
+    assert len(bench.note.named("link failed")) == 1, "it has a moment"
+    assert bench.loop._sleep_s() <= _DYING_S + 0.001
+    bench.loop._clear_up(now + _DYING_S)
+    assert bench.note.named("link failed")[1:] == [("link failed", peer.link)]
+    assert not bench.loop._suspects
 
 
 # -- Its end
