@@ -1,8 +1,9 @@
 """The control thread of a node: it does what membership decides, and tells it what happened.
 
 One loop over the control link, discovery, the deaths of processes, timers, and requests from other
-threads. Messages of channels never pass through here. It also ends the node, wherever the wish came
-from: nobody else has to live on for that, and whoever waits for it may stop waiting.
+threads. Messages of channels do not pass through here, except that a subscription is read ahead
+until its marks have come (docs/decisions/003). It also ends the node, wherever the wish came from:
+nobody else has to live on for that, and whoever waits for it may stop waiting.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ READERS_MAX: Final = 100_000
 """Subscriber addresses one node's publishers know."""
 CHANNELS_PER_NODE_MAX: Final = 100_000
 PEERS_MAX: Final = 1000
-"""Peers of a node: each costs a socket, and libzmq allows 1023 in a context."""
+"""Peers of a node: each costs a socket or more, and a node's context allows 4096."""
 LINKS_PER_PEER_MAX: Final = 256
 """Sockets made for what one peer offers: a quarter of the descriptors a process usually has."""
 LINKS_MISSING_MAX: Final = 4096
@@ -102,9 +102,8 @@ ENDPOINTS_MAX: Final = 64
 WAIT_FOR_ROOM_S: Final = 0.002
 """Longest sleep of a sender waiting for room: an XPUB reports POLLOUT even when full."""
 TICK_S: Final = 0.25
-"""Longest sleep of a control thread."""
-IDLE_MARK_S: Final = 0.25
-"""A topic quiet for this long tells its subscribers where its sequence stands."""
+"""Longest sleep of a control thread. A topic quiet for one tells its subscribers where its sequence
+stands."""
 HANDSHAKE_S: Final = 3.0
 """A control link that has not made a peer by then is given up."""
 REDIAL_S_MIN: Final = 0.5

@@ -23,7 +23,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     sender: str
     """Node id of the sender: 16 hexadecimal digits, new for each run of a node."""
     seq: int
-    """The sender's own counter for this channel, from 1."""
+    """The sender's own counter, from 1: of its messages on this topic, or of its tasks to this
+    worker."""
     time_ns: int
     """The sender's wall clock when it was sent, nanoseconds since 1970."""
     headers: Mapping[str, Any] = EMPTY

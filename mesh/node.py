@@ -183,7 +183,7 @@ class Node:
     ) -> Publisher:
         """A handle to publish on `topic`. Handles to one topic share its sequence and options.
 
-        `when_full`: ``"drop"`` (a subscriber without room loses the message, counted on both sides)
+        `when_full`: ``"drop"`` (a subscriber without room loses the message, and counts it)
         or ``"wait"`` (the publisher waits). `keep_last`: newcomers get the last message. Raises
         `InvalidName`, `InvalidOption`, `OptionsDiffer`, `Closed`. Does not block.
         """

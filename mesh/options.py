@@ -93,7 +93,8 @@ class NodeOptions:
     """Sources to use. ``None``: ``("local",)`` alone on this machine, with mdns on a network."""
 
     interfaces: tuple[str, ...] | None = None
-    """Names or IPv4 addresses of the network interfaces to use. ``None``: all that are up."""
+    """Names or IPv4 addresses of the network interfaces to use. ``None``: all that are up but the
+    loopback."""
 
     port: int = 0
     """TCP port of the control link, which is what a seed names. 0: any free one."""
@@ -102,7 +103,8 @@ class NodeOptions:
     """Speak plain text on the network, without a secret. Warns."""
 
     heartbeat_s: float = 1.0
-    """Interval of pings, in seconds; a peer on another host that is silent for three is gone."""
+    """Interval of pings, in seconds; a peer on another host that is silent for three is gone, one
+    on this host for ten."""
 
     buffer_messages: int = limits.BUFFER_MESSAGES
     """Messages kept for each peer by each end of a topic, 1 to 1,000,000 (libzmq's own is 1000)."""
@@ -154,7 +156,8 @@ class PublisherOptions:
     """How one topic is published."""
 
     when_full: WhenFull = "drop"
-    """``drop``: a subscriber without room loses the message, counted on both sides.
+    """``drop``: a subscriber without room loses the message, and counts it; `Node.stats` of the
+    publishing node shows only that it happened.
     ``wait``: the publisher waits, for all of its subscribers."""
 
     keep_last: bool = False

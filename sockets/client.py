@@ -2,8 +2,9 @@
 
 Guarantee: a request goes to one server, at most once unless the caller declares it idempotent
 (``retry=True``), and the call ends by its timeout at the latest: with the result, or an error that
-says what is known. A server that is gone fails its requests at once (`PeerLost`), one that is full
-has the next server tried, and `Busy` comes when all are.
+says what is known. A server that is gone, or whose connection is lost, fails its requests
+(`PeerLost`), at once or within a tick; one that is full has the next server tried, and `Busy` comes
+when all are.
 
 Every server has a DEALER socket of its own, so that it is known who has what
 (`mesh.sockets.requests`). The calling thread sends its request and reads the answer itself; of
@@ -127,7 +128,7 @@ class Requests:
                 return
             self._accept(server, parts, reader)
             if reader is not None and reader.outcome is not None:
-                return  # what else there is, the next reads: see `Link.__exit__`
+                return  # what else there is, the next reads: see `Link._pass_on`
         self.link.wake_all()  # there may be more
 
     def _accept(self, server: ServerAccount[Call], parts: list[bytes], reader: Call | None) -> None:

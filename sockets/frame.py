@@ -15,7 +15,8 @@ A frame is one ZeroMQ message part::
      8  u64  sender       incarnation of the sending node
     16  u64  seq          sequence of the first message; what it counts depends on the kind
     24  u64  time_ns      wall clock of the sender, nanoseconds since 1970
-    32  u32  remaining    REQUEST: milliseconds the caller still waits, 0xffffffff for ever
+    32  u32  remaining    REQUEST: milliseconds the caller still waits, 0xffffffff for ever;
+                          in queues: the account number
 
 The name comes first because ZeroMQ's subscriptions filter by it, and ends with a zero byte so that
 ``a`` is not a prefix of ``ab``. A channel's name begins with ``/`` here, a subscriber's own address

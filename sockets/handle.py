@@ -1,4 +1,5 @@
-"""What users hold: a handle is a thin object over a core, and giving it back ends the core.
+"""What users hold: a handle is a thin object over a core, which ends with its last handle (a
+node's topics with the node).
 
 A handle that is forgotten is given back when it is collected. That may happen anywhere, even inside
 a locked region, so `release` must not lock or block: the node puts it in its control thread's

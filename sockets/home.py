@@ -82,13 +82,14 @@ class Core(Protocol):
         """A peer offers what this core seeks: connect to it."""
 
     def detach(self, peer: int, key: int, reason: str) -> None:
-        """That offer is gone: ``withdrawn``, or the reason for which the peer went."""
+        """That offer is gone: ``withdrawn``, ``moved``, or the reason for which the peer went."""
 
     def tick(self) -> None:
         """About every `limits.TICK_S`."""
 
     def close(self, linger_ms: int) -> None:
-        """Close the link. Idempotent; does not wait."""
+        """Close the link, that of a service once its handlers have answered: within `linger_ms`.
+        Idempotent; does not wait."""
 
 
 def node_text(node_id: int) -> str:

@@ -240,8 +240,9 @@ class Link:
                     self._pass_on(False)
 
     def __enter__(self) -> None:
-        """`run` as a context, for a node's own threads: in the main thread a KeyboardInterrupt
-        could come between taking the lock and being inside, and nobody would ever release it."""
+        """`run` as a context, for a node's own threads, and for links that nobody else has yet: in
+        the main thread a KeyboardInterrupt could come between taking the lock and being inside, and
+        nobody would ever release it."""
         self.lock.acquire()
         if self._closed is not None:
             self.lock.release()

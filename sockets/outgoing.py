@@ -31,7 +31,7 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        """Bytes on the wire, the frame's own header aside."""
+        """Bytes of payload and headers, before compression."""
         return len(self.body) + len(self.detached or b"")
 
     def parts(

@@ -1,7 +1,8 @@
 """Publishing to topics.
 
 Guarantee: every subscriber gets each message at most once, in this node's order for each topic. A
-subscriber without room loses the newest, and both sides count it (``when_full="drop"``), or the
+subscriber without room loses the newest, which it counts (``when_full="drop"``; the publisher's
+node counts only that it happened), or the
 publisher waits (``when_full="wait"``), for all of its subscribers. A subscriber counted by
 `Publisher.subscribers` misses nothing silently from then on.
 

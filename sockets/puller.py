@@ -7,9 +7,9 @@ pusher is told how many of its own went with it.
 
 A task is in a worker's hands until the thread (or asyncio task) that received it comes back for
 more, or ends; then credit goes back (`mesh.sockets.credit`). A puller that is closed settles
-nothing. A program that knows no credit may push here too: it leaves the account number 0, and
-ZeroMQ's high-water mark is all that bounds it. What came in one frame waits in the inbox; nothing
-more is read before that is taken.
+nothing more: it tells what was settled, and the rest is lost. A program that knows no credit may
+push here too: it leaves the account number 0, and ZeroMQ's high-water mark is all that bounds it.
+What came in one frame waits in the inbox; nothing more is read before that is taken.
 """
 
 from __future__ import annotations
@@ -250,10 +250,10 @@ class Intake:
 
     def close(self, linger_ms: int) -> None:
         """Tasks that are not settled are lost, and their pushers will hear of it."""
-        self.link.close(first=partial(self._settle_up, linger_ms))
+        self.link.close(first=partial(self._conclude, linger_ms))
         self._home.transport.release(self._bound)
 
-    def _settle_up(self, linger_ms: int) -> None:
+    def _conclude(self, linger_ms: int) -> None:
         self._pay()
         for _, socket in self._sockets.values():
             socket.close(linger=linger_ms)

@@ -27,7 +27,7 @@ class Outstanding:
         self.retry = retry
         """Whether it may be sent again when the server that had it is gone."""
         self.seq = 0
-        """Its id; 0 until it is opened."""
+        """Its id; 0 until it is admitted."""
         self.server: object | None = None
         self.tried: tuple[object, ...] = ()
         """Servers that were too busy for it."""

@@ -5,11 +5,11 @@ over or who gave up before it started, and every request is answered once: by th
 error that says why there is none. A server whose backlog is full says so at once. A handler that
 raises takes nothing down.
 
-A handler runs in the thread that read its request, after that thread has handed the reading on: so
-there is always one thread that stamps arrivals, takes cancellations and turns away what is too
-much, while up to `concurrency` others run handlers. An ``async def`` handler runs in the event loop
-that was running where the service was registered, or in a loop of the service's own; each request
-has a task, and the loop watches the sockets itself.
+A handler runs in the thread that read its request; if every other is busy too, another is started
+first to read: so there is always one thread that stamps arrivals, takes cancellations and turns
+away what is too much, while up to `concurrency` others run handlers. An ``async def`` handler runs
+in the event loop that was running where the service was registered, or in a loop of the service's
+own; each request has a task, and the loop watches the sockets itself.
 
 ZeroMQ's high-water mark is as high as the number of requests one client may have outstanding, so a
 caller that keeps to it never loses an answer; who does not, loses what it does not read.

@@ -3,7 +3,8 @@
 A gap in a publisher's sequence is counted, whether it was dropped for want of room here, or missed
 while the connection was down, or was the last before a silence. ZeroMQ filters by the pattern's
 literal prefix, this module by the rest. What came in one frame waits in the inbox; nothing more is
-read before that is taken, so libzmq's buffer is the bound.
+read before that is taken, so libzmq's buffer is the bound, but for what the control thread reads
+ahead until awaited marks have come.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Subscription:
         self._channels: dict[bytes, str | None] = {}
         self._senders: dict[int, str] = {}
         self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
+        """By peer, and whether its topics wait (those name endpoints in their offers): where they
+        are, and the offers' keys."""
         self._retiring: dict[str, int] = {}
         self._awaiting: set[tuple[int, bool]] = set()
         self._heard = 0

@@ -1,11 +1,12 @@
 """The publishing side of a node: all its topics, on few sockets.
 
-The topics of a node share its XPUB sockets: one ipc, and on a network one tcp. A message goes out
-in the caller's own thread. Sequences count per topic, from 1. A subscriber subscribes to an address
-of its own besides its pattern (`frame.subscriber_address`), and is answered there, in band, with
-what it needs to tell a gap: the mark. A lost tail is exposed twice over: a topic that fell quiet
-marks itself, and a subscriber that has read all there is asks where its publishers stand, since the
-first may have been dropped with the rest.
+The topics of a node share few XPUB sockets: those that drop have one for ipc and on a network one
+for tcp, those that wait have others (`Topics`). A message goes out in the caller's own thread.
+Sequences count per topic, from 1. A subscriber subscribes to an address of its own besides its
+pattern (`frame.subscriber_address`), and is answered there, in band, with what it needs to tell a
+gap: the mark. A lost tail is exposed twice over: a topic that fell quiet marks itself, and a
+subscriber that has read all there is asks where its publishers stand, since the first may have been
+dropped with the rest.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from dataclasses import dataclass, field
 import zmq
 
 from mesh import limits
-from mesh.errors import OptionsDiffer
+from mesh.errors import InvalidOption, OptionsDiffer
 from mesh.names import check_name, is_pattern, matches
-from mesh.options import PublisherOptions, WhenFull, check_count
+from mesh.options import PublisherOptions, WhenFull
 from mesh.sockets import codec
 from mesh.sockets.connections import Accepted
 from mesh.sockets.control import Offer
@@ -107,12 +108,16 @@ class Topics:
         return endpoints_of(self._bound)
 
     def topic(self, name: str, options: PublisherOptions) -> Topic:
-        """The topic of that name, made if need be. Raises `OptionsDiffer`, `Closed`."""
+        """The topic of that name, made if need be. Raises `InvalidName`, `InvalidOption` (too
+        many), `OptionsDiffer`, `Closed`."""
         with self.link.lock:
             self.link.check_open()
             topic = self._topics.get(check_name(name))
             if topic is None:
-                check_count(len(self._topics), "topics", 0, limits.CHANNELS_PER_NODE_MAX - 1)
+                if len(self._topics) >= limits.CHANNELS_PER_NODE_MAX:
+                    raise InvalidOption(
+                        f"{len(self._topics):,} topics are open, which is the limit"
+                    )
                 topic = self._topics[name] = Topic(name, options)
             elif topic.options != options and not topic.handles:
                 topic.options, topic.last = options, None

@@ -1,8 +1,9 @@
 """How every socket of a node is made: options, security, and where it is bound.
 
-An ipc socket lies in the runtime directory, which only this user can enter, and speaks plain text.
+An ipc socket lies in the runtime directory, which only this user (or a group, `share_path`) can
+enter, and speaks plain text.
 A tcp socket exists only on a network, and speaks CURVE, checked by ZAP, unless the user asked for
-plain text. Linger is set when a socket is closed, never before.
+plain text. Linger is 0 until a socket is closed, which says how long.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ class Transport:
         """
         for last_try in (False, False, False, True):
             bound = Bound(make(), "tcp", port=port)
-            hosts = self.addresses or ("127.0.0.1",) if self._interfaces_named else ()
+            hosts = (self.addresses or ("127.0.0.1",)) if self._interfaces_named else ()
             try:
                 for host in hosts or ("0.0.0.0",):  # noqa: S104
                     bound.socket.bind(f"tcp://{host}:{bound.port or '*'}")

@@ -107,7 +107,7 @@ def read_all(net: Net, subscriber: Subscriber, last: int) -> list[Message]:
     return got
 
 
-def test_drop_loses_the_newest_for_the_full_subscriber_and_both_sides_count_it(
+def test_drop_loses_the_newest_for_the_full_subscriber_which_counts_it(
     homes: Homes,
 ) -> None:
     net = Net(homes, buffer_messages=10)
