@@ -70,8 +70,7 @@ class LoopWaiter:
             slot.waiter = self
         expiry = None
         if timeout is not None:
-            error = Timeout(f"no {what} within {timeout:g} s")
-            expiry = self._loop.call_later(timeout, _expire, future, error)
+            expiry = self._loop.call_later(timeout, _expire, future, what, timeout)
         if retry_s is not None and self._retry is None:
             self._retry = self._loop.call_later(retry_s, self._look_again)
         try:
@@ -92,6 +91,8 @@ class LoopWaiter:
                 slot.waiter = None
             if self._calls.pop(future, None) is not None and not self._calls:
                 self._unwatch()
+            # It may hold an error, whose traceback holds this frame: a circle around the link.
+            del future
 
     def wake(self) -> None:
         if self._asked:
@@ -150,6 +151,6 @@ class LoopWaiter:
                 future.set_result(result)
 
 
-def _expire(future: asyncio.Future[Any], error: Timeout) -> None:
+def _expire(future: asyncio.Future[Any], what: str, timeout: float) -> None:
     if not future.done():
-        future.set_exception(error)
+        future.set_exception(Timeout(f"no {what} within {timeout:g} s"))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import zmq
@@ -374,3 +378,134 @@ def test_a_loop_that_was_closed_under_its_coroutines_does_not_stop_the_threads(
     assert inbox.link.wait(inbox.take, 5, "message") == b"1"
     peer.close()
     task.get_coro().close()
+
+
+class Box:
+    """A pattern without sockets: what is waited for lies in an inbox."""
+
+    def __init__(self) -> None:
+        self.items: deque[int] = deque()
+        self.link = Link("box", partial(bool, self.items))
+
+    def take(self) -> int | None:
+        return self.items.popleft() if self.items else None
+
+    def put(self, *items: int) -> None:
+        """Without a word to anybody. Under the lock."""
+        self.items.extend(items)
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    box = Box()
+    yield box
+    box.link.close()
+
+
+class Taker:
+    """A thread that takes one, and is gone."""
+
+    def __init__(self, link: Link, take: Callable[[], object]) -> None:
+        self.got: object = None
+        self._link, self._take = link, take
+        self.thread = threading.Thread(target=self._run)
+        waiting = len(link._threads)
+        self.thread.start()
+        until(lambda: len(link._threads) > waiting, "the wait")
+
+    def _run(self) -> None:
+        self.got = self._link.wait(self._take, 10, "message")
+
+    def join(self) -> object:
+        self.thread.join(5)
+        assert not self.thread.is_alive(), "a wake-up went missing"
+        return self.got
+
+
+def test_whoever_leaves_hands_the_sockets_on(
+    context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox
+) -> None:
+    """The first who waits watches them for all, and takes but one message."""
+    first, second = (Taker(inbox.link, inbox.take) for _ in range(2))
+    with contextlib.closing(push(context, endpoint_of(inbox))) as peer:
+        peer.send(b"1")
+        assert first.join() == b"1"
+        peer.send(b"2")
+        assert second.join() == b"2"
+
+
+def test_what_an_operation_leaves_in_the_inbox_wakes_whoever_waits(box: Box) -> None:
+    taker = Taker(box.link, box.take)
+    box.link.run(lambda: box.put(1))
+    assert taker.join() == 1
+    taker = Taker(box.link, box.take)
+    with box.link:
+        box.put(2)
+    assert taker.join() == 2
+
+
+def test_a_loop_that_leaves_wakes_whoever_waits_for_what_it_left_over(box: Box) -> None:
+    async def run() -> int:
+        waiting = asyncio.ensure_future(box.link.wait_async(box.take, 10, "message"))
+        await asyncio.sleep(0)
+        taker = Taker(box.link, box.take)
+        with box.link.lock:  # as if a frame of two messages had come, and only the loop heard
+            box.put(1, 2)
+            box.link._waiting_loops[0].wake()
+        got = await waiting
+        assert await asyncio.to_thread(taker.join) == 2
+        return got
+
+    assert asyncio.run(run()) == 1
+
+
+def test_a_link_closes_its_sockets_also_if_what_comes_first_fails(inbox: Inbox) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    def wait() -> None:
+        with pytest.raises(Closed):
+            inbox.link.wait(inbox.take, 10, "message")
+
+    taker = threading.Thread(target=wait)
+    taker.start()
+    until(lambda: inbox.link._threads, "the wait")
+    with pytest.raises(ZeroDivisionError):
+        inbox.link.close(first=fail)
+    assert inbox.socket.closed
+    taker.join(5)
+    assert not taker.is_alive()
+    inbox.link.close(first=fail)  # once
+
+
+def test_a_link_that_is_closed_and_forgotten_is_gone_at_once() -> None:
+    """With its descriptors: nobody has to wait for the cyclic garbage collector."""
+    gc.disable()
+    try:
+        assert used_by_a_loop_and_closed()() is None
+    finally:
+        gc.enable()
+
+
+def used_by_a_loop_and_closed() -> weakref.ref[Link]:
+    box = Box()
+
+    async def run() -> None:
+        with pytest.raises(Timeout, match=r"no message within 0\.001 s"):
+            await box.link.wait_async(box.take, 0.001, "message")
+
+    asyncio.run(run())
+    box.link.close()
+    return weakref.ref(box.link)
+
+
+def test_a_wait_may_be_longer_than_any_timer(box: Box) -> None:
+    def close() -> None:
+        until(lambda: box.link._threads, "the wait")
+        box.link.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(Closed):
+        box.link.wait(box.take, 1e12, "message")
+    closing.join(5)
