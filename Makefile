@@ -4,12 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint coverage clean
+.PHONY: help demo test test-long bench lint coverage clean
 
 help:
 	@echo "make demo      watch a small mesh at work on this machine"
-	@echo "make test      run all tests"
-	@echo "make test-slow run the proofs that take long"
+	@echo "make test      run the tests, all but the long ones"
+	@echo "make test-long run the long ones: proofs that let seconds pass"
 	@echo "make bench     measure what a node costs, and print it"
 	@echo "make lint      check style, types and who imports whom"
 	@echo "make coverage  run all tests, then list the lines that none of them ran"
@@ -23,7 +23,7 @@ demo: $(VENV)/.has-run
 test: $(VENV)/.has-test
 	$(VENV)/bin/python -m pytest
 
-test-slow: $(VENV)/.has-test
+test-long: $(VENV)/.has-test
 	$(VENV)/bin/python -m pytest -m long
 
 bench: $(VENV)/.has-run

@@ -9,18 +9,18 @@ import threading
 
 from mesh import Node, RemoteError
 
-with Node("calculator") as node:
-    if sys.argv[1:] == ["serve"]:
+if sys.argv[1:] == ["serve"]:
+    with Node("server") as node:
 
         @node.service("divide")
         def divide(request: dict[str, float]) -> float:
             return request["dividend"] / request["divisor"]
 
         threading.Event().wait()  # until Ctrl-C
-
-    client = node.client("divide")
-    print(client.request({"dividend": 7, "divisor": 2}, timeout=30))
-    try:
-        client.request({"dividend": 7, "divisor": 0}, timeout=1.0)
-    except RemoteError as error:
-        print("the server said:", error)
+else:
+    with Node("caller") as node, node.client("divide") as client:
+        print(client.request({"dividend": 7, "divisor": 2}, timeout=30))
+        try:
+            client.request({"dividend": 7, "divisor": 0}, timeout=1.0)
+        except RemoteError as error:
+            print("the server said:", error)

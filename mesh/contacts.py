@@ -104,6 +104,9 @@ class Turns:
         return any(key in turns for turns in (self._credible, self._news, self._others))
 
     def add(self, contact: Contact, *, news: bool) -> None:
+        """Unless it waits already."""
+        if contact.key in self:
+            return
         if contact.credible:
             self._credible[contact.key] = contact
         elif news:

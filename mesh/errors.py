@@ -11,7 +11,7 @@
     ├── Timeout            (TimeoutError)  a wait reached its deadline
     ├── Closed                             the node or the handle was closed
     │   └── Forked                         it belongs to the parent of this process
-    ├── PeerLost                           the peer that had the request is gone
+    ├── PeerLost                           the server of a request, or the way to it, is gone
     ├── Busy                               no room for the request, here or there
     ├── RemoteError                        the handler on the other side raised
     └── UnsafeRuntimeDir   (PermissionError)  others could reach this node's sockets
@@ -60,7 +60,8 @@ class Forked(Closed):
 
 
 class PeerLost(MeshError):
-    """The server that had the request is gone; whether it ran is not known."""
+    """The server that had the request is gone, or the connection to it was lost; whether the
+    request ran is not known."""
 
 
 class Busy(MeshError):
@@ -68,7 +69,7 @@ class Busy(MeshError):
 
 
 class RemoteError(MeshError):
-    """A service handler raised.
+    """A service handler raised, or its payload or result had no valid form.
 
     ``type`` is the remote exception's class name, ``text`` its ``str()``, and ``traceback`` the
     remote traceback as text.

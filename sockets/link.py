@@ -178,6 +178,7 @@ class Link:
                 self._threads.append(waiter)
                 if slot is not None:
                     slot.waiter = waiter
+                self.attempts += 1
                 result = attempt()  # what came since, when nobody was waiting for it yet
                 if result is not None:
                     return result

@@ -43,7 +43,7 @@ from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 logger = logging.getLogger(__name__)
 
-_FRAMES_PER_ATTEMPT = 256
+_FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before others get the lock."""
 _LINGER_MS = 200
 """Answers given just before the service ended get this long to leave."""
@@ -111,6 +111,8 @@ class Server:
         request, expired = self._backlog.start(time.monotonic())
         for each in expired:
             self._turn_away(each, failure.EXPIRED)
+        if request is None and expired:
+            self.link.wake_all()  # something may have come, and sending swallows the edge
         return request
 
     def refuse(self, request: Request) -> None:
@@ -262,6 +264,7 @@ class Server:
             self._read()
             for request in self._backlog.clear():
                 self._turn_away(request, failure.BUSY)
+            self.link.wake_all()
             running = self._backlog.running
         if not running or not linger_ms:
             self._end()

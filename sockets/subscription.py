@@ -49,8 +49,6 @@ _FRAMES_AHEAD = 4096
 _NAMES_CACHED = 10_000
 _ASKING_TICKS = 20
 """Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
-_UNSUBSCRIBE_MS = 100
-"""How long what says that a subscriber leaves may be on its way to whom it is not connected."""
 _RETIRING_TICKS = 8
 """A publisher that left may still be flushing: it is disconnected two seconds later."""
 
@@ -392,10 +390,11 @@ class Subscription:
         return socket
 
     def close(self, linger_ms: int) -> None:
-        self.link.close(_UNSUBSCRIBE_MS, first=self._unsubscribe)
+        self.link.close(first=self._unsubscribe)
 
     def _unsubscribe(self) -> None:
-        """In so many words: a forked child may hold the connection open, and publishers up."""
+        """In so many words: a forked child may hold the connection open, and publishers up. That is
+        sent without linger too, wherever it need not wait."""
         for watch in self._watches.values():
             watch.close()
         for socket in self._sockets.values():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import inspect
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from mesh import Node
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 RUNNERS = {"topic", "work_queue", "request_reply", "asyncio_service", "presence"}
 
 
@@ -100,6 +104,12 @@ def test_presence(background: list[Example]) -> None:
 
 def test_two_machines_names_things_that_exist() -> None:
     text = (EXAMPLES / "two_machines.md").read_text()
-    for name in ("port=", "seeds=", "interfaces=", "MESH_SECRET", "MESH_SEEDS", "untrusted"):
-        assert name in text
-    assert os.path.exists(EXAMPLES / "topic.py")
+    options = re.findall(r"Node\([^)]*?(\w+)=", text)
+    assert set(options) == {"port", "seeds", "interfaces"}
+    assert set(options) <= set(inspect.signature(Node).parameters)
+    assert "node.untrusted" in text
+    assert hasattr(Node, "untrusted")
+    variables = set(re.findall(r"MESH_[A-Z_]+", text))
+    assert variables <= set(re.findall(r"MESH_[A-Z_]+", (ROOT / "mesh" / "node.py").read_text()))
+    for example in re.findall(r"examples/\w+\.py", text):
+        assert (ROOT / example).exists()

@@ -1,4 +1,4 @@
-"""What a pause of several seconds must not cost: run by ``make test-slow``."""
+"""What a pause of several seconds must not cost: run by ``make test-long``."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from mesh.sockets.control import (
     Peers,
 )
 from tests.support.members import ELSEWHERE, KEY, Raw, are_peers, met
-from tests.support.network import Network, SimNode
+from tests.support.network import Network, SimNode, check_invariants
 
 
 def test_a_seed_is_dialled_until_somebody_is_there_and_again_when_they_go(
@@ -234,6 +234,19 @@ def test_of_one_node_a_few_addresses_are_dialled_at_a_time_and_all_before_it_res
     took = network.run_until(lambda: are_peers(a, b), 10.0)
     assert took == pytest.approx(2 * limits.HANDSHAKE_S, abs=0.1)
     assert sorted(a.log.dials) == sorted(where)
+
+
+def test_news_of_whom_all_dials_are_at_does_not_make_it_wait_twice(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DIALS_MAX", 1)
+    a = network.spawn("a")
+    forge(a, 1, endpoints=2)
+    network.run(0)
+    forge(a, 1, endpoints=3)
+    a._apply(a.membership.link_failed(next(iter(a.dialled)), "gone", network.now))
+    check_invariants(a.membership)
+    assert len(a.membership._contacts.waiting) == 1
 
 
 def test_a_flood_of_addresses_is_dialled_a_few_at_a_time(network: Network) -> None:

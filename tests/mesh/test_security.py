@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -279,7 +280,9 @@ def test_garbage_on_every_port_is_dropped_and_the_node_goes_on() -> None:
                     raw_zmq.close()
                     continue
                 for parts in ([b""], [os.urandom(200)], [b"\0" + b"\x01" * 40], [b"x"] * 20):
-                    raw_zmq.send_multipart(parts, zmq.NOBLOCK)
+                    # Where the kinds do not match, libzmq ends the connection as soon as it sees.
+                    with suppress(zmq.Again):
+                        raw_zmq.send_multipart(parts, zmq.NOBLOCK)
                 raw_zmq.close()
         context.term()
         until(

@@ -6,13 +6,15 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
 
 from mesh.errors import Closed, Timeout
 from mesh.sockets.link import Link, read_parts
+from mesh.sockets.link_asyncio import LoopWaiter
+from tests.support.waiting import until
 
 MESSAGES = 400
 
@@ -252,6 +254,39 @@ def test_waiting_for_room_does_not_spin(
             subscriber.recv()
     subscriber.close()
     link.close()
+
+
+def test_a_coroutine_tries_again_as_often_as_it_was_told_to(inbox: Inbox) -> None:
+    """Though nobody wakes it: the second and the first to wait alike."""
+
+    async def run() -> None:
+        def trying() -> Callable[[], int | None]:
+            tries = iter((None, None, None, 4))
+            return lambda: next(tries)
+
+        waits = [inbox.link.wait_async(trying(), 5, "luck", retry_s=0.001) for _ in range(2)]
+        assert await asyncio.gather(*waits) == [4, 4]
+
+    asyncio.run(run())
+
+
+def test_what_comes_before_a_loop_watches_is_not_overlooked(
+    context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first attempt something comes, and another thread takes notice of it: the
+    descriptor says no more of it to whoever begins to watch then."""
+    sender = push(context, endpoint_of(inbox))
+    watch = LoopWaiter._watch
+
+    def late(waiter: LoopWaiter) -> None:
+        sender.send(b"x")
+        with inbox.link.lock:
+            until(inbox.link.readable)
+        watch(waiter)
+
+    monkeypatch.setattr(LoopWaiter, "_watch", late)
+    assert asyncio.run(inbox.link.wait_async(inbox.take, 2, "message")) == b"x"
+    sender.close()
 
 
 def test_a_cancelled_wait_gives_back_what_it_was_about_to_return(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from mesh import Node, limits
@@ -39,7 +37,7 @@ def test_a_payload_of_exactly_the_limit_arrives(
     """Whatever its headers are, and however it travels."""
     limit = LIMIT if kind is str else DETACH_BYTES_MIN - 1
     text = "a" * (limit - (5 if kind is str else 3))
-    payload: Any = text if kind is str else text.encode()
+    payload, longer = (text, text + "a") if kind is str else (text.encode(), text.encode() + b"a")
     assert len(codec.pack(payload)) == limit
     frame = sent(encode_message(payload, headers, limit), compressed=compressed)
     assert bool(frame.flags & Flag.LZ4) is compressed
@@ -47,7 +45,7 @@ def test_a_payload_of_exactly_the_limit_arrives(
     assert list(got) == [payload]
     assert their_headers == (None if headers is None else [headers])
     with pytest.raises(PayloadTooLarge, match=f"over the limit of {limit:,} "):
-        encode_message(payload + payload[:1], headers, limit)
+        encode_message(longer, headers, limit)
 
 
 def test_a_detached_payload_of_exactly_the_limit_arrives() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import socket as kernel
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from mesh.sockets.home import node_text
 from mesh.sockets.link import has_input
 from mesh.sockets.puller import Intake, Puller
 from mesh.sockets.pusher import Dispatch, Pusher
+from mesh.wiring import Wiring
 from tests.support.homes import Homes
 from tests.support.queues import PULLING, PUSHING, QUEUE, Net, core_of, outstanding
 from tests.support.waiting import until
@@ -94,6 +94,23 @@ def test_a_worker_whose_socket_takes_nothing_is_passed_over(net: Net) -> None:
         pusher.send(i, timeout=5)
         assert living.recv(timeout=5).payload == i
     assert account.sent == 0
+
+
+def test_a_puller_that_was_closed_just_now_keeps_no_offer_from_the_others(net: Net) -> None:
+    """The control thread does not know of it yet."""
+    pusher = net.pusher()
+    closed, _ = net.puller(), net.puller()
+    pushing, pulling = net.dispatches[0], [core for _, core in net.intakes]
+    wiring = Wiring(lambda peer, offer: core_of(pusher).endpoints()[0])
+    for core in pulling:
+        core.detach(PUSHING, core_of(pusher).key, "withdrawn")
+        wiring.add(core)
+    closed.close()
+    offer = Offer(core_of(pusher).key, "push", QUEUE, core_of(pusher).endpoints())
+    wiring.offered(pushing[0].id_text(), [offer], [])
+    assert list(pulling[1]._sockets) == [PUSHING]
+    wiring.gone(pushing[0].id_text(), "died")
+    assert not pulling[1]._sockets
 
 
 # -- Peers that are held up ----------------------------------------------------------------------
@@ -213,8 +230,7 @@ def test_ipc_and_tcp_take_turns(net: Net) -> None:
             for seq in range(1, 101):
                 raw.send(encode(wire_name(QUEUE), Kind.DATA, b"\x91\x01", sender=sender, seq=seq))
         with intake.link.lock:
-            for bound in intake._bound:
-                until(partial(has_input, bound.socket))
+            until(lambda: all([has_input(bound.socket) for bound in intake._bound]))
         first = [puller.recv(timeout=5).sender for _ in range(20)]
         assert first.count(node_text(1)) == 10
     finally:
@@ -225,14 +241,10 @@ def test_socket_files_go_with_their_handles(net: Net, homes: Homes) -> None:
     files = _files(homes.directory)
     pulling, pushing = net.homes.make(PULLING), net.homes.make(PUSHING)
     pulling.transport._remove_path = pushing.transport._remove_path = _unlink
-    cores: list[Intake | Dispatch] = [
-        Intake(pulling, QUEUE, PullerOptions()),
-        Dispatch(pushing, QUEUE),
-    ]
+    cores = Intake(pulling, QUEUE, PullerOptions()), Dispatch(pushing, QUEUE)
     assert len(_files(homes.directory) - files) == 2
-    for core in cores:
-        core.close(0)
-        core.close(0)
+    for close in [core.close for core in cores] * 2:
+        close(0)
     assert _files(homes.directory) == files
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from mesh.errors import PeerLost, Timeout
-from mesh.sockets.client import Client
+from mesh.sockets.client import Call, Client
 from mesh.sockets.frame import Kind
 from mesh.sockets.link import has_input
 from mesh.sockets.transport import Transport
@@ -102,6 +103,34 @@ def test_more_requests_at_once_than_zeromq_buffers_by_default(net: Net) -> None:
     assert not core_of(client).counters.dropped
 
 
+def test_calls_that_begin_together_cost_no_more_than_each_by_itself(
+    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that begins does not have all that wait look again."""
+    client = net.client()
+    raw_server.attach(client)
+    core = core_of(client)
+    look, looked = core.look, []
+
+    def noting(call: Call) -> bool | None:
+        looked.append(call)
+        return look(call)
+
+    monkeypatch.setattr(core, "look", noting)
+
+    async def run() -> None:
+        tasks = [asyncio.ensure_future(client.arequest(i, timeout=None)) for i in range(200)]
+        while len(core.table) < 200:
+            await asyncio.sleep(0)
+        assert len(looked) < 5 * 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+    assert nothing_left(client)
+
+
 def test_whoever_reads_hands_the_reading_on_when_its_own_answer_comes(
     net: Net, raw_server: RawServer
 ) -> None:
@@ -152,6 +181,33 @@ def _no_longer_waits(client: Client, waiter: object) -> bool:
 
 def _fewer_wait(client: Client, than: int) -> bool:
     return len(core_of(client).link._threads) < than
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "def"])
+def test_an_answer_that_comes_before_its_caller_waits_is_not_overlooked(
+    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """After its first attempt has read all there was; and somebody else takes notice of it."""
+    client = net.client()
+    core, run = core_of(client), core_of(client).link.run
+    raw_server.attach(client)
+
+    def late(operation: Callable[[], Any]) -> Any:
+        result = run(operation)
+        monkeypatch.setattr(core.link, "run", run)
+        caller, frame = raw_server.recv()
+        raw_server.reply(caller, frame.seq, "early")
+        with core.link.lock:
+            until(core.link.readable)
+        return result
+
+    monkeypatch.setattr(core.link, "run", late)
+    began = time.monotonic()
+    if asynchronous:
+        assert asyncio.run(client.arequest("x", timeout=10)) == "early"
+    else:
+        assert client.request("x", timeout=10) == "early"
+    assert time.monotonic() - began < 9, "its deadline made it look again"
 
 
 def test_an_answer_that_a_send_brought_to_light_is_not_overlooked(

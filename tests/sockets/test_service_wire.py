@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from mesh.errors import Closed, RemoteError, Timeout
 from mesh.sockets.frame import FOR_EVER, Codec, Flag, Kind, encode, wire_name
+from mesh.sockets.link import has_input
+from mesh.sockets.server import Request
 from mesh.sockets.transport import Transport
 from tests.support.homes import Homes
 from tests.support.services import (
     SERVICE,
     Gate,
+    Held,
     Net,
     RawCaller,
     RawServer,
@@ -170,6 +175,38 @@ def test_every_request_is_answered_once_by_a_result_or_an_error(net: Net) -> Non
     finally:
         caller.close()
     assert server.counters.dropped == {"busy": 1, "cancelled": 1, "repeated request": 1}
+
+
+def test_a_request_that_comes_while_another_is_turned_away_is_not_overlooked(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After all had been read; and sending swallows what the descriptor would say about it."""
+    held = Held()
+    server = net.serve(held)
+    caller = RawCaller(server)
+    turn_away = server._turn_away
+
+    def late(request: Request, code: str) -> None:
+        caller.send(3)
+        until(partial(has_input, server._bound[0].socket))
+        turn_away(request, code)
+
+    try:
+        caller.send(1)
+        until(lambda: held.started)
+        caller.send(2, remaining=1)
+        until(lambda: server.waiting)
+        (waiting,) = server._backlog._waiting.values()
+        until(lambda: time.monotonic() >= waiting.expires)
+        monkeypatch.setattr(server, "_turn_away", late)
+        held.go_on()
+        assert caller.result(1) is None
+        assert caller.error(2)[0] == "expired"
+        until(lambda: len(held.started) == 2)
+        held.go_on()
+        assert caller.result(3) is None
+    finally:
+        caller.close()
 
 
 def test_a_caller_that_left_is_counted(net: Net) -> None:

@@ -423,6 +423,10 @@ def check_invariants(membership: Membership) -> None:
         goes_on = contact.key in contacts.deadlines or contact.key in contacts.waiting
         assert goes_on or contact.links or contact.stopped or reached, "a contact forgotten"
         assert len(contact.links) <= limits.DIALS_EACH_MAX
+    waiting = contacts.waiting
+    keys = [*waiting._credible, *waiting._news, *waiting._others]
+    assert len(set(keys)) == len(keys) == len(waiting), "waits twice"
+    assert contacts.known.keys() >= set(keys)
     for key, contact in contacts._strangers.items():
         assert contacts.known[key] is contact
         assert not contact.credible, "could be forgotten"

@@ -120,6 +120,25 @@ class Gate:
         self._aopen.set()
 
 
+class Held:
+    """An async handler that waits, in whatever loop it runs, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def __call__(self, payload: Any) -> Any:
+        self.started.append(payload)
+        event = asyncio.Event()
+        self._waiting.append((asyncio.get_running_loop(), event))
+        await event.wait()
+        return payload
+
+    def go_on(self) -> None:
+        for loop, event in self._waiting:
+            loop.call_soon_threadsafe(event.set)
+
+
 @contextmanager
 def calls(*call: Callable[[], Any]) -> Iterator[list[Any]]:
     """Make each call in a thread of its own: their results or errors, in order of the calls, once

@@ -1,0 +1,33 @@
+"""docs/operations.md knows every reason for which something is dropped, and every variable."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mesh.admission import REFUSALS
+from mesh.sockets import failure
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [p for folder in ("mesh", "sockets", "discovery") for p in (ROOT / folder).glob("*.py")]
+CODE = "\n".join(path.read_text() for path in SOURCES)
+DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_every_reason_for_dropping_is_explained() -> None:
+    literal = set(re.findall(r'dropped\["([^"]+)"\]', CODE))
+    raised = set(re.findall(r'Malformed\("([^"]+)"', CODE))
+    turned_away = {failure.BUSY, failure.EXPIRED, failure.CANCELLED}
+    links = set(re.findall(r'return "(link\w* \w+)"', CODE))
+    sources = {"local ignored", "mdns ignored", "mdns failures", "seeds unresolved"}
+    reasons = literal | raised | turned_away | links | sources | REFUSALS
+    rows = [
+        row.split("|")[1] for row in DOCUMENT.partition("dropped")[2].splitlines() if "|" in row
+    ]
+    explained = {reason for row in rows for reason in re.findall(r"`([^`]+)`", row)}
+    assert reasons - explained == set(), "not explained"
+    assert explained - reasons - {"refused", "oversize"} == set(), "explained, and never said"
+
+
+def test_every_variable_is_named() -> None:
+    assert set(re.findall(r"MESH_[A-Z_]+", DOCUMENT)) == set(re.findall(r"\bMESH_[A-Z_]+", CODE))
