@@ -120,6 +120,8 @@ class ControlLink:
         self._dialled[link] = dialled
         self._watch(socket)
         self._look(socket)
+        if dialled.monitor is not None:
+            self._look(dialled.monitor)
 
     def hang_up(self, link: LinkKey) -> None:
         """Close a dialled link, after what was sent on it. An accepted one is the dialler's."""
