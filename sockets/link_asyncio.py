@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mesh.errors import Closed, Timeout
@@ -76,7 +77,7 @@ class LoopWaiter:
         try:
             # What came since the first attempt. For this call alone: with all of them n calls that
             # begin one after another would cost n² attempts.
-            self._link.run(lambda: self._try(future, call))
+            self._link.run(partial(self._try, future, call))
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
