@@ -33,6 +33,14 @@ class Sequences:
         self._follow(sender, name, max(expected, seq + 1))
         return expected if seq >= expected else 0
 
+    def falls_quiet_at(self, sender: int, name: bytes, seq: int) -> int:
+        """The same of a mark that is for all: where nothing is known yet it is no baseline, since
+        a newcomer's last value and its own mark may still be on their way."""
+        known = (sender, name) in self._expected
+        if known or sender in self._marked or sender in self._overflowing:
+            return self.stands_at(sender, name, seq)
+        return 0
+
     def marked(self, sender: int) -> None:
         """From here on a topic of `sender` that was not heard of starts with 1."""
         if sender in self._overflowing:

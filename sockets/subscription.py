@@ -167,7 +167,7 @@ class Subscription:
 
     def _accept_topic(self, frame: Frame, channel: str) -> None:
         if frame.kind == Kind.MARK:
-            first = self._sequences.stands_at(_origin(frame), frame.name, frame.seq)
+            first = self._sequences.falls_quiet_at(_origin(frame), frame.name, frame.seq)
             self._missed(frame.sender, channel, first, frame.seq)
             return
         if frame.kind != Kind.DATA:

@@ -58,6 +58,15 @@ def test_the_first_mark_is_the_baseline(sequences: Sequences) -> None:
     assert sequences.take(1, A, 9, 1) == (8, 0)
 
 
+def test_the_mark_of_a_quiet_topic_is_no_baseline(sequences: Sequences) -> None:
+    """It may come before what a newcomer gets for himself, and that is no repeat."""
+    assert sequences.falls_quiet_at(1, A, 7) == NOTHING_MISSED
+    assert sequences.take(1, A, 7, 1) == (NOTHING_MISSED, 0), "the last value"
+    assert sequences.falls_quiet_at(1, A, 9) == 8, "now it counts"
+    sequences.marked(1)
+    assert sequences.falls_quiet_at(1, B, 2) == 1, "and of those that are new since the mark"
+
+
 def test_after_its_mark_a_topic_that_is_new_starts_with_1(sequences: Sequences) -> None:
     sequences.marked(1)
     assert sequences.take(1, A, 3, 1) == (1, 0)
@@ -103,6 +112,8 @@ def test_a_forgotten_topic_does_not_seem_to_start_with_1(sequences: Sequences) -
             assert sequences.stands_at(5, b"/%d\0" % i, 500) == NOTHING_MISSED
         sequences.marked(5)
         assert sequences.take(5, b"/0\0", 501, 1) == (NOTHING_MISSED, 0)
+    assert sequences.falls_quiet_at(5, b"/forgotten\0", 7) == NOTHING_MISSED
+    assert sequences.falls_quiet_at(5, b"/forgotten\0", 8) == 8, "the best there is to go by"
 
 
 @pytest.mark.usefixtures("few")

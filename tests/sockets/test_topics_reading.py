@@ -142,6 +142,14 @@ def test_a_last_value_that_was_not_asked_for_is_not_taken(reading: Reading) -> N
     assert subscriber.recv(timeout=5).payload == "asked for"
 
 
+def test_a_last_value_is_taken_also_after_the_mark_of_its_quiet_topic(reading: Reading) -> None:
+    raw, subscriber = reading.pair("a")
+    raw.idle_mark("a", 7)
+    raw.last("a", 7, "the last")
+    assert subscriber.recv(timeout=5).payload == "the last"
+    assert subscriber.lost == {}
+
+
 def test_a_mark_in_parts_is_acknowledged_with_the_last(reading: Reading) -> None:
     raw, subscriber = reading.pair("a/*")
     raw.mark({"a/1": 7}, following=1)
