@@ -63,7 +63,8 @@ class Net:
         waiting = self.topics["wait"].endpoints()
         core.attach(PUBLISHER, Offer(1, "publish", "any"), self.endpoint("drop", scheme))
         core.attach(PUBLISHER, Offer(2, "publish", "other", waiting), self.endpoint("wait", scheme))
-        self.until(lambda: {waits for _, _, waits in marks} == {False, True})
+        own = core._address.decode()  # marks of others come meanwhile, who asked for them
+        self.until(lambda: {waits for _, to, waits in marks if to == own} == {False, True})
         self.carry_marks()
 
     def carry_marks(self) -> None:
