@@ -18,14 +18,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from mesh.errors import Closed
-from mesh.sockets.link import Waker
+from mesh.sockets.link import NAP_S, Waker
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NAP_S = 0.5
-"""Longest sleep of a user's thread, for Python's own sake: see `mesh.sockets.link`."""
 _AFTER_ERROR_S = 0.05
 """A fault that repeats must not become a busy loop, nor fill a disk with its log."""
 

@@ -14,12 +14,12 @@ The parts: `mesh.contacts` (whom to dial), `mesh.links` and `mesh.admission` (th
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 from mesh import limits
 from mesh.admission import REFUSALS, Admission
+from mesh.discovery.plausible import is_node_id
 from mesh.discovery.source import Announcement, Sighting
 from mesh.links import State
 from mesh.message import Untrusted
@@ -38,8 +38,6 @@ from mesh.sockets.control import (
     Refuse,
     Welcome,
 )
-
-_NODE_ID = re.compile("[0-9a-f]{16}")
 
 
 class Membership:
@@ -123,7 +121,7 @@ class Membership:
         a, source = sighting.announcement, sighting.source
         if source == "seeds":
             self._sighted_seed(sighting, now)
-        elif not _NODE_ID.fullmatch(a.id):
+        elif not is_node_id(a.id):
             self.dropped["sighting"] += 1
         elif a.id == self.card.id:
             pass  # what somebody says of this node is no news

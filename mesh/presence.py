@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
 
-from mesh.loop import NAP_S
 from mesh.message import PeerEvent, PeerInfo
+from mesh.sockets.link import NAP_S
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
+from mesh import limits
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.link import Link
 from mesh.sockets.transport import Transport
@@ -92,8 +94,9 @@ class Core(Protocol):
         Idempotent; does not wait."""
 
 
+@lru_cache(maxsize=limits.SIGHTINGS_MAX)
 def node_text(node_id: int) -> str:
-    """A node id as users and control messages have it."""
+    """A node id as users and control messages have it. Asked for with every message received."""
     return f"{node_id:016x}"
 
 

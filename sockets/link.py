@@ -42,7 +42,7 @@ _RCVMORE = int(zmq.RCVMORE)
 _POLLIN = int(zmq.POLLIN)
 
 
-_NAP_S = 0.5
+NAP_S = 0.5
 """Longest sleep of a thread, waking for nothing but Python's own sake: a signal that comes just
 before the call that sleeps is noticed only after it (Ctrl-C would be lost until the next one)."""
 
@@ -347,7 +347,7 @@ class _ThreadWaiter:
             until = min(until, time.monotonic() + retry_s)
         fired: list[tuple[int, int]] = []
         while not fired and (left := until - time.monotonic()) > 0:
-            fired = poller.poll(math.ceil(min(left, _NAP_S) * 1000))
+            fired = poller.poll(math.ceil(min(left, NAP_S) * 1000))
         if any(fd == waker for fd, _ in fired):
             self._waker.drain()
 

@@ -69,7 +69,6 @@ class Intake:
         self._sockets: dict[int, tuple[int, Socket]] = {}
         self._pushers = Pushers(self._sockets)
         self._owing: set[PusherAccount] = set()
-        self._senders: dict[int, str] = {}
         self._bound: list[Bound] = home.transport.bind(zmq.PULL, "pull")
         self._turns = deque(self._bound)
         with self.link:
@@ -164,20 +163,12 @@ class Intake:
             message = Message(
                 payloads[i],
                 self.channel,
-                self._sender(frame.sender),
+                node_text(frame.sender),
                 frame.seq + i,
                 frame.time_ns,
                 EMPTY if headers is None else headers[i],
             )
             self._inbox.append((account, message))
-
-    def _sender(self, sender: int) -> str:
-        text = self._senders.get(sender)
-        if text is None:
-            if len(self._senders) >= limits.SIGHTINGS_MAX:
-                self._senders.clear()
-            text = self._senders[sender] = node_text(sender)
-        return text
 
     # -- Credit: under the lock --------------------------------------------------------------
 

@@ -94,7 +94,6 @@ class Subscription:
         self.link = Link(f"subscriber {pattern!r}", partial(_any, self._inbox, self._latest))
         self._sequences = Sequences()
         self._channels: dict[bytes, str | None] = {}
-        self._senders: dict[int, str] = {}
         self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
         """By peer, and whether its topics wait (those name endpoints in their offers): where they
         are, and the offers' keys."""
@@ -181,7 +180,7 @@ class Subscription:
                 Message(
                     payloads[i],
                     channel,
-                    self._sender(frame.sender),
+                    node_text(frame.sender),
                     frame.seq + i,
                     frame.time_ns,
                     EMPTY if headers is None else headers[i],
@@ -210,7 +209,7 @@ class Subscription:
         first, skip = self._sequences.take(_origin(frame), wire_name(channel), frame.seq, 1)
         self._missed(frame.sender, channel, first, frame.seq - 1)
         if not skip:
-            sender = self._sender(frame.sender)
+            sender = node_text(frame.sender)
             self._deliver(Message(payload, channel, sender, frame.seq, frame.time_ns, headers))
 
     def _accept_mark(self, frame: Frame, standing: Any) -> None:
@@ -243,7 +242,7 @@ class Subscription:
     def _missed(self, sender: int, channel: str, first: int, last: int) -> None:
         if not first:
             return
-        text = self._sender(sender)
+        text = node_text(sender)
         loss = Loss(text, channel, first, last)
         self.counters.lost += loss.count
         if text in self.lost or len(self.lost) < limits.SIGHTINGS_MAX:
@@ -263,14 +262,6 @@ class Subscription:
                 self._channels.clear()
             self._channels[name] = channel
             return channel
-
-    def _sender(self, sender: int) -> str:
-        text = self._senders.get(sender)
-        if text is None:
-            if len(self._senders) >= limits.SIGHTINGS_MAX:
-                self._senders.clear()
-            text = self._senders[sender] = node_text(sender)
-        return text
 
     # -- Peers -------------------------------------------------------------------------------
 
