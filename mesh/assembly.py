@@ -39,9 +39,11 @@ from mesh.presence import Presence
 from mesh.sockets.control import Card, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.curve import Keys, derive_keys
+from mesh.sockets.flusher import Flusher
 from mesh.sockets.home import Core, Counters, Home, node_text
 from mesh.sockets.pusher import Dispatch
-from mesh.sockets.topics import Topic, Topics
+from mesh.sockets.topic import Topic
+from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,10 @@ class Assembly:
         undo: Callable[[], object] = self._transport.discard
         try:
             self._control = ControlLink(self._transport, number, options.port)
-            self._home = Home(number, self._transport, self._acknowledge, self.hooks.run)
+            self._flusher = Flusher(options.batch_window_ms / 1000)
+            self._home = Home(
+                number, self._transport, self._acknowledge, self.hooks.run, self._flusher
+            )
             self.topics = {mode: Topics(self._home, mode) for mode in MODES}
             self.membership = Membership(
                 self._card(),
@@ -290,6 +295,7 @@ class Assembly:
         self.hooks.join(max(0.0, deadline - time.monotonic()))
 
     def _ended(self) -> None:
+        self._flusher.close()
         self.hooks.close()
         _alive.discard(self)
 

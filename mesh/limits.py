@@ -104,6 +104,9 @@ WAIT_FOR_ROOM_S: Final = 0.002
 TICK_S: Final = 0.25
 """Longest sleep of a control thread. A topic quiet for one tells its subscribers where its sequence
 stands."""
+BATCH_WINDOW_MS: Final = 0.5
+"""Default of ``batch_window_ms``: some 1,000 messages at full speed, and less than a thread that
+computes holds the interpreter for at a time (5 ms)."""
 HANDSHAKE_S: Final = 3.0
 """A control link that has not made a peer by then is given up."""
 REDIAL_S_MIN: Final = 0.5

@@ -73,6 +73,7 @@ class Node:
         heartbeat_s: float = 1.0,
         buffer_messages: int = limits.BUFFER_MESSAGES,
         message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
+        batch_window_ms: float = limits.BATCH_WINDOW_MS,
     ) -> None:
         self._name = check_node_name(name)
         self._options = NodeOptions(
@@ -89,6 +90,7 @@ class Node:
             heartbeat_s=heartbeat_s,
             buffer_messages=buffer_messages,
             message_bytes_max=message_bytes_max,
+            batch_window_ms=batch_window_ms,
         )
         if insecure_lan:
             warnings.warn(

@@ -112,6 +112,10 @@ class NodeOptions:
     message_bytes_max: int = limits.MESSAGE_BYTES_MAX
     """Largest message, sent or received, in bytes as encoded: 64 MiB."""
 
+    batch_window_ms: float = limits.BATCH_WINDOW_MS
+    """How long a message of a busy channel may wait for others to share its frame, 0 to 1000 ms.
+    The first after a pause never waits. 0: none does, and every message has a frame of its own."""
+
     def __post_init__(self) -> None:
         check_count(self.port, "port", 0, 65535)
         check_count(self.buffer_messages, "buffer_messages", 1, 1_000_000)
@@ -121,6 +125,10 @@ class NodeOptions:
         is_number = isinstance(heartbeat_s, int | float) and not isinstance(heartbeat_s, bool)
         if not is_number or not 0.05 <= heartbeat_s <= 3600:
             raise InvalidOption(f"heartbeat_s must be 0.05 to 3600 s, not {heartbeat_s!r}")
+        window_ms = self.batch_window_ms
+        is_number = isinstance(window_ms, int | float) and not isinstance(window_ms, bool)
+        if not is_number or not 0 <= window_ms <= 1000:
+            raise InvalidOption(f"batch_window_ms must be 0 to 1000 ms, not {window_ms!r}")
         if self.secret is not None:
             check_secret(self.secret)
         if self.durable is not None:

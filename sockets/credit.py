@@ -20,6 +20,7 @@ before a silence leaves no gap: so an account that stays quiet with tasks outsta
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from typing import Generic, TypeVar
@@ -31,7 +32,7 @@ C = TypeVar("C")
 
 NO_ACCOUNT = 0
 """In tasks of a program that knows no credit."""
-_PREFETCH_SMALL = 16
+PREFETCH_SMALL = 16
 """Up to this prefetch each settled task is told at once: waiting would leave the worker idle."""
 
 
@@ -52,6 +53,10 @@ class WorkerAccount:
     @property
     def outstanding(self) -> int:
         return self.sent - self.settled
+
+    @property
+    def has_room(self) -> bool:
+        return self.sent - self.settled < self.prefetch
 
 
 class Ledger:
@@ -100,12 +105,38 @@ class Ledger:
                     break
         return best
 
-    def sent(self, account: WorkerAccount) -> None:
-        """The task numbered ``account.sent + 1`` is on its way to that worker."""
-        account.sent += 1
+    def deal(self, count: int) -> list[tuple[WorkerAccount, int]]:
+        """How many of `count` tasks each worker gets: as if one after the other went to the worker
+        with the fewest. What nobody has room for is not dealt out."""
+
+        def dealt_up_to(level: int) -> int:
+            return sum(
+                max(0, min(level, account.prefetch) - account.outstanding) for account in accounts
+            )
+
+        accounts = [account for account in self._accounts.values() if account.has_room]
+        level = bisect_right(range(limits.PREFETCH_MAX + 1), count, key=dealt_up_to) - 1
+        left = count - dealt_up_to(level)
+        shares = []
+        for account in accounts:
+            share = max(0, min(level, account.prefetch) - account.outstanding)
+            if left and account.outstanding <= level < account.prefetch:
+                share, left = share + 1, left - 1
+            if share:
+                shares.append((account, share))
+        return shares
+
+    def sent(self, account: WorkerAccount, count: int = 1) -> None:
+        """So many tasks, from ``account.sent + 1`` on, are on their way to that worker."""
+        account.sent += count
         account.quiet_ticks = 0
-        self.room -= 1
+        self.room -= count
         self._accounts.move_to_end(account.number)
+
+    def not_sent(self, account: WorkerAccount, count: int) -> None:
+        """The last `count` are not: there was no room for them."""
+        account.sent -= count
+        self.room += count
 
     def credit(self, number: int, peer: int, settled: int) -> int:
         """A worker says how many are off its hands; returns how many of them are news.
@@ -183,7 +214,7 @@ class PusherAccount:
     def worth_telling(self, prefetch: int) -> bool:
         """Whether to send credit now, though the worker still has tasks to go on with."""
         owed = self.settled - self.told
-        return owed > 0 and (prefetch <= _PREFETCH_SMALL or 2 * owed >= prefetch)
+        return owed > 0 and (prefetch <= PREFETCH_SMALL or 2 * owed >= prefetch)
 
     def _advance(self, last: int, prefetch: int, count: int) -> int:
         """How far the first of `count` tasks is beyond the expected one; less than 0: repeats."""
@@ -227,6 +258,32 @@ class Pushers:
         raise Malformed("too many pushers")
 
 
+class Hand:
+    """What one caller has taken and is not settled: the last `held` of it are in its hands, what
+    came before is done with."""
+
+    __slots__ = ("accounts", "held", "left")
+
+    def __init__(self) -> None:
+        self.accounts: list[PusherAccount | None] = []
+        """Of each task its account, in order; None for one without."""
+        self.held = 0
+        self.left = 0
+        """How many more it may take before what is done with is to be told."""
+
+    def take_back(self) -> list[PusherAccount | None]:
+        """All of it: the caller came back, or is over."""
+        accounts, self.accounts, self.held = self.accounts, [], 0
+        return accounts
+
+    def take_done(self) -> list[PusherAccount | None]:
+        """What is done with. Its caller may go on taking meanwhile, without a lock."""
+        count = len(self.accounts) - self.held
+        done = self.accounts[:count]
+        del self.accounts[:count]
+        return done
+
+
 class Hands(Generic[C]):
     """Which caller (a thread, an asyncio task) works on tasks of which accounts.
 
@@ -235,21 +292,20 @@ class Hands(Generic[C]):
 
     def __init__(self, over: Callable[[C], bool]) -> None:
         self._over = over
-        self._held: dict[weakref.ref[C], list[PusherAccount | None]] = {}
+        self._hands: dict[weakref.ref[C], Hand] = {}
 
-    def give(self, caller: C, accounts: list[PusherAccount | None]) -> None:
-        """Of each task its account, in order; None for one without."""
-        self._held[weakref.ref(caller)] = accounts
+    def of(self, caller: C) -> Hand:
+        """The hand of `caller`, which is made if need be."""
+        return self._hands.setdefault(weakref.ref(caller), Hand())
 
-    def take_back(self, caller: C) -> list[PusherAccount | None]:
-        """What `caller` had in hand."""
-        return self._held.pop(weakref.ref(caller), [])
-
-    def take_back_orphaned(self) -> list[PusherAccount | None]:
-        """What callers had in hand that have ended since."""
-        found = []
-        for reference in list(self._held):
+    def take_back_done(self) -> list[PusherAccount | None]:
+        """What callers are done with: of those that are over that is all."""
+        done = []
+        for reference, hand in list(self._hands.items()):
             caller = reference()
             if caller is None or self._over(caller):
-                found += self._held.pop(reference)
-        return found
+                del self._hands[reference]
+                done += hand.take_back()
+            else:
+                done += hand.take_done()
+        return done

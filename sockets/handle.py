@@ -8,10 +8,11 @@ inbox. A handle keeps its node alive.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -31,6 +32,20 @@ def put_back(inbox: deque[T], item: T, order: Callable[[T], tuple[object, int]])
                 break
             behind = i
     inbox.insert(behind, item)
+
+
+def put_all_back(
+    inbox: deque[T], items: Sequence[T], order: Callable[[T], tuple[object, int]]
+) -> None:
+    """`put_back` for an inbox that others may pop from meanwhile: they find it empty for a moment,
+    and then all of it in order."""
+    waiting: deque[T] = deque()
+    with contextlib.suppress(IndexError):
+        while True:
+            waiting.append(inbox.popleft())
+    for item in reversed(items):
+        put_back(waiting, item, order)
+    inbox.extend(waiting)
 
 
 class Handle:

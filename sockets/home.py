@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from mesh import limits
 from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.flusher import Flusher
 from mesh.sockets.link import Link
 from mesh.sockets.transport import Transport
 
@@ -29,6 +30,7 @@ class Home:
     its topics that drop (False) or that wait (True)."""
     run_hook: Callable[[Callable[[Any], object], Any], None]
     """Call a user's hook with an event, in the node's hook thread, soon."""
+    flusher: Flusher = field(default_factory=Flusher)
 
     def id_text(self) -> str:
         return node_text(self.node_id)

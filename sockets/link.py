@@ -113,6 +113,8 @@ class Link:
         self.what = what
         """How the link is called in errors: ``subscriber 'a/*'``."""
         self._ready = ready
+        self.on_abandon: Callable[[], object] = lambda: None
+        """Closes what is used without the lock. Must not refer to the link's owner either."""
         self.lock = threading.Lock()
         self.attempts = 0
         """How often waiters were woken to try again; a busy loop would show here."""
@@ -320,6 +322,7 @@ class Link:
         self._closed = Forked(
             f"{self.what} belongs to the parent of this process; make a new Node after fork()"
         )
+        self.on_abandon()
         self._threads.clear()
         self._waiting_loops.clear()
         self._sockets.clear()

@@ -1,4 +1,4 @@
-"""One message on its way out: encoded once, in its sender's thread, before any lock is taken.
+"""Messages on their way out: encoded once, a single one in its sender's thread before any lock.
 
 Fails with the sender's own errors (`NotSerializable`, `PayloadTooLarge`), so that nothing was sent
 then. Knows frames, not sockets: where it goes, and under which sequence, is said when it is framed.
@@ -6,11 +6,15 @@ then. Knows frames, not sockets: where it goes, and under which sequence, is sai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
+
+import msgspec
 
 from mesh import limits
 from mesh.errors import PayloadTooLarge
 from mesh.sockets import codec
+from mesh.sockets.batch import ITEM_BYTES_MAX, Item
 from mesh.sockets.frame import Codec, Flag, encode
 
 DETACH_BYTES_MIN: Final = 64 * 1024
@@ -18,11 +22,14 @@ DETACH_BYTES_MIN: Final = 64 * 1024
 
 
 class Outgoing:
-    """A payload with its headers, ready to be framed as often as it is sent."""
+    """A payload with its headers, or a batch of them, ready to be framed as often as it is sent."""
 
-    __slots__ = ("_packed", "body", "detached", "flags")
+    __slots__ = ("_packed", "body", "count", "detached", "flags")
 
-    def __init__(self, body: bytes, detached: bytes | None = None, flags: int = 0) -> None:
+    def __init__(
+        self, body: bytes, detached: bytes | None = None, flags: int = 0, count: int = 1
+    ) -> None:
+        self.count = count
         self.body = body
         self.detached = detached
         self.flags = flags
@@ -33,6 +40,21 @@ class Outgoing:
     def size(self) -> int:
         """Bytes of payload and headers, before compression."""
         return len(self.body) + len(self.detached or b"")
+
+    @property
+    def item(self) -> Item | None:
+        """It as one of a batch; None if it is to have a frame of its own."""
+        if self.flags or self.count != 1 or len(self.body) > ITEM_BYTES_MAX:
+            return None
+        return msgspec.Raw(self.body[1:])  # behind the header of an array of one
+
+    def last_of(self, channel: str) -> bytes:
+        """The body of a LAST frame that repeats this one message."""
+        if self.detached is not None:
+            both = codec.pack(self.detached) + (self.body or b"\xc0")
+        else:
+            both = self.body[1:] + (b"" if self.flags & Flag.HEADERS else b"\xc0")
+        return codec.pack_body([b"\x93" + codec.pack(channel) + both])
 
     def parts(
         self,
@@ -59,12 +81,18 @@ class Outgoing:
             body,
             codec=Codec.MSGPACK if self.detached is None else Codec.RAW,
             flags=flags,
+            count=self.count,
             sender=sender,
             seq=seq,
             time_ns=time_ns,
             remaining=remaining,
         )
         return [first] if self.detached is None else [first, self.detached]
+
+
+def encode_batch(items: Sequence[Item]) -> Outgoing:
+    """Payloads that share a frame."""
+    return Outgoing(codec.pack_items(items), count=len(items))
 
 
 def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Outgoing:

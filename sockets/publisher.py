@@ -14,12 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from mesh import limits
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
+from mesh.sockets.batch import ITEM_BYTES_MAX, Batch
 from mesh.sockets.handle import Sending
 from mesh.sockets.outgoing import encode_message
-from mesh.sockets.topics import Topic, Topics
+from mesh.sockets.topic import Topic
+from mesh.sockets.topics import Topics
 
 
 class Publisher(Sending):
@@ -32,6 +36,8 @@ class Publisher(Sending):
         super().__init__(f"publisher {topic.name!r}", owner, release)
         self._topics = topics
         self._topic = topic
+        self._batch = topic.batch
+        """The topic's, or once this handle is closed one that is shut."""
 
     @property
     def channel(self) -> str:
@@ -57,6 +63,14 @@ class Publisher(Sending):
         `NotSerializable`, `PayloadTooLarge` (nothing was sent), `Timeout` (nothing was sent),
         `Closed`.
         """
+        batch = self._batch
+        if headers is None and len(batch.items) < batch.room:
+            item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
+            if len(item) <= ITEM_BYTES_MAX:
+                batch.items.append(item)
+                if not batch.room:
+                    self._topics.settle(self._topic, item)
+                return
         attempt = self._sending(payload, headers)
         self._topics.link.wait(
             attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
@@ -70,6 +84,14 @@ class Publisher(Sending):
         timeout: float | None = None,
     ) -> None:
         """`send` for asyncio. Cancelled, the message was sent or was not, as with any send."""
+        batch = self._batch
+        if headers is None and len(batch.items) < batch.room:
+            item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
+            if len(item) <= ITEM_BYTES_MAX:
+                batch.items.append(item)
+                if not batch.room:
+                    self._topics.settle(self._topic, item)
+                return
         attempt = self._sending(payload, headers)
         await self._topics.link.wait_async(
             attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
@@ -78,6 +100,7 @@ class Publisher(Sending):
     def close(self) -> None:
         """Give the handle back; whoever sends with it gets `Closed`. Does not block; idempotent."""
         super().close()
+        self._batch = Batch()
         with self._topics.link.lock:
             self._topics.link.wake_all()
 
@@ -107,14 +130,9 @@ class Publisher(Sending):
         """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""
         topics, topic = self._topics, self._topic
         message = encode_message(payload, headers, topics.message_bytes_max)
-        last = None
-        if topic.options.keep_last:
-            parts = topic.name, payload
-            kept = [*map(codec.pack, parts), codec.pack_headers(headers) or b"\xc0"]
-            last = codec.pack_body([codec.pack_body(kept)])
 
         def attempt() -> bool | None:
             self._check_open()
-            return topics.send(topic, message, last)
+            return topics.send(topic, message)
 
         return attempt

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -29,9 +30,16 @@ from mesh.names import check_name
 from mesh.options import PullerOptions, check_count, check_timeout
 from mesh.sockets import codec
 from mesh.sockets.control import Offer, OfferKind
-from mesh.sockets.credit import NO_ACCOUNT, Hands, PusherAccount, Pushers
+from mesh.sockets.credit import (
+    NO_ACCOUNT,
+    PREFETCH_SMALL,
+    Hand,
+    Hands,
+    PusherAccount,
+    Pushers,
+)
 from mesh.sockets.frame import Frame, Kind, Malformed, decode, encode, wire_name
-from mesh.sockets.handle import Receiving, put_back
+from mesh.sockets.handle import Receiving, put_all_back
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, read_parts, send_parts
 from mesh.sockets.transport import Bound, Socket, endpoints_of
@@ -63,8 +71,11 @@ class Intake:
         self.counters = Counters()
         self._home = home
         self._wire = wire_name(channel)
-        self._inbox: deque[tuple[PusherAccount | None, Message]] = deque()
-        self.link = Link(f"puller {channel!r}", partial(bool, self._inbox))
+        self.inbox: deque[tuple[PusherAccount | None, Message]] = deque()
+        """What is read and was not taken. Whoever has a `Hand` that allows it may pop from it
+        without the lock."""
+        self.link = Link(f"puller {channel!r}", partial(bool, self.inbox))
+        self.link.on_abandon = self.inbox.clear
         self._hands: Hands[Caller] = Hands(_is_over)
         self._sockets: dict[int, tuple[int, Socket]] = {}
         self._pushers = Pushers(self._sockets)
@@ -81,34 +92,39 @@ class Intake:
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
-    def take(self, caller: Caller, count_max: int) -> list[Message] | None:
-        """What `caller` held is done with; here are its next tasks, or None if there are none."""
-        self._settle(self._hands.take_back(caller))
+    def take(self, hand: Hand, count_max: int) -> list[Message] | None:
+        """What was in that hand is done with; here are its next tasks, or None if there are
+        none."""
+        self._settle(hand.take_back())
         accounts: list[PusherAccount | None] = []
         messages: list[Message] = []
         while len(messages) < count_max and self._fill():
-            account, message = self._inbox.popleft()
+            account, message = self.inbox.popleft()
             accounts.append(account)
             messages.append(message)
         if messages:
-            self._hands.give(caller, accounts)
+            hand.accounts, hand.held = accounts, len(accounts)
+            hand.left = self.prefetch // 2 if self.prefetch > PREFETCH_SMALL else 0
             return messages
-        self._settle(self._hands.take_back_orphaned())
+        self._settle(self._hands.take_back_done())
         self._pay()
         return None
 
-    def give_back(self, caller: Caller, messages: list[Message]) -> None:
+    def hand(self, caller: Caller) -> Hand:
+        """What that thread or asyncio task has taken. Under the lock."""
+        return self._hands.of(caller)
+
+    def give_back(self, hand: Hand, messages: list[Message]) -> None:
         """The caller was cancelled before it saw them: they are for somebody else."""
-        accounts = self._hands.take_back(caller)
-        for pair in reversed(list(zip(accounts, messages, strict=True))):
-            put_back(self._inbox, pair, _order)
+        pairs = list(zip(hand.take_back(), messages, strict=True))
+        put_all_back(self.inbox, pairs, _order)
 
     # -- Reading: under the lock -------------------------------------------------------------
 
     def _fill(self) -> bool:
         """Read until there is a task in the inbox; False if there is none to read."""
         for _ in range(_FRAMES_PER_ATTEMPT):
-            if self._inbox:
+            if self.inbox:
                 return True
             parts = self._read()
             if parts is None:
@@ -118,7 +134,7 @@ class Intake:
             except Malformed as fault:
                 self.counters.dropped[fault.reason] += 1
         self.link.wake_all()  # there may be more
-        return bool(self._inbox)
+        return bool(self.inbox)
 
     def _read(self) -> list[bytes] | None:
         """From the sockets in turn."""
@@ -159,24 +175,24 @@ class Intake:
             raise
         self.counters.received += len(payloads) - repeats
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
-        for i in range(repeats, len(payloads)):
-            message = Message(
-                payloads[i],
-                self.channel,
-                node_text(frame.sender),
-                frame.seq + i,
-                frame.time_ns,
-                EMPTY if headers is None else headers[i],
-            )
-            self._inbox.append((account, message))
+        messages = map(
+            Message,
+            payloads,
+            repeat(self.channel),
+            repeat(node_text(frame.sender)),
+            range(frame.seq, frame.seq + len(payloads)),
+            repeat(frame.time_ns),
+            repeat(EMPTY) if headers is None else headers,
+        )
+        self.inbox.extend(zip(repeat(account), islice(messages, repeats, None), strict=False))
 
     # -- Credit: under the lock --------------------------------------------------------------
 
     def _settle(self, accounts: list[PusherAccount | None]) -> None:
         """These tasks are off this worker's hands."""
-        for account in accounts:
+        for account, count in Counter(accounts).items():
             if account is not None:
-                account.settle()
+                account.settle(count)
                 if account.worth_telling(self.prefetch):
                     self._tell(account)
                 else:
@@ -236,7 +252,7 @@ class Intake:
         with self.link:
             self._home.transport.follow(self._bound)
             self._fill()
-            self._settle(self._hands.take_back_orphaned())
+            self._settle(self._hands.take_back_done())
             self._pay()
 
     def close(self, linger_ms: int) -> None:
@@ -245,6 +261,8 @@ class Intake:
         self._home.transport.release(self._bound)
 
     def _conclude(self, linger_ms: int) -> None:
+        self.inbox.clear()
+        self._settle(self._hands.take_back_done())
         self._pay()
         for _, socket in self._sockets.values():
             socket.close(linger=linger_ms)
@@ -263,6 +281,8 @@ class Puller(Receiving[Message]):
     def __init__(self, core: Intake, owner: object, release: Callable[[], None]) -> None:
         super().__init__(core.link.what, owner, release)
         self._core = core
+        self._inbox = core.inbox
+        self._own = _Own()
 
     @property
     def channel(self) -> str:
@@ -278,6 +298,17 @@ class Puller(Receiving[Message]):
         What this thread received before is done with, even if none comes. Raises `Timeout`,
         `Closed`.
         """
+        hand = self._own.hand
+        if hand is not None and hand.left > 0:
+            try:
+                account, message = self._inbox.popleft()
+            except IndexError:
+                pass
+            else:
+                hand.left -= 1
+                hand.held = 1
+                hand.accounts.append(account)
+                return message
         return self.recv_many(timeout=timeout, count_max=1)[0]
 
     async def arecv(self, *, timeout: float | None = None) -> Message:
@@ -289,10 +320,13 @@ class Puller(Receiving[Message]):
 
         All of them are in this thread's hands until it receives again.
         """
-        core, caller = self._core, threading.current_thread()
+        core, hand = self._core, self._own.hand
+        if hand is None:
+            caller = threading.current_thread()
+            hand = self._own.hand = core.link.run(lambda: core.hand(caller))
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return core.link.wait(
-            lambda: core.take(caller, count_max), check_timeout(timeout), self._awaited
+            lambda: core.take(hand, count_max), check_timeout(timeout), self._awaited
         )
 
     async def arecv_many(
@@ -303,11 +337,12 @@ class Puller(Receiving[Message]):
 
         core, caller = self._core, current_task() or threading.current_thread()
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
+        hand = core.link.run(lambda: core.hand(caller))
         return await core.link.wait_async(
-            lambda: core.take(caller, count_max),
+            lambda: core.take(hand, count_max),
             check_timeout(timeout),
             self._awaited,
-            give_back=lambda messages: core.give_back(caller, messages),
+            give_back=lambda messages: core.give_back(hand, messages),
         )
 
     def close(self) -> None:
@@ -319,6 +354,12 @@ class Puller(Receiving[Message]):
     @property
     def _awaited(self) -> str:
         return f"task of queue {self._core.channel!r}"
+
+
+class _Own(threading.local):
+    """What a thread knows of its own hand."""
+
+    hand: Hand | None = None
 
 
 def _order(taken: tuple[PusherAccount | None, Message]) -> tuple[object, int]:

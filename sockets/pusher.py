@@ -12,34 +12,40 @@ comes in at one PULL socket, the only one that is waited on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import zmq
 
 from mesh import limits
-from mesh.errors import Timeout
+from mesh.errors import Closed, Timeout
 from mesh.message import TasksLost
 from mesh.names import check_name
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
+from mesh.sockets.batch import BUSY_S, ITEM_BYTES_MAX, MESSAGES_MAX, Batch, Item
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import Ledger, WorkerAccount
 from mesh.sockets.frame import Kind, Malformed, decode, encode, wire_name
 from mesh.sockets.handle import Sending
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
-from mesh.sockets.outgoing import Outgoing, encode_message
+from mesh.sockets.outgoing import Outgoing, encode_batch, encode_message
 from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
 
 logger = logging.getLogger(__name__)
 
+BATCHED_ROOM_MIN = 64
+"""With less room each task leaves by itself: no idle worker is kept waiting for the sake of a batch
+that would be small anyway."""
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before the deadline is looked at again."""
 _MARKS = 64
@@ -66,6 +72,13 @@ class Dispatch:
         """How many wait for workers to come: credit that wakes them is not meant for them."""
         self._home = home
         self._wire = wire_name(channel)
+        self.batch = Batch()
+        self.link.on_abandon = self.batch.shut
+        self._open = False
+        """Whether the flusher looks after the batch."""
+        self._frames = 0
+        self._frames_seen = 0
+        self._sent_at = 0.0
         self._sockets: dict[int, tuple[Socket, str]] = {}
         self._bound: list[Bound] = home.transport.bind(
             zmq.PULL, "credit", bytes_max=limits.SMALL_FRAME_BYTES_MAX
@@ -81,27 +94,106 @@ class Dispatch:
     # -- Attempts: under the lock ------------------------------------------------------------
 
     def send(self, task: Outgoing) -> bool | None:
-        """Send to the worker with the fewest tasks; None if none has room."""
+        """An attempt to send to the worker with the fewest tasks; None if none has room.
+
+        The first after a pause leaves at once. Of what follows it closely a batch is dealt out.
+        """
         self.read_credit()
+        item = task.item
+        if item is not None and self._open:
+            if len(self.batch.items) >= self.batch.room:
+                self._flush()
+                if len(self.batch.items) >= self.batch.room:
+                    return None
+            self.batch.items.append(item)
+            return True
+        if not self._flush():
+            return None
+        if item is not None:
+            now = time.monotonic()
+            if now - self._sent_at < BUSY_S and self._open_batch():
+                self.batch.items.append(item)
+                return True
+            self._sent_at = now
+        return self._send_alone(task)
+
+    def close_batches(self) -> None:
+        """Deal out what has been waiting for a window; a queue to which nothing was sent in one
+        goes back to sending each task at once."""
+        with contextlib.suppress(Closed), self.link:
+            self.read_credit()
+            if self._frames != self._frames_seen or (self.batch.items and self._flush()):
+                self._frames_seen = self._frames
+                return
+            self.batch.shut()
+            self._open = False
+            self._home.flusher.forget(self)
+            self._flush()  # what came until then; what nobody has room for waits for credit
+
+    def settle(self, item: Item) -> None:
+        """A sender appended to a batch that was shut meanwhile. Takes the lock. Raises `Closed` if
+        that was too late."""
+        with self.link.lock:
+            if not self.link.closed:
+                self._flush()
+            elif self.batch.withdraw(item):
+                self.link.check_open()
+
+    def _open_batch(self) -> bool:
+        if self.ledger.room < BATCHED_ROOM_MIN or not self._home.flusher.watch(self):
+            return False
+        self._open = True
+        self._frames_seen = self._frames
+        self._set_room()
+        return True
+
+    def _set_room(self) -> None:
+        """No more than the workers have room for, or their senders would not know."""
+        self.batch.room = min(MESSAGES_MAX, self.ledger.room) if self._open else 0
+
+    def _flush(self) -> bool:
+        """Deal out what the batch holds; False if there is no room for all of it."""
+        while self.batch.items:
+            progress = False
+            for account, count in self.ledger.deal(len(self.batch.items)):
+                items = self.batch.next(count)
+                progress |= self._send(account, encode_batch(items), items)
+            self._set_room()
+            if not progress:
+                return False
+        return True
+
+    def _send_alone(self, task: Outgoing) -> bool | None:
         full: tuple[WorkerAccount, ...] = ()
         while (account := self.ledger.choose(full)) is not None:
-            socket, scheme = self._sockets[account.number]
-            parts = task.parts(
-                self._wire,
-                Kind.DATA,
-                sender=self._home.node_id,
-                seq=account.sent + 1,
-                time_ns=time.time_ns(),
-                remaining=account.number,
-                compressed=scheme == "tcp",
-            )
-            if send_parts(socket, parts):
-                self.ledger.sent(account)
-                self.counters.sent += 1
-                self.counters.bytes_sent += task.size
+            if self._send(account, task):
                 return True
             full = (*full, account)
         return None
+
+    def _send(self, account: WorkerAccount, task: Outgoing, items: Sequence[Item] = ()) -> bool:
+        """Send one frame, which may hold `items` of the batch; False if there is no room."""
+        socket, scheme = self._sockets[account.number]
+        parts = task.parts(
+            self._wire,
+            Kind.DATA,
+            sender=self._home.node_id,
+            seq=account.sent + 1,
+            time_ns=time.time_ns(),
+            remaining=account.number,
+            compressed=scheme == "tcp",
+        )
+        # Before it is sent: should a KeyboardInterrupt come between, the worker finds a gap.
+        self.ledger.sent(account, task.count)
+        self.batch.remove(len(items))
+        if not send_parts(socket, parts):
+            self.ledger.not_sent(account, task.count)
+            self.batch.put_back(items)
+            return False
+        self._frames += 1
+        self.counters.sent += task.count
+        self.counters.bytes_sent += task.size
+        return True
 
     def read_credit(self) -> None:
         """Take notice of all that workers have said."""
@@ -118,7 +210,12 @@ class Dispatch:
                     self.counters.dropped[fault.reason] += 1
             else:
                 self.link.wake_all()  # there may be more
-        if news and self.watchers:
+        if not news:
+            return
+        if self.batch.items and not self._open:
+            self._flush()
+        self._set_room()
+        if self.watchers:
             self.link.wake_all()
 
     def _credit(self, parts: list[bytes]) -> int:
@@ -144,6 +241,8 @@ class Dispatch:
             while account is None:
                 account = self.ledger.join(secrets.randbits(32), peer, offer.key, prefetch)
             self._sockets[account.number] = (socket, scheme_of(endpoint))
+            self._flush()
+            self._set_room()
             self.link.wake_all()
 
     def detach(self, peer: int, key: int, reason: str) -> None:
@@ -154,6 +253,7 @@ class Dispatch:
             if account is None:
                 return
             self._sockets.pop(account.number)[0].close(linger=0)
+            self._set_room()
             if account.outstanding:
                 self._missed(TasksLost(self.channel, node_text(peer), account.outstanding))
 
@@ -186,6 +286,12 @@ class Dispatch:
         self._home.transport.release(self._bound)
 
     def _dismiss(self, linger_ms: int) -> None:
+        self.batch.shut()
+        self._open = False
+        if not self._flush():
+            left = len(self.batch.items)
+            self.counters.dropped["not sent when closed"] += left
+            logger.warning("%s: no worker has room for the last %d tasks", self.link.what, left)
         for socket, _ in self._sockets.values():
             socket.close(linger=linger_ms)
         self._sockets.clear()
@@ -203,6 +309,8 @@ class Pusher(Sending):
 
         super().__init__(core.link.what, owner, give_back)
         self._core = core
+        self._batch = core.batch
+        """The queue's, or once this handle is closed one that is shut."""
 
     @property
     def channel(self) -> str:
@@ -240,6 +348,14 @@ class Pusher(Sending):
         (None: for ever, 0: not at all). Raises `NotSerializable`, `PayloadTooLarge`, `Timeout`,
         `Closed`; nothing was sent then.
         """
+        batch = self._batch
+        if headers is None and len(batch.items) < batch.room:
+            item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
+            if len(item) <= ITEM_BYTES_MAX:
+                batch.items.append(item)
+                if not batch.room:
+                    self._core.settle(item)
+                return
         attempt = self._sending(payload, headers)
         with self._telling_workers():
             self._core.link.wait(attempt, check_timeout(timeout), self._room, retry_s=limits.TICK_S)
@@ -252,6 +368,14 @@ class Pusher(Sending):
         timeout: float | None = None,
     ) -> None:
         """`send` for asyncio. Cancelled, the task was sent or was not, as with any send."""
+        batch = self._batch
+        if headers is None and len(batch.items) < batch.room:
+            item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
+            if len(item) <= ITEM_BYTES_MAX:
+                batch.items.append(item)
+                if not batch.room:
+                    self._core.settle(item)
+                return
         attempt = self._sending(payload, headers)
         with self._telling_workers():
             await self._core.link.wait_async(
@@ -271,6 +395,7 @@ class Pusher(Sending):
     def close(self) -> None:
         """Give the handle back; whoever sends with it gets `Closed`. Does not block; idempotent."""
         super().close()
+        self._batch = Batch()
         with self._core.link.lock:
             self._core.link.wake_all()
 

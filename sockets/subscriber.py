@@ -26,6 +26,7 @@ class Subscriber(Receiving[Message]):
     def __init__(self, core: Subscription, owner: object, release: Callable[[], None]) -> None:
         super().__init__(core.link.what, owner, release)
         self._core = core
+        self._inbox = core.inbox
 
     @property
     def pattern(self) -> str:
@@ -46,7 +47,10 @@ class Subscriber(Receiving[Message]):
 
         Raises `Timeout`, `Closed`.
         """
-        return self._core.link.wait(self._core.take, check_timeout(timeout), self._awaited)
+        try:
+            return self._inbox.popleft()
+        except IndexError:
+            return self._core.link.wait(self._core.take, check_timeout(timeout), self._awaited)
 
     async def arecv(self, *, timeout: float | None = None) -> Message:
         """`recv` for asyncio. Cancelling it loses nothing."""

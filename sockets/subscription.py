@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
+from itertools import islice, repeat
 from typing import Any
 
 import zmq
@@ -37,7 +38,7 @@ from mesh.sockets.frame import (
     subscriptions,
     wire_name,
 )
-from mesh.sockets.handle import put_back
+from mesh.sockets.handle import put_all_back
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, read_parts
 from mesh.sockets.sequences import Sequences
@@ -89,9 +90,11 @@ class Subscription:
         """The sockets, the one whose turn it is to be read first."""
         self._drained = False
         """Whether there was nothing left to read when last there was a look."""
-        self._inbox: deque[Message] = deque()
+        self.inbox: deque[Message] = deque()
+        """What is read and was not taken. Whoever receives may pop from it without the lock."""
         self._latest: dict[tuple[str, str], Message] = {}
-        self.link = Link(f"subscriber {pattern!r}", partial(_any, self._inbox, self._latest))
+        self.link = Link(f"subscriber {pattern!r}", partial(_any, self.inbox, self._latest))
+        self.link.on_abandon = self.inbox.clear
         self._sequences = Sequences()
         self._channels: dict[bytes, str | None] = {}
         self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
@@ -121,24 +124,25 @@ class Subscription:
         return messages or None
 
     def _pop(self) -> Message | None:
-        if self._inbox:
-            return self._inbox.popleft()
+        if self.inbox:
+            return self.inbox.popleft()
         if self._latest:
             return self._latest.pop(next(iter(self._latest)))
         return None
 
     def give_back(self, messages: list[Message]) -> None:
         """Their receiver was cancelled before it saw them: they are for somebody else, in order."""
+        if not self._latest_only:
+            put_all_back(self.inbox, messages, _order)
+            return
         for message in reversed(messages):
-            if not self._latest_only:
-                put_back(self._inbox, message, _order)
-            elif self._latest.setdefault((message.sender, message.channel), message) is not message:
+            if self._latest.setdefault((message.sender, message.channel), message) is not message:
                 self.counters.dropped["superseded"] += 1
 
     def _fill(self, inbox_messages: int, frames_max: int) -> None:
         """Read until so many messages are in the inbox, or nothing is left to read."""
         for _ in range(frames_max):
-            if len(self._inbox) >= inbox_messages or not self._read():
+            if len(self.inbox) >= inbox_messages or not self._read():
                 return
         self.link.wake_all()  # there may be more
 
@@ -175,17 +179,16 @@ class Subscription:
         first, skip = self._sequences.take(_origin(frame), frame.name, frame.seq, frame.count)
         self._missed(frame.sender, channel, first, frame.seq - 1)
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
-        for i in range(skip, len(payloads)):
-            self._deliver(
-                Message(
-                    payloads[i],
-                    channel,
-                    node_text(frame.sender),
-                    frame.seq + i,
-                    frame.time_ns,
-                    EMPTY if headers is None else headers[i],
-                )
-            )
+        messages = map(
+            Message,
+            payloads,
+            repeat(channel),
+            repeat(node_text(frame.sender)),
+            range(frame.seq, frame.seq + len(payloads)),
+            repeat(frame.time_ns),
+            repeat(EMPTY) if headers is None else headers,
+        )
+        self._deliver(islice(messages, skip, None) if skip else messages, len(payloads) - skip)
 
     def _accept_own(self, frame: Frame) -> None:
         """What a publisher sent to this subscriber alone: a last value, or where it stands."""
@@ -210,7 +213,8 @@ class Subscription:
         self._missed(frame.sender, channel, first, frame.seq - 1)
         if not skip:
             sender = node_text(frame.sender)
-            self._deliver(Message(payload, channel, sender, frame.seq, frame.time_ns, headers))
+            last = Message(payload, channel, sender, frame.seq, frame.time_ns, headers)
+            self._deliver([last], 1)
 
     def _accept_mark(self, frame: Frame, standing: Any) -> None:
         if type(standing) is not dict:
@@ -226,18 +230,19 @@ class Subscription:
             self._awaiting.discard((frame.sender, waits))
             self._home.acknowledge(frame.sender, self._address.decode(), waits)
 
-    def _deliver(self, message: Message) -> None:
-        self.counters.received += 1
+    def _deliver(self, messages: Iterable[Message], count: int) -> None:
+        self.counters.received += count
         if not self._latest_only:
-            self._inbox.append(message)
+            self.inbox.extend(messages)
             return
-        key = (message.sender, message.channel)
-        if key in self._latest:
-            self.counters.dropped["superseded"] += 1
-        elif len(self._latest) >= limits.TRACKED_CHANNELS_MAX:
-            self.counters.dropped["too many channels"] += 1
-            return
-        self._latest[key] = message
+        for message in messages:
+            key = (message.sender, message.channel)
+            if key in self._latest:
+                self.counters.dropped["superseded"] += 1
+            elif len(self._latest) >= limits.TRACKED_CHANNELS_MAX:
+                self.counters.dropped["too many channels"] += 1
+                continue
+            self._latest[key] = message
 
     def _missed(self, sender: int, channel: str, first: int, last: int) -> None:
         if not first:
@@ -301,7 +306,7 @@ class Subscription:
     @property
     def expects_mark(self) -> bool:
         """Whether the control thread should read on until a publisher's mark has come."""
-        return bool(self._awaiting) and len(self._inbox) < limits.BUFFER_MESSAGES
+        return bool(self._awaiting) and len(self.inbox) < limits.BUFFER_MESSAGES
 
     def read_ahead(self) -> None:
         """Read until the marks that are awaited have come, so that a publisher's `wait_for` does
@@ -316,7 +321,7 @@ class Subscription:
         with self.link:
             self.link.readable()  # or one whose connection came back would not subscribe again
             self._fill(1, _FRAMES_PER_ATTEMPT)
-            all_read = self._drained and not self._inbox and not self._latest
+            all_read = self._drained and not self.inbox and not self._latest
             self._ask_when_quiet(all_read)
             self._look_at_connections(all_read)
             self._retire(all_read)
@@ -389,6 +394,7 @@ class Subscription:
     def _unsubscribe(self) -> None:
         """In so many words: a forked child may hold the connection open, and publishers up. That is
         sent without linger too, wherever it need not wait."""
+        self.inbox.clear()
         for watch in self._watches.values():
             watch.close()
         for socket in self._sockets.values():

@@ -11,66 +11,29 @@ dropped with the rest.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 
 import zmq
 
 from mesh import limits
-from mesh.errors import InvalidOption, OptionsDiffer
-from mesh.names import check_name, is_pattern, matches
+from mesh.errors import Closed, InvalidOption, OptionsDiffer
+from mesh.names import check_name
 from mesh.options import PublisherOptions, WhenFull
-from mesh.sockets import codec
-from mesh.sockets.connections import Accepted
+from mesh.sockets.batch import BUSY_S, Item
 from mesh.sockets.control import Offer
-from mesh.sockets.frame import QUESTION, Flag, Kind, encode, pattern_of, wire_name
+from mesh.sockets.frame import Flag, Kind, encode
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link, has_input, send_parts
-from mesh.sockets.outgoing import Outgoing
+from mesh.sockets.outgoing import Outgoing, encode_batch
+from mesh.sockets.readers import Readers
+from mesh.sockets.topic import Topic
 from mesh.sockets.transport import Bound, Socket, endpoints_of
 
-_MARK_TOPICS_MAX = 1000
-"""Topics in one mark, so that it stays within a frame's bounds."""
-
-
-@dataclass(slots=True, eq=False)
-class Topic:
-    """One topic as this node publishes it, whatever the number of handles."""
-
-    name: str
-    options: PublisherOptions
-    seq: int = 0
-    handles: list[None] = field(default_factory=list)
-    """One for each, so that a handle that is collected can be taken off without a lock."""
-    last: bytes | None = None
-    """The last message's own LAST payload, where `keep_last` asks for it."""
-    last_time_ns: int = 0
-    owed: list[tuple[Socket, list[bytes]]] = field(default_factory=list)
-    """What one transport took and another had no room for yet; paid before anything else."""
-    dirty: bool = False
-    wire: bytes = b""
-
-    def __post_init__(self) -> None:
-        self.wire = wire_name(self.name)
-
-
-@dataclass(slots=True)
-class Reader:
-    """A subscriber, as it made itself known in band."""
-
-    pattern: str
-    socket: Socket
-    connections: dict[Accepted, None] = field(default_factory=dict)
-    """The oldest first: a new one may subscribe before the end of the old one is noticed."""
-    peer: int = 0
-    """Its node, once that said that the mark has arrived; 0 before."""
-    answer: Iterator[bytes] = field(default_factory=lambda: iter(()))
-    """What it is still to be sent in answer to its subscription."""
-    unsent: bytes | None = None
-    """The next of that, for which there was no room."""
-    asks_again: bool = False
-    """Whether it asked for its mark while it was being answered."""
+logger = logging.getLogger(__name__)
 
 
 class Topics:
@@ -92,9 +55,13 @@ class Topics:
         self._home = home
         self._flags = int(Flag.WAITS) if self.waits else 0
         self._topics: dict[str, Topic] = {}
-        self._readers: dict[bytes, Reader] = {}
-        self._unanswered: dict[bytes, Reader] = {}
+        self.link.on_abandon = partial(_shut_all, self._topics)
+        self._readers = Readers(
+            self._topics, self.counters.dropped, node_id=home.node_id, flags=self._flags
+        )
         self._dirty: dict[Topic, int] = {}
+        self._open: dict[Topic, int] = {}
+        """Topics with an open batch, and how many frames of each were sent when last looked at."""
         self._bound: list[Bound] = home.transport.bind(
             zmq.XPUB, when_full, bytes_max=limits.SMALL_FRAME_BYTES_MAX
         )
@@ -136,44 +103,116 @@ class Topics:
         """A handle is gone. The sequence stays, for a later one. Takes no lock."""
         topic.handles.pop()
 
-    # -- Sending: attempts, under the lock ---------------------------------------------------
+    # -- Sending: under the lock -------------------------------------------------------------
 
-    def send(self, topic: Topic, message: Outgoing, last: bytes | None = None) -> bool | None:
-        """Send one message to every transport; None if the publisher has to wait for room. `last`:
-        the payload of a LAST frame that repeats it."""
+    def send(self, topic: Topic, message: Outgoing) -> bool | None:
+        """An attempt to send one message; None if the publisher has to wait for room.
+
+        The first one after a pause leaves at once. What follows it closely shares frames.
+        """
+        item = message.item
+        if item is not None:
+            if topic in self._open:
+                if len(topic.batch.items) >= topic.batch.room and not self._flush(topic):
+                    return None
+                topic.batch.items.append(item)
+                return True
+            now = time.monotonic()
+            if now - topic.sent_at < BUSY_S and self._open_batch(topic):
+                topic.batch.items.append(item)
+                return True
+            topic.sent_at = now
         self.read_subscriptions()
+        return (self._flush(topic) and self._send(topic, message)) or None
+
+    def close_batches(self) -> None:
+        """Send what has been waiting for a window; a topic of which nothing was sent in one goes
+        back to sending each message at once."""
+        with contextlib.suppress(Closed), self.link:
+            self.read_subscriptions()
+            for topic, frames in list(self._open.items()):
+                if frames == topic.frames and not self._flush(topic):
+                    continue  # no room: its senders wait, and it is tried again
+                if frames == topic.frames:
+                    self._shut_batch(topic)
+                else:
+                    self._open[topic] = topic.frames
+            if not self._open:
+                self._home.flusher.forget(self)
+
+    def settle(self, topic: Topic, item: Item) -> None:
+        """A sender appended to a batch that was shut meanwhile. Takes the lock. Raises `Closed` if
+        that was too late."""
+        with self.link.lock:
+            if not self.link.closed:
+                if topic not in self._open and not self._flush(topic):
+                    self._open_batch(topic)
+            elif topic.batch.withdraw(item):
+                self.link.check_open()
+
+    def _open_batch(self, topic: Topic) -> bool:
+        if not self._home.flusher.watch(self):
+            return False
+        self._open[topic] = topic.frames
+        topic.batch.begin()
+        return True
+
+    def _shut_batch(self, topic: Topic) -> None:
+        topic.batch.shut()
+        if self._flush(topic):  # what came until then
+            del self._open[topic]
+        else:
+            topic.batch.begin()
+
+    def _flush(self, topic: Topic) -> bool:
+        """Send what the batch holds; False if there is no room for all of it."""
+        while topic.batch.items:
+            items = topic.batch.next()
+            if not self._send(topic, encode_batch(items), items):
+                return False
+        return True
+
+    def _send(self, topic: Topic, message: Outgoing, items: Sequence[Item] = ()) -> bool:
+        """Send one frame, which may hold `items` of the batch, to every transport; False if there
+        is no room for it."""
         if not self._pay(topic):
-            return None
-        seq, now, taken = topic.seq + 1, time.time_ns(), False
+            return False
+        seq, now, taken, held = topic.seq, time.time_ns(), False, len(items)
         for bound in self._bound:
             parts = message.parts(
                 topic.wire,
                 Kind.DATA,
                 sender=self._home.node_id,
-                seq=seq,
+                seq=seq + 1,
                 time_ns=now,
                 flags=self._flags,
                 compressed=bound.scheme == "tcp",
             )
             # Before it is sent: a KeyboardInterrupt between the two then shows as a gap; a number
             # given twice would make a repeat of the next message.
-            topic.seq = seq
+            topic.seq = seq + message.count
+            if held:
+                topic.batch.remove(held)
+                held = 0
             if send_parts(bound.socket, parts):
                 taken = True
             elif not self.waits:
                 self._send_dropping(bound.socket, parts)
-                self.counters.dropped["subscriber full"] += 1
+                self.counters.dropped["subscriber full"] += message.count
             elif taken:
-                topic.owed.append((bound.socket, parts))
+                topic.owed.append((bound.socket, parts, message.count))
             else:
-                topic.seq = seq - 1
-                return None
-        if last is not None:
-            topic.last, topic.last_time_ns = last, now
+                topic.seq = seq
+                topic.batch.put_back(items)
+                return False
+        topic.frames += 1
+        if topic.options.keep_last:
+            topic.last = encode_batch(items[-1:]) if items else message
+            topic.last_time_ns = now
         if not topic.dirty:
             topic.dirty = True
             self._dirty[topic] = -1
-        self.counters.sent += 1
+        self.counters.sent += message.count
         self.counters.bytes_sent += message.size
         return True
 
@@ -187,7 +226,7 @@ class Topics:
 
     def _pay(self, topic: Topic) -> bool:
         while topic.owed:
-            socket, parts = topic.owed[0]
+            socket, parts, _ = topic.owed[0]
             if not send_parts(socket, parts):
                 return False
             del topic.owed[0]
@@ -206,106 +245,12 @@ class Topics:
             if not has_input(bound.socket):
                 continue
             while (message := _receive(bound.socket)) is not None:
-                self._subscription(bound.socket, message)
-
-    def _subscription(self, socket: Socket, frame: zmq.Frame) -> None:
-        message = frame.bytes
-        what, address = message[:1], message[1:]
-        if address[:1] == QUESTION:
-            if what == b"\1" and (known := self._readers.get(address[1:])) is not None:
-                self._asked(address[1:], known)
-            return
-        if what == b"\0":
-            self._unsubscribed(address)
-            return
-        if what != b"\1":
-            self.counters.dropped["malformed"] += 1
-            return
-        pattern = pattern_of(address)
-        if pattern is None:
-            return  # a plain subscription: ZeroMQ itself filters by it
-        if not is_pattern(pattern):
-            self.counters.dropped["malformed"] += 1
-            return
-        if len(self._readers) >= limits.READERS_MAX and address not in self._readers:
-            self.counters.dropped["too many subscribers"] += 1
-            return
-        reader = self._readers.setdefault(address, Reader(pattern, socket))
-        reader.socket = socket
-        reader.connections[Accepted.of(frame)] = None
-        self._answer(address, reader, self._lasts_and_marks(address, reader))
-
-    def _unsubscribed(self, address: bytes) -> None:
-        """One of its connections ended: which one, libzmq does not say."""
-        reader = self._readers.get(address)
-        if reader is None:
-            return
-        ended = [connection for connection in reader.connections if connection.ended]
-        del reader.connections[(ended or list(reader.connections))[0]]
-        if not reader.connections:
-            self._forget(address)
-
-    def _forget(self, address: bytes) -> None:
-        del self._readers[address]
-        self._unanswered.pop(address, None)
-
-    def _asked(self, address: bytes, reader: Reader) -> None:
-        if address in self._unanswered:
-            reader.asks_again = True  # what it is still to be sent may be out of date by then
-        else:
-            self._answer(address, reader, self._marks(address, reader))
-
-    def _answer(self, address: bytes, reader: Reader, answer: Iterator[bytes]) -> None:
-        reader.answer, reader.unsent = answer, next(answer, None)
-        self._go_on_answering(address, reader)
-
-    def _go_on_answering(self, address: bytes, reader: Reader) -> None:
-        """Send what there is room for; the rest has to wait."""
-        while reader.unsent is not None:
-            if not send_parts(reader.socket, [reader.unsent]):
-                self._unanswered[address] = reader
-                return
-            reader.unsent = next(reader.answer, None)
-            if reader.unsent is None and reader.asks_again:
-                reader.asks_again = False
-                reader.answer = self._marks(address, reader)
-                reader.unsent = next(reader.answer)
-        self._unanswered.pop(address, None)
-
-    def _lasts_and_marks(self, address: bytes, reader: Reader) -> Iterator[bytes]:
-        """For a newcomer: the last values it may want, and then where every sequence stands."""
-        for t in list(self._topics.values()):
-            if t.last is not None and matches(reader.pattern, t.name):
-                yield self._to_reader(address, Kind.LAST, t.last, t.seq, t.last_time_ns)
-        yield from self._marks(address, reader)
-
-    def _marks(self, address: bytes, reader: Reader) -> Iterator[bytes]:
-        """Where every sequence that matches stands; each frame says how many follow it."""
-        standing = {
-            t.name: t.seq - sum(socket is reader.socket for socket, _ in t.owed)
-            for t in self._topics.values()
-            if matches(reader.pattern, t.name)
-        }
-        names = list(standing)
-        chunks = [names[i : i + _MARK_TOPICS_MAX] for i in range(0, len(names), _MARK_TOPICS_MAX)]
-        for left, chunk in reversed(list(enumerate(reversed(chunks or [[]])))):
-            body = codec.pack_body([codec.pack({name: standing[name] for name in chunk})])
-            yield self._to_reader(address, Kind.MARK, body, left)
-
-    def _to_reader(
-        self, address: bytes, kind: Kind, body: bytes, seq: int, time_ns: int = 0
-    ) -> bytes:
-        sender = self._home.node_id
-        return encode(
-            address, kind, body, flags=self._flags, sender=sender, seq=seq, time_ns=time_ns
-        )
+                self._readers.accept(bound.socket, message)
 
     def marked(self, peer: int, address: str) -> None:
         """The subscriber of `peer` said over the control link that its mark has arrived."""
         with self.link:
-            reader = self._readers.get(address.encode())
-            if reader is not None:
-                reader.peer = peer
+            if self._readers.marked(peer, address.encode()):
                 self.link.wake_all()
 
     def lost(self, peer: int) -> None:
@@ -313,20 +258,13 @@ class Topics:
         child holds what its dead parent had. It is waited for no more."""
         with self.link:
             self.read_subscriptions()
-            for address, reader in list(self._readers.items()):
-                if reader.peer == peer:
-                    for connection in reader.connections:
-                        connection.cut()
-                    self._forget(address)
+            self._readers.lost(peer)
             self.link.wake_all()
 
     def subscribers(self, topic: Topic) -> int:
         """How many subscribers have their mark. Under the lock."""
         self.read_subscriptions()
-        return sum(
-            reader.peer != 0 and matches(reader.pattern, topic.name)
-            for reader in self._readers.values()
-        )
+        return self._readers.of(topic.name)
 
     # -- The rest of a core ------------------------------------------------------------------
 
@@ -341,8 +279,7 @@ class Topics:
         with self.link:
             self._home.transport.follow(self._bound)
             self.read_subscriptions()
-            for address, reader in list(self._unanswered.items()):
-                self._go_on_answering(address, reader)
+            self._readers.go_on_answering()
             for topic, seq in list(self._dirty.items()):
                 if seq != topic.seq:
                     self._dirty[topic] = topic.seq
@@ -353,7 +290,8 @@ class Topics:
     def _mark(self, topic: Topic, *, last_chance: bool = False) -> bool:
         """Tell all subscribers of a quiet topic where it stands; False if some had no room, and
         none was told (but for a `last_chance`, of those that may lose something)."""
-        mark = [self._to_reader(topic.wire, Kind.MARK, b"", topic.seq)]
+        sender = self._home.node_id
+        mark = [encode(topic.wire, Kind.MARK, b"", flags=self._flags, sender=sender, seq=topic.seq)]
         complete = True
         for bound in self._bound:
             if not send_parts(bound.socket, mark):
@@ -369,9 +307,19 @@ class Topics:
 
     def _conclude(self) -> None:
         for topic in self._topics.values():
+            topic.batch.shut()
             self._pay(topic)
+            if not self._flush(topic):
+                left = len(topic.batch.items)
+                self.counters.dropped["not sent when closed"] += left
+                logger.warning("topic %r: %d messages had no room to leave", topic.name, left)
         for topic in self._dirty:
             self._mark(topic, last_chance=True)
+
+
+def _shut_all(topics: dict[str, Topic]) -> None:
+    for topic in topics.values():
+        topic.batch.shut()
 
 
 def _receive(socket: Socket) -> zmq.Frame | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections import Counter, deque
+from collections.abc import Mapping
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -216,15 +217,62 @@ def test_a_caller_holds_tasks_until_it_comes_back_ends_or_is_forgotten() -> None
     account = PusherAccount(PEER, 1)
     workers = [Worker() for _ in range(3)]
     for worker in workers:
-        hands.give(worker, [account, None])
-    assert hands.take_back_orphaned() == []
-    assert hands.take_back(workers[0]) == [account, None]
-    assert hands.take_back(workers[0]) == []
+        hand = hands.of(worker)
+        hand.accounts, hand.held = [account, None], 2
+    assert hands.take_back_done() == []
+    assert hands.of(workers[0]).take_back() == [account, None]
+    assert hands.of(workers[0]).take_back() == []
     workers[1].over = True
-    assert hands.take_back_orphaned() == [account, None]
+    assert hands.take_back_done() == [account, None]
     del workers[2], worker
     gc.collect()
-    assert hands.take_back_orphaned() == [account, None]
+    assert hands.take_back_done() == [account, None]
+
+
+def test_of_tasks_taken_one_after_the_other_all_but_the_last_are_done_with() -> None:
+    hands = Hands(is_over)
+    worker, account, other = Worker(), PusherAccount(PEER, 1), PusherAccount(PEER, 2)
+    hand = hands.of(worker)
+    hand.accounts, hand.held = [account, other], 1
+    assert hands.take_back_done() == [account]
+    assert hands.take_back_done() == [], "that was told already"
+    hand.accounts.append(account)
+    assert hands.of(worker).take_back() == [other, account]
+
+
+# -- Dealing out a batch --------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=6), st.integers(0, 200))
+def test_a_batch_is_dealt_out_as_if_one_after_the_other_went_to_the_worker_with_the_fewest(
+    workers: list[tuple[int, int]], count: int
+) -> None:
+    def ledger() -> Ledger:
+        made = Ledger()
+        for number, (prefetch, outstanding) in enumerate(workers, 1):
+            account = made.join(number, number, number, prefetch)
+            assert account is not None
+            made.sent(account, min(outstanding, prefetch))
+        return made
+
+    at_once = {account.number: share for account, share in ledger().deal(count)}
+    single = ledger()
+    one_by_one: Counter[int] = Counter()
+    for _ in range(count):
+        if (chosen := single.choose()) is None:
+            break
+        single.sent(chosen)
+        one_by_one[chosen.number] += 1
+    assert sum(at_once.values()) == sum(one_by_one.values()), "as many as there is room for"
+    assert all(at_once.values()), "nobody is dealt nothing"
+
+    def levels(shares: Mapping[int, int]) -> list[int]:
+        return sorted(
+            min(outstanding, prefetch) + shares.get(number, 0)
+            for number, (prefetch, outstanding) in enumerate(workers, 1)
+        )
+
+    assert levels(at_once) == levels(one_by_one)
 
 
 # -- Both sides, and everything that can go wrong between them ------------------------------------

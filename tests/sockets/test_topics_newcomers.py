@@ -15,9 +15,11 @@ from mesh import limits
 from mesh.errors import OptionsDiffer, Timeout
 from mesh.options import PublisherOptions
 from mesh.sockets import codec
+from mesh.sockets import readers as readers_module
 from mesh.sockets import topics as topics_module
 from mesh.sockets.frame import QUESTION, Frame, Kind, encode
 from mesh.sockets.link import send_parts
+from mesh.sockets.outgoing import Outgoing
 from mesh.sockets.topics import Topics
 from tests.support.homes import Homes
 from tests.support.topics import (
@@ -86,7 +88,7 @@ def test_a_mark_names_the_topics_that_match_and_where_they_stand(
 def test_a_large_mark_comes_in_parts_that_say_how_many_follow(
     net: Net, topics: Topics, raw: RawSubscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topics_module, "_MARK_TOPICS_MAX", 10)
+    monkeypatch.setattr(readers_module, "_MARK_TOPICS_MAX", 10)
     for i in range(25):
         net.publisher(f"a/{i}")
     raw.subscribe(EVERYTHING)
@@ -223,7 +225,7 @@ def test_a_question_is_answered_with_a_mark(net: Net, topics: Topics, raw: RawSu
 def test_nobody_is_answered_who_is_not_known(topics: Topics, raw: RawSubscriber) -> None:
     raw.subscribe(QUESTION + ADDRESS, EVERYTHING)
     assert raw.next(topics).name == EVERYTHING
-    assert not topics._unanswered
+    assert not topics._readers._unanswered
 
 
 def without_room(net: Net, topics: Topics, raw: RawSubscriber, count: int) -> None:
@@ -232,7 +234,7 @@ def without_room(net: Net, topics: Topics, raw: RawSubscriber, count: int) -> No
         net.publisher(f"a/{i}", keep_last=True).send(bytes(5000))
     raw.subscribe(EVERYTHING)
     look_until(topics, lambda: topics._readers)
-    assert topics._unanswered, "there was room for all"
+    assert topics._readers._unanswered, "there was room for all"
 
 
 def until_marks(topics: Topics, raw: RawSubscriber, marks: int) -> list[Frame]:
@@ -252,7 +254,7 @@ def test_who_has_no_room_gets_every_last_value_all_the_same_and_then_its_mark(
     assert [frame.kind for frame in got] == [Kind.LAST] * 300 + [Kind.MARK]
     assert {item(frame)[0] for frame in got[:-1]} == {f"a/{i}" for i in range(300)}
     assert item(got[-1]) == {f"a/{i}": 1 for i in range(300)}
-    assert not topics._unanswered
+    assert not topics._readers._unanswered
 
 
 def test_a_question_meanwhile_cuts_nothing_short_and_is_answered_in_the_end(
@@ -261,7 +263,7 @@ def test_a_question_meanwhile_cuts_nothing_short_and_is_answered_in_the_end(
     """With what is so by then: it may be asked for what was lost since."""
     without_room(net, topics, raw, 300)
     raw.subscribe(QUESTION + EVERYTHING)
-    [reader] = topics._readers.values()
+    [reader] = topics._readers._readers.values()
     look_until(topics, lambda: reader.asks_again)
     first = until_marks(topics, raw, 1)
     assert [frame.kind for frame in first] == [Kind.LAST] * 300 + [Kind.MARK]
@@ -275,7 +277,7 @@ def test_whoever_leaves_while_it_is_answered_is_forgotten(
     without_room(net, topics, raw, 300)
     raw.close()
     look_until(topics, lambda: not topics._readers)
-    assert not topics._unanswered
+    assert not topics._readers._unanswered
 
 
 # Last values
@@ -294,7 +296,7 @@ def test_topic_options_can_change_after_the_last_handle_is_closed(topics: Topics
     plain, keeping = PublisherOptions(), PublisherOptions(keep_last=True)
     topic = topics.topic("a", keeping)
     assert topics.topic("a", keeping) is topic
-    topic.seq, topic.last = 7, b"kept"
+    topic.seq, topic.last = 7, Outgoing(b"\x91\x01")
     topics.release(topic)
     with pytest.raises(OptionsDiffer):
         topics.topic("a", plain)
@@ -327,7 +329,7 @@ def test_readers_are_bounded(
     names = [b"@%016d:a\0" % i for i in range(4)]
     raw.subscribe(*names, names[0])
     assert [raw.next(topics).name for _ in range(3)] == [names[0], names[1], names[0]]
-    assert list(topics._readers) == names[:2]
+    assert list(topics._readers._readers) == names[:2]
     assert topics.counters.dropped == {"too many subscribers": 2}
 
 
@@ -349,7 +351,7 @@ def test_what_is_no_subscription_is_dropped_and_counted(
     raw.socket.send(message)
     raw.subscribe(EVERYTHING)
     raw.next(topics)
-    assert list(topics._readers) == [EVERYTHING]
+    assert list(topics._readers._readers) == [EVERYTHING]
     assert topics.counters.dropped == {"malformed": 1}
 
 

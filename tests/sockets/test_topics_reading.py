@@ -295,7 +295,7 @@ def test_no_reading_goes_on_for_as_long_as_there_is_something_to_read(
         except Timeout:
             assert topic == "a/x/y", "there was one to receive"
         assert flood.read - before <= 20_000
-    assert len(core._inbox) <= limits.BUFFER_MESSAGES
+    assert len(core.inbox) <= limits.BUFFER_MESSAGES
 
 
 def test_what_is_read_ahead_is_bounded(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_what_is_read_ahead_is_bounded(reading: Reading, monkeypatch: pytest.Mon
     Flood("a/b", monkeypatch)
     for _ in range(5):
         core.tick()
-    assert len(core._inbox) == limits.BUFFER_MESSAGES
+    assert len(core.inbox) == limits.BUFFER_MESSAGES
 
 
 def test_whoever_stops_reading_before_the_end_has_the_others_go_on(
@@ -415,7 +415,7 @@ def test_of_what_a_cancelled_receiver_had_taken_latest_only_keeps_the_newest(
     old, new = (Message(n, "a", "s", n, 0, {}) for n in (1, 2))
     core.give_back([old])
     assert core.take() == old
-    core._deliver(new)
+    core._deliver([new], 1)
     core.give_back([old])
     assert [core.take(), core.take()] == [new, None]
 
@@ -433,7 +433,7 @@ def test_what_a_publisher_sent_before_it_left_is_received(net: Net) -> None:
     publisher, subscriber = net.publisher("a"), net.subscriber("a")
     core = core_of(subscriber)
     publisher.send_many(range(50))
-    tick_until(core, lambda: core._inbox)
+    tick_until(core, lambda: core.inbox)
     net.detach(core)
     ticks(core)
     assert payloads([subscriber.recv(timeout=5) for _ in range(50)]) == list(range(50))
@@ -471,14 +471,14 @@ def test_who_is_back_before_it_was_disconnected_stays_and_is_asked_where_it_stan
     """Its mark may have come when there was no control link to say so by."""
     publisher, subscriber = net.publisher("a"), net.subscriber("a")
     core = core_of(subscriber)
-    [before] = (list(r.connections) for r in net.topics["drop"]._readers.values())
+    [before] = (list(r.connections) for r in net.topics["drop"]._readers._readers.values())
     publisher.send_many(unread)
-    tick_until(core, lambda: len(core._inbox) == len(unread))
+    tick_until(core, lambda: len(core.inbox) == len(unread))
     net.detach(core)
     ticks(core, 3)
     net.attach(core)
     ticks(core)
-    [after] = (list(r.connections) for r in net.topics["drop"]._readers.values())
+    [after] = (list(r.connections) for r in net.topics["drop"]._readers._readers.values())
     assert after == before
     assert not core._retiring
     publisher.send("still here")
@@ -491,7 +491,7 @@ def test_the_same_offer_again_changes_nothing(net: Net) -> None:
     core = core_of(net.subscriber("a"))
     core.attach(PUBLISHER, Offer(1, "publish", "any"), net.endpoint("drop"))
     assert not core.expects_mark
-    [reader] = net.topics["drop"]._readers.values()
+    [reader] = net.topics["drop"]._readers._readers.values()
     assert len(reader.connections) == 1
 
 
@@ -540,7 +540,7 @@ def test_those_that_left_are_bounded_also_if_nobody_reads(
     raw, subscriber = reading.pair("a")
     core = core_of(subscriber)
     raw.data("a", 1, "never taken")
-    tick_until(core, lambda: core._inbox)
+    tick_until(core, lambda: core.inbox)
     for peer in range(100, 110):
         core.attach(peer, Offer(1, "publish", "a"), f"ipc:///nowhere/{peer}")
         core.detach(peer, 1, "died")
@@ -612,9 +612,9 @@ def test_what_was_read_before_that_is_not_thrown_away(homes: Homes) -> None:
 def test_who_comes_back_by_itself_is_counted_by_its_publisher_without_receiving(net: Net) -> None:
     publisher, subscriber = net.publisher("a"), net.subscriber("a")
     publisher.send("taken by nobody")
-    net.until(lambda: core_of(subscriber)._inbox)
+    net.until(lambda: core_of(subscriber).inbox)
     topics = net.topics["drop"]
-    [reader] = topics._readers.values()
+    [reader] = topics._readers._readers.values()
     for connection in reader.connections:
         connection.cut()
     net.until(lambda: not topics._readers)

@@ -87,7 +87,7 @@ def test_no_data_socket_gives_up_a_peer_by_itself(homes: Homes, kind: int) -> No
 def test_a_reader_that_pauses_loses_nothing_and_keeps_its_connection(net: Net, scheme: str) -> None:
     publisher = net.publisher("a", when_full="wait")
     subscriber = net.subscriber("a", scheme=scheme)
-    [reader] = net.topics["wait"]._readers.values()
+    [reader] = net.topics["wait"]._readers._readers.values()
     before = list(reader.connections)
     sent = fill(publisher)
     for _ in range(100):
@@ -142,7 +142,7 @@ class Two:
         topics.marked(SUBSCRIBER, ADDRESS.decode())
 
     def connections(self) -> list[object]:
-        return [c for reader in self.topics._readers.values() for c in reader.connections]
+        return [c for reader in self.topics._readers._readers.values() for c in reader.connections]
 
     def close(self) -> None:
         for raw in self.both:

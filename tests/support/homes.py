@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mesh.sockets.flusher import Flusher
 from mesh.sockets.home import Home
 from mesh.sockets.transport import Transport
 
@@ -27,24 +28,28 @@ class Homes:
 
     directory: Path
     made: dict[int, Made] = field(default_factory=dict)
-    _transports: list[Transport] = field(default_factory=list)
+    _homes: list[Home] = field(default_factory=list)
 
-    def make(self, node_id: int, **options: Any) -> Home:
+    def make(self, node_id: int, window_s: float = 0, **options: Any) -> Home:
+        """`window_s`: 0 for tests that count on each message leaving by itself."""
         transport = Transport(
             socket_path=lambda label: f"{self.directory}/{node_id}.{label}", **options
         )
-        self._transports.append(transport)
         made = self.made[node_id] = Made()
 
         def run_hook(hook: Callable[[Any], object], event: Any) -> None:
             made.events.append(event)
             hook(event)
 
-        return Home(node_id, transport, lambda *mark: made.marks.append(mark), run_hook)
+        flusher = Flusher(window_s)
+        home = Home(node_id, transport, lambda *mark: made.marks.append(mark), run_hook, flusher)
+        self._homes.append(home)
+        return home
 
     def close(self) -> None:
-        for transport in self._transports:
-            transport.context.destroy(linger=0)
+        for home in self._homes:
+            home.flusher.close()
+            home.transport.context.destroy(linger=0)
 
 
 @pytest.fixture

@@ -164,8 +164,8 @@ def high_water(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     highest: dict[int, int] = defaultdict(int)
     sent = Ledger.sent
 
-    def noting(ledger: Ledger, account: WorkerAccount) -> None:
-        sent(ledger, account)
+    def noting(ledger: Ledger, account: WorkerAccount, count: int = 1) -> None:
+        sent(ledger, account, count)
         highest[account.peer] = max(highest[account.peer], account.outstanding)
 
     monkeypatch.setattr(Ledger, "sent", noting)

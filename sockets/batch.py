@@ -1,0 +1,75 @@
+"""An open batch: small messages of one channel that are to share the next frame. No I/O, no clock.
+
+Whoever sends appends without a lock, which is what makes a busy channel cheap, and closes the batch
+when it is full; the flusher (`mesh.sockets.flusher`) closes it when it gets old. Nothing is lost
+between the two by this rule: who shuts a batch sets `room` to 0 *first* and looks at `items` after
+that, and who appended looks at `room` again: if it is 0, nobody may have seen the item, and its
+sender has to see to it under the lock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
+
+import msgspec
+
+BUSY_S: Final = 50e-6
+"""A channel of which one message follows another this closely is busy. Sending one by itself takes
+some 7 us, so that a loop that does nothing else is; who waits for an answer in between is not."""
+MESSAGES_MAX: Final = 512
+BYTES_MAX: Final = 64 * 1024
+"""Of the items in one frame, unless a single one has more."""
+ITEM_BYTES_MAX: Final = 4096
+"""A larger message travels in a frame of its own: sharing one would save it little."""
+
+Item = bytes | msgspec.Raw
+"""A payload: bytes as they are, anything else in MessagePack already."""
+
+
+class Batch:
+    """What was sent on a channel and has not left yet, in order."""
+
+    __slots__ = ("items", "room")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.room = 0
+        """Senders may append while there are fewer items. 0: the batch is shut."""
+
+    def begin(self, room: int = MESSAGES_MAX) -> None:
+        """From now on senders may append, up to so many."""
+        self.room = room
+
+    def shut(self) -> None:
+        """Nobody appends any more, but for those that have looked already."""
+        self.room = 0
+
+    def next(self, count_max: int = MESSAGES_MAX) -> list[Item]:
+        """What the next frame is to hold, still in here."""
+        items = self.items[: min(count_max, MESSAGES_MAX)]
+        ends = list(accumulate(map(len, items)))
+        if ends and ends[-1] > BYTES_MAX:
+            del items[max(1, bisect_right(ends, BYTES_MAX)) :]
+        return items
+
+    def remove(self, count: int) -> None:
+        """The first `count` are on their way: how many may follow goes by how large they were."""
+        if self.room:
+            fitting = BYTES_MAX * count // max(1, sum(map(len, self.items[:count])))
+            self.room = min(max(1, fitting), MESSAGES_MAX)
+        del self.items[:count]
+
+    def put_back(self, items: Sequence[Item]) -> None:
+        """There was no room for them: they come first again."""
+        self.items[:0] = items
+
+    def withdraw(self, item: Item) -> bool:
+        """Take out an item that is still here; False if it has left."""
+        for i, each in enumerate(self.items):
+            if each is item:
+                del self.items[i]
+                return True
+        return False

@@ -1,0 +1,42 @@
+"""What a node knows of one topic it publishes: state, which `mesh.sockets.topics` works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mesh.options import PublisherOptions
+from mesh.sockets.batch import Batch
+from mesh.sockets.frame import wire_name
+from mesh.sockets.outgoing import Outgoing
+from mesh.sockets.transport import Socket
+
+
+@dataclass(slots=True, eq=False)
+class Topic:
+    """One topic as this node publishes it, whatever the number of handles."""
+
+    name: str
+    options: PublisherOptions
+    seq: int = 0
+    batch: Batch = field(default_factory=Batch)
+    sent_at: float = 0.0
+    """When a message last left by itself, on the monotonic clock."""
+    frames: int = 0
+    """How many were sent."""
+    handles: list[None] = field(default_factory=list)
+    """One for each, so that a handle that is collected can be taken off without a lock."""
+    last: Outgoing | None = None
+    """What the last message was part of, where `keep_last` asks for it."""
+    last_time_ns: int = 0
+    owed: list[tuple[Socket, list[bytes], int]] = field(default_factory=list)
+    """What one transport took and another had no room for yet, with the number of messages in it;
+    paid before anything else."""
+    dirty: bool = False
+    wire: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.wire = wire_name(self.name)
+
+    def standing(self, socket: Socket) -> int:
+        """The sequence of the last message that left by `socket`."""
+        return self.seq - sum(count for owed, _, count in self.owed if owed is socket)
