@@ -130,6 +130,7 @@ class Assembly:
             interfaces_named=options.interfaces is not None,
             keys=keys,
             buffer_messages=options.buffer_messages,
+            buffer_bytes=options.buffer_bytes,
             message_bytes_max=options.message_bytes_max,
         )
 

@@ -50,6 +50,10 @@ COMPRESS_BYTES_MIN: Final = 1024
 # Queues and tables
 BUFFER_MESSAGES: Final = 1000
 """Default of ``buffer_messages``: libzmq's own high-water mark."""
+BUFFER_BYTES: Final = 64 * 1024 * 1024
+"""Default of ``buffer_bytes``: a thousand full batches."""
+SLOT_BYTES_MIN: Final = 64 * 1024
+"""Smallest share of a buffer that one frame takes: that of a full batch."""
 PREFETCH: Final = 4
 """Default of ``puller(prefetch=)``: small, so that tasks stay where an idle worker can get them."""
 PREFETCH_MAX: Final = 65536

@@ -72,6 +72,7 @@ class Node:
         insecure_lan: bool = False,
         heartbeat_s: float = 1.0,
         buffer_messages: int = limits.BUFFER_MESSAGES,
+        buffer_bytes: int = limits.BUFFER_BYTES,
         message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
         batch_window_ms: float = limits.BATCH_WINDOW_MS,
     ) -> None:
@@ -89,6 +90,7 @@ class Node:
             insecure_lan=insecure_lan,
             heartbeat_s=heartbeat_s,
             buffer_messages=buffer_messages,
+            buffer_bytes=buffer_bytes,
             message_bytes_max=message_bytes_max,
             batch_window_ms=batch_window_ms,
         )

@@ -107,7 +107,12 @@ class NodeOptions:
     on this host for ten."""
 
     buffer_messages: int = limits.BUFFER_MESSAGES
-    """Messages kept for each peer by each end of a topic, 1 to 1,000,000 (libzmq's own is 1000)."""
+    """Frames kept for each peer by each end of a topic, 1 to 1,000,000 (libzmq's own is 1000). A
+    frame is one message, or a batch of them while the topic is busy."""
+
+    buffer_bytes: int = limits.BUFFER_BYTES
+    """Bytes kept for each peer by each end of a topic, 64 KiB or more: 64 MiB. The frames of one
+    peer are as many as both limits allow; one that is larger than its share counts as several."""
 
     message_bytes_max: int = limits.MESSAGE_BYTES_MAX
     """Largest message, sent or received, in bytes as encoded: 64 MiB."""
@@ -119,6 +124,7 @@ class NodeOptions:
     def __post_init__(self) -> None:
         check_count(self.port, "port", 0, 65535)
         check_count(self.buffer_messages, "buffer_messages", 1, 1_000_000)
+        check_count(self.buffer_bytes, "buffer_bytes", limits.SLOT_BYTES_MIN, 1 << 40)
         check_count(self.message_bytes_max, "message_bytes_max", 1024, 1 << 31)
         check_flag(self.insecure_lan, "insecure_lan")
         heartbeat_s = self.heartbeat_s

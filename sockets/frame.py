@@ -54,6 +54,9 @@ class Kind(enum.IntEnum):
     """To a pusher: `seq` tasks of yours, counted from the first, are off this worker's hands."""
     CONTROL = 9
     """One message of `mesh.sockets.control`."""
+    PAD = 10
+    """Nothing: sent after a large frame, so that high-water marks, which count frames, count it for
+    what it weighs."""
 
 
 class Codec(enum.IntEnum):
@@ -171,6 +174,19 @@ def decode(parts: list[bytes]) -> Frame:
     frame.body = first[end + 1 + HEADER.size :]
     frame.detached = parts[1] if detached else None
     return frame
+
+
+_PAD: Final = HEADER.pack(VERSION, Kind.PAD, 1, 0, 1, 0, 0, 0, 0)
+
+
+def pad(name: bytes) -> bytes:
+    """A frame that holds nothing."""
+    return name + _PAD
+
+
+def is_pad(part: bytes) -> bool:
+    """Whether that is one: told by a glance, since many may follow a large frame."""
+    return part.endswith(_PAD) and part.find(b"\0") == len(part) - len(_PAD) - 1
 
 
 def wire_name(channel: str) -> bytes:

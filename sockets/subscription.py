@@ -34,6 +34,7 @@ from mesh.sockets.frame import (
     Malformed,
     channel_name,
     decode,
+    is_pad,
     subscriber_address,
     subscriptions,
     wire_name,
@@ -152,6 +153,8 @@ class Subscription:
             if (parts := read_parts(socket, 2)) is not None:
                 self._drained = False
                 self._turns.rotate(-1)
+                if is_pad(parts[0]):
+                    return True
                 try:
                     self._accept(decode(parts))
                 except Malformed as fault:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from mesh.options import PublisherOptions
 from mesh.sockets.batch import Batch
-from mesh.sockets.frame import wire_name
+from mesh.sockets.frame import pad, wire_name
 from mesh.sockets.outgoing import Outgoing
 from mesh.sockets.transport import Socket
 
@@ -33,9 +33,11 @@ class Topic:
     paid before anything else."""
     dirty: bool = False
     wire: bytes = b""
+    pad: bytes = b""
 
     def __post_init__(self) -> None:
         self.wire = wire_name(self.name)
+        self.pad = pad(self.wire)
 
     def standing(self, socket: Socket) -> int:
         """The sequence of the last message that left by `socket`."""

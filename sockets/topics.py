@@ -196,8 +196,10 @@ class Topics:
                 held = 0
             if send_parts(bound.socket, parts):
                 taken = True
+                self._pad(topic, bound.socket, sum(map(len, parts)))
             elif not self.waits:
                 self._send_dropping(bound.socket, parts)
+                self._pad(topic, bound.socket, sum(map(len, parts)))
                 self.counters.dropped["subscriber full"] += message.count
             elif taken:
                 topic.owed.append((bound.socket, parts, message.count))
@@ -215,6 +217,16 @@ class Topics:
         self.counters.sent += message.count
         self.counters.bytes_sent += message.size
         return True
+
+    def _pad(self, topic: Topic, socket: Socket, size: int) -> None:
+        """A frame of `size` bytes was sent: have it take the slots of the buffers that it weighs."""
+        for _ in range((size - 1) // self._home.transport.slot_bytes):
+            pad = [topic.pad]
+            if not send_parts(socket, pad):
+                if self.waits:
+                    topic.owed.append((socket, pad, 0))
+                else:
+                    self._send_dropping(socket, pad)
 
     def _send_dropping(self, socket: Socket, parts: list[bytes]) -> None:
         """To all who have room; the others will see the gap."""

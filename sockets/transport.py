@@ -73,6 +73,7 @@ class Transport:
         interfaces_named: bool = False,
         keys: Keys | None = None,
         buffer_messages: int = limits.BUFFER_MESSAGES,
+        buffer_bytes: int = limits.BUFFER_BYTES,
         message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
     ) -> None:
         _check_descriptors()
@@ -87,7 +88,9 @@ class Transport:
         self._socket_path = socket_path
         self._share_path = share_path
         self._remove_path = remove_path
-        self._buffer_messages = buffer_messages
+        self._hwm = max(1, min(buffer_messages, buffer_bytes // limits.SLOT_BYTES_MIN))
+        self.slot_bytes = buffer_bytes // self._hwm
+        """What one frame takes of a buffer at most: a larger one is followed by pads."""
         self._closed = False
         self._label = 0
         self._paths: set[str] = set()
@@ -239,8 +242,8 @@ class Transport:
         options: dict[int, Any] = {
             zmq.LINGER: 0,
             zmq.MAXMSGSIZE: bytes_max or self.message_bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX,
-            zmq.SNDHWM: self._buffer_messages if hwm is None else hwm,
-            zmq.RCVHWM: self._buffer_messages if hwm is None else hwm,
+            zmq.SNDHWM: self._hwm if hwm is None else hwm,
+            zmq.RCVHWM: self._hwm if hwm is None else hwm,
             zmq.HANDSHAKE_IVL: _HANDSHAKE_MS,
             zmq.BACKLOG: 1024,
         }
