@@ -20,10 +20,13 @@ BUSY_S: Final = 50e-6
 """A channel of which one message follows another this closely is busy. Sending one by itself takes
 some 7 us, so that a loop that does nothing else is; who waits for an answer in between is not."""
 MESSAGES_MAX: Final = 512
-BYTES_MAX: Final = 64 * 1024
-"""Of the items in one frame, unless a single one has more."""
+BYTES_MAX: Final = 60 * 1024
+"""Of the items in one frame: with headers, its own and theirs, it stays within 64 KiB."""
 ITEM_BYTES_MAX: Final = 4096
 """A larger message travels in a frame of its own: sharing one would save it little."""
+
+_ITEM_HEADER_BYTES: Final = 5
+"""What MessagePack puts before bytes, at most."""
 
 Item = bytes | msgspec.Raw
 """A payload: bytes as they are, anything else in MessagePack already."""
@@ -32,12 +35,15 @@ Item = bytes | msgspec.Raw
 class Batch:
     """What was sent on a channel and has not left yet, in order."""
 
-    __slots__ = ("items", "room")
+    __slots__ = ("item_bytes_max", "items", "room")
 
-    def __init__(self) -> None:
-        self.items: list[Item] = []
+    def __init__(
+        self, items: list[Item] | None = None, message_bytes_max: int = ITEM_BYTES_MAX
+    ) -> None:
+        self.items: list[Item] = [] if items is None else items
         self.room = 0
         """Senders may append while there are fewer items. 0: the batch is shut."""
+        self.item_bytes_max = min(ITEM_BYTES_MAX, message_bytes_max - _ITEM_HEADER_BYTES)
 
     def begin(self, room: int = MESSAGES_MAX) -> None:
         """From now on senders may append, up to so many."""
@@ -48,18 +54,14 @@ class Batch:
         self.room = 0
 
     def next(self, count_max: int = MESSAGES_MAX) -> list[Item]:
-        """What the next frame is to hold, still in here."""
-        items = self.items[: min(count_max, MESSAGES_MAX)]
-        ends = list(accumulate(map(len, items)))
-        if ends and ends[-1] > BYTES_MAX:
-            del items[max(1, bisect_right(ends, BYTES_MAX)) :]
-        return items
+        """What the next frame is to hold at most, still in here."""
+        return self.items[: min(count_max, MESSAGES_MAX)]
 
-    def remove(self, count: int) -> None:
-        """The first `count` are on their way: how many may follow goes by how large they were."""
+    def remove(self, count: int, size: int) -> None:
+        """The first `count`, of `size` bytes together, are on their way. How many may follow goes
+        by how large they were."""
         if self.room:
-            fitting = BYTES_MAX * count // max(1, sum(map(len, self.items[:count])))
-            self.room = min(max(1, fitting), MESSAGES_MAX)
+            self.room = min(max(1, BYTES_MAX * count // size), MESSAGES_MAX)
         del self.items[:count]
 
     def put_back(self, items: Sequence[Item]) -> None:
@@ -73,3 +75,8 @@ class Batch:
                 del self.items[i]
                 return True
         return False
+
+
+def fitting(items: Sequence[Item]) -> int:
+    """How many of `items` one frame may hold."""
+    return max(1, bisect_right(list(accumulate(map(len, items))), BYTES_MAX))

@@ -118,8 +118,8 @@ def unpack(
 ) -> Any:
     """The one value in `body`. Raises `Malformed`: for trailing bytes, too deep nesting, claims of
     more items than allowed, and whatever else is wrong with it."""
-    # Each takes a byte or more, so that a body of fewer bytes need not be counted.
-    counted = None if len(body) <= containers_max else _at_most(containers_max)
+    left = [containers_max]
+    count = _at_most(left)
     try:
         value = msgpack.unpackb(
             body,
@@ -127,16 +127,13 @@ def unpack(
             timestamp=3,
             max_array_len=limits.ARRAY_ITEMS_MAX,
             max_map_len=limits.MAP_ITEMS_MAX,
-            list_hook=counted,
-            object_hook=counted,
+            list_hook=count,
+            object_hook=count,
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise Malformed("malformed") from error
-    if (
-        type(value) not in _SCALARS
-        and not _flat(value)
-        and _fault(value, depth_max, containers_max) is not None
-    ):
+    flat = left[0] >= containers_max - 1 and type(value) is list  # nothing in it but scalars
+    if not flat and type(value) not in _SCALARS and _fault(value, depth_max, containers_max):
         raise Malformed("malformed")
     return value
 
@@ -170,27 +167,16 @@ def decompress(body: bytes, bytes_max: int) -> bytes:
     return out
 
 
-def _at_most(containers_max: int) -> Callable[[Any], Any]:
-    """A hook for each list and map as it is decoded, which stops at one too many."""
-    left = containers_max
+def _at_most(left: list[int]) -> Callable[[Any], Any]:
+    """A hook for each list and map as it is decoded: counts down, and stops at one too many."""
 
     def count(container: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        left[0] -= 1
+        if left[0] < 0:
             raise Malformed("malformed")
         return container
 
     return count
-
-
-def _flat(value: Any) -> bool:
-    """Whether it is a list of scalars, not too long: what needs no further look."""
-    return (
-        type(value) is list
-        and len(value) <= limits.ARRAY_ITEMS_MAX
-        and _SCALARS.issuperset(map(type, value))
-    )
 
 
 def _check_outgoing(value: Any) -> None:

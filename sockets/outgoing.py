@@ -14,7 +14,7 @@ import msgspec
 from mesh import limits
 from mesh.errors import PayloadTooLarge
 from mesh.sockets import codec
-from mesh.sockets.batch import ITEM_BYTES_MAX, Item
+from mesh.sockets.batch import BYTES_MAX, ITEM_BYTES_MAX, Item, fitting
 from mesh.sockets.frame import Codec, Flag, encode
 
 DETACH_BYTES_MIN: Final = 64 * 1024
@@ -91,8 +91,13 @@ class Outgoing:
 
 
 def encode_batch(items: Sequence[Item]) -> Outgoing:
-    """Payloads that share a frame."""
-    return Outgoing(codec.pack_items(items), count=len(items))
+    """Payloads that share a frame: those of `items` that come first and fit, `Outgoing.count` of
+    them."""
+    body = codec.pack_items(items)
+    if len(body) > BYTES_MAX and (count := fitting(items)) < len(items):
+        items = items[:count]
+        body = codec.pack_items(items)
+    return Outgoing(body, count=len(items))
 
 
 def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Outgoing:

@@ -11,7 +11,7 @@ The handle; what it works on is in `mesh.sockets.topics`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -19,11 +19,13 @@ import msgspec
 from mesh import limits
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.batch import ITEM_BYTES_MAX, Batch
+from mesh.sockets.batch import MESSAGES_MAX, Batch
 from mesh.sockets.handle import Sending
 from mesh.sockets.outgoing import encode_message
 from mesh.sockets.topic import Topic
 from mesh.sockets.topics import Topics
+
+_BYTES = frozenset({bytes})
 
 
 class Publisher(Sending):
@@ -66,7 +68,7 @@ class Publisher(Sending):
         batch = self._batch
         if headers is None and len(batch.items) < batch.room:
             item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
-            if len(item) <= ITEM_BYTES_MAX:
+            if len(item) <= batch.item_bytes_max:
                 batch.items.append(item)
                 if not batch.room:
                     self._topics.settle(self._topic, item)
@@ -75,6 +77,28 @@ class Publisher(Sending):
         self._topics.link.wait(
             attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
         )
+
+    def send_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
+        """Send each of `payloads` in order; returns how many. `timeout` is for each of them.
+
+        Of a list or tuple, small ones share frames at once; what an iterator yields is sent as it
+        comes. An error ends it where it occurred: what came before was sent.
+        """
+        if not isinstance(payloads, list | tuple):
+            return super().send_many(payloads, timeout=timeout)
+        item_bytes_max = self._batch.item_bytes_max
+        for start in range(0, len(payloads), MESSAGES_MAX):
+            chunk = payloads[start : start + MESSAGES_MAX]
+            if not _BYTES.issuperset(map(type, chunk)) or len(max(chunk, key=len)) > item_bytes_max:
+                super().send_many(chunk, timeout=timeout)
+            else:
+                self._topics.link.wait(
+                    self._sending_all(Batch(list(chunk))),
+                    check_timeout(timeout),
+                    self._room,
+                    retry_s=limits.WAIT_FOR_ROOM_S,
+                )
+        return len(payloads)
 
     async def asend(
         self,
@@ -87,7 +111,7 @@ class Publisher(Sending):
         batch = self._batch
         if headers is None and len(batch.items) < batch.room:
             item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
-            if len(item) <= ITEM_BYTES_MAX:
+            if len(item) <= batch.item_bytes_max:
                 batch.items.append(item)
                 if not batch.room:
                     self._topics.settle(self._topic, item)
@@ -125,6 +149,13 @@ class Publisher(Sending):
     @property
     def _room(self) -> str:
         return f"room at the subscribers of {self.channel!r}"
+
+    def _sending_all(self, batch: Batch) -> Callable[[], bool | None]:
+        def attempt() -> bool | None:
+            self._check_open()
+            return self._topics.send_all(self._topic, batch)
+
+        return attempt
 
     def _sending(self, payload: Any, headers: codec.Headers | None) -> Callable[[], bool | None]:
         """Encode in the caller's thread, before the lock is taken; returns the attempt to send."""

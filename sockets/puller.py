@@ -99,7 +99,10 @@ class Intake:
         accounts: list[PusherAccount | None] = []
         messages: list[Message] = []
         while len(messages) < count_max and self._fill():
-            account, message = self.inbox.popleft()
+            try:
+                account, message = self.inbox.popleft()
+            except IndexError:  # another took it, without the lock
+                continue
             accounts.append(account)
             messages.append(message)
         if messages:

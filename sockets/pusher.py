@@ -31,7 +31,7 @@ from mesh.message import TasksLost
 from mesh.names import check_name
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.batch import BUSY_S, ITEM_BYTES_MAX, MESSAGES_MAX, Batch, Item
+from mesh.sockets.batch import BUSY_S, MESSAGES_MAX, Batch, Item
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import Ledger, WorkerAccount
 from mesh.sockets.frame import Kind, Malformed, decode, encode, wire_name
@@ -72,7 +72,7 @@ class Dispatch:
         """How many wait for workers to come: credit that wakes them is not meant for them."""
         self._home = home
         self._wire = wire_name(channel)
-        self.batch = Batch()
+        self.batch = Batch(message_bytes_max=home.transport.message_bytes_max)
         self.link.on_abandon = self.batch.shut
         self._open = False
         """Whether the flusher looks after the batch."""
@@ -157,7 +157,8 @@ class Dispatch:
             progress = False
             for account, count in self.ledger.deal(len(self.batch.items)):
                 items = self.batch.next(count)
-                progress |= self._send(account, encode_batch(items), items)
+                task = encode_batch(items)
+                progress |= self._send(account, task, items[: task.count])
             self._set_room()
             if not progress:
                 return False
@@ -185,7 +186,7 @@ class Dispatch:
         )
         # Before it is sent: should a KeyboardInterrupt come between, the worker finds a gap.
         self.ledger.sent(account, task.count)
-        self.batch.remove(len(items))
+        self.batch.remove(len(items), task.size)
         if not send_parts(socket, parts):
             self.ledger.not_sent(account, task.count)
             self.batch.put_back(items)
@@ -351,7 +352,7 @@ class Pusher(Sending):
         batch = self._batch
         if headers is None and len(batch.items) < batch.room:
             item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
-            if len(item) <= ITEM_BYTES_MAX:
+            if len(item) <= batch.item_bytes_max:
                 batch.items.append(item)
                 if not batch.room:
                     self._core.settle(item)
@@ -371,7 +372,7 @@ class Pusher(Sending):
         batch = self._batch
         if headers is None and len(batch.items) < batch.room:
             item = payload if type(payload) is bytes else msgspec.Raw(codec.pack(payload))
-            if len(item) <= ITEM_BYTES_MAX:
+            if len(item) <= batch.item_bytes_max:
                 batch.items.append(item)
                 if not batch.room:
                     self._core.settle(item)

@@ -93,6 +93,8 @@ class Subscription:
         """Whether there was nothing left to read when last there was a look."""
         self.inbox: deque[Message] = deque()
         """What is read and was not taken. Whoever receives may pop from it without the lock."""
+        self._into: deque[Message] | list[Message] = self.inbox
+        """Where what is read goes."""
         self._latest: dict[tuple[str, str], Message] = {}
         self.link = Link(f"subscriber {pattern!r}", partial(_any, self.inbox, self._latest))
         self.link.on_abandon = self.inbox.clear
@@ -118,18 +120,33 @@ class Subscription:
 
     def take_many(self, count_max: int) -> list[Message] | None:
         """All messages there are, up to `count_max`, or None."""
-        self._fill(count_max, _FRAMES_AHEAD if self._latest_only else count_max)
         messages: list[Message] = []
         while len(messages) < count_max and (message := self._pop()) is not None:
             messages.append(message)
+        if len(messages) < count_max:
+            if self._latest_only:
+                self._fill(1, _FRAMES_AHEAD)
+                while len(messages) < count_max and (message := self._pop()) is not None:
+                    messages.append(message)
+            else:
+                self._read_into(messages, count_max)
         return messages or None
 
+    def _read_into(self, messages: list[Message], count_max: int) -> None:
+        """The inbox is empty: have what is read go where it is to go at once."""
+        self._into = messages
+        try:
+            self._fill(count_max, count_max)
+        finally:
+            self._into = self.inbox
+            self.inbox.extend(messages[count_max:])
+            del messages[count_max:]
+
     def _pop(self) -> Message | None:
-        if self.inbox:
+        try:
             return self.inbox.popleft()
-        if self._latest:
-            return self._latest.pop(next(iter(self._latest)))
-        return None
+        except IndexError:  # another may just have taken it, without the lock
+            return self._latest.pop(next(iter(self._latest))) if self._latest else None
 
     def give_back(self, messages: list[Message]) -> None:
         """Their receiver was cancelled before it saw them: they are for somebody else, in order."""
@@ -140,10 +157,10 @@ class Subscription:
             if self._latest.setdefault((message.sender, message.channel), message) is not message:
                 self.counters.dropped["superseded"] += 1
 
-    def _fill(self, inbox_messages: int, frames_max: int) -> None:
-        """Read until so many messages are in the inbox, or nothing is left to read."""
+    def _fill(self, messages: int, frames_max: int) -> None:
+        """Read until so many messages are there, or nothing is left to read."""
         for _ in range(frames_max):
-            if len(self.inbox) >= inbox_messages or not self._read():
+            if len(self._into) >= messages or not self._read():
                 return
         self.link.wake_all()  # there may be more
 
@@ -236,7 +253,7 @@ class Subscription:
     def _deliver(self, messages: Iterable[Message], count: int) -> None:
         self.counters.received += count
         if not self._latest_only:
-            self.inbox.extend(messages)
+            self._into.extend(messages)
             return
         for message in messages:
             key = (message.sender, message.channel)

@@ -17,8 +17,8 @@ class Topic:
 
     name: str
     options: PublisherOptions
+    batch: Batch
     seq: int = 0
-    batch: Batch = field(default_factory=Batch)
     sent_at: float = 0.0
     """When a message last left by itself, on the monotonic clock."""
     frames: int = 0

@@ -23,7 +23,7 @@ from mesh import limits
 from mesh.errors import Closed, InvalidOption, OptionsDiffer
 from mesh.names import check_name
 from mesh.options import PublisherOptions, WhenFull
-from mesh.sockets.batch import BUSY_S, Item
+from mesh.sockets.batch import BUSY_S, Batch, Item
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import Flag, Kind, encode
 from mesh.sockets.home import Counters, Home
@@ -85,7 +85,8 @@ class Topics:
                     raise InvalidOption(
                         f"{len(self._topics):,} topics are open, which is the limit"
                     )
-                topic = self._topics[name] = Topic(name, options)
+                batch = Batch(message_bytes_max=self.message_bytes_max)
+                topic = self._topics[name] = Topic(name, options, batch)
             elif topic.options != options and not topic.handles:
                 topic.options, topic.last = options, None
             elif topic.options != options:
@@ -113,7 +114,9 @@ class Topics:
         item = message.item
         if item is not None:
             if topic in self._open:
-                if len(topic.batch.items) >= topic.batch.room and not self._flush(topic):
+                if len(topic.batch.items) >= topic.batch.room and not self._flush(
+                    topic, topic.batch
+                ):
                     return None
                 topic.batch.items.append(item)
                 return True
@@ -123,7 +126,12 @@ class Topics:
                 return True
             topic.sent_at = now
         self.read_subscriptions()
-        return (self._flush(topic) and self._send(topic, message)) or None
+        return (self._flush(topic, topic.batch) and self._send(topic, message, topic.batch)) or None
+
+    def send_all(self, topic: Topic, batch: Batch) -> bool | None:
+        """An attempt to send all of `batch`, a sender's own, from which what has left is gone."""
+        self.read_subscriptions()
+        return (self._flush(topic, topic.batch) and self._flush(topic, batch)) or None
 
     def close_batches(self) -> None:
         """Send what has been waiting for a window; a topic of which nothing was sent in one goes
@@ -131,7 +139,7 @@ class Topics:
         with contextlib.suppress(Closed), self.link:
             self.read_subscriptions()
             for topic, frames in list(self._open.items()):
-                if frames == topic.frames and not self._flush(topic):
+                if frames == topic.frames and not self._flush(topic, topic.batch):
                     continue  # no room: its senders wait, and it is tried again
                 if frames == topic.frames:
                     self._shut_batch(topic)
@@ -145,7 +153,7 @@ class Topics:
         that was too late."""
         with self.link.lock:
             if not self.link.closed:
-                if topic not in self._open and not self._flush(topic):
+                if topic not in self._open and not self._flush(topic, topic.batch):
                     self._open_batch(topic)
             elif topic.batch.withdraw(item):
                 self.link.check_open()
@@ -159,22 +167,25 @@ class Topics:
 
     def _shut_batch(self, topic: Topic) -> None:
         topic.batch.shut()
-        if self._flush(topic):  # what came until then
+        if self._flush(topic, topic.batch):  # what came until then
             del self._open[topic]
         else:
             topic.batch.begin()
 
-    def _flush(self, topic: Topic) -> bool:
-        """Send what the batch holds; False if there is no room for all of it."""
-        while topic.batch.items:
-            items = topic.batch.next()
-            if not self._send(topic, encode_batch(items), items):
+    def _flush(self, topic: Topic, batch: Batch) -> bool:
+        """Send what `batch` holds; False if there is no room for all of it."""
+        while batch.items:
+            items = batch.next()
+            message = encode_batch(items)
+            if not self._send(topic, message, batch, items[: message.count]):
                 return False
         return True
 
-    def _send(self, topic: Topic, message: Outgoing, items: Sequence[Item] = ()) -> bool:
-        """Send one frame, which may hold `items` of the batch, to every transport; False if there
-        is no room for it."""
+    def _send(
+        self, topic: Topic, message: Outgoing, batch: Batch, items: Sequence[Item] = ()
+    ) -> bool:
+        """Send one frame, which may hold the first `items` of `batch`, to every transport; False
+        if there is no room for it."""
         if not self._pay(topic):
             return False
         seq, now, taken, held = topic.seq, time.time_ns(), False, len(items)
@@ -192,7 +203,7 @@ class Topics:
             # given twice would make a repeat of the next message.
             topic.seq = seq + message.count
             if held:
-                topic.batch.remove(held)
+                batch.remove(held, message.size)
                 held = 0
             if send_parts(bound.socket, parts):
                 taken = True
@@ -205,7 +216,7 @@ class Topics:
                 topic.owed.append((bound.socket, parts, message.count))
             else:
                 topic.seq = seq
-                topic.batch.put_back(items)
+                batch.put_back(items)
                 return False
         topic.frames += 1
         if topic.options.keep_last:
@@ -219,7 +230,7 @@ class Topics:
         return True
 
     def _pad(self, topic: Topic, socket: Socket, size: int) -> None:
-        """A frame of `size` bytes was sent: have it take the slots of the buffers that it weighs."""
+        """A frame of `size` bytes was sent: have it take the slots that it weighs."""
         for _ in range((size - 1) // self._home.transport.slot_bytes):
             pad = [topic.pad]
             if not send_parts(socket, pad):
@@ -321,7 +332,7 @@ class Topics:
         for topic in self._topics.values():
             topic.batch.shut()
             self._pay(topic)
-            if not self._flush(topic):
+            if not self._flush(topic, topic.batch):
                 left = len(topic.batch.items)
                 self.counters.dropped["not sent when closed"] += left
                 logger.warning("topic %r: %d messages had no room to leave", topic.name, left)

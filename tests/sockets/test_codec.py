@@ -143,8 +143,8 @@ def test_a_body_of_nothing_but_containers_is_given_up_in_time(
     made: list[int] = []
     at_most = codec._at_most
 
-    def counting(containers_max: int) -> Any:
-        count = at_most(containers_max)
+    def counting(left: list[int]) -> Any:
+        count = at_most(left)
 
         def noting(container: Any) -> Any:
             made.append(1)

@@ -18,7 +18,7 @@ import zmq
 from tests.support.processes import Program, Programs
 
 HEADER = struct.Struct("<BBBBIQQQI")
-DATA, MARK, LAST, REQUEST, REPLY, ERROR = 1, 2, 3, 4, 5, 6
+DATA, MARK, LAST, REQUEST, REPLY, ERROR, PAD = 1, 2, 3, 4, 5, 6, 10
 RAW, MSGPACK = 0, 1
 HEADERS, DETACHED = 1, 2
 
@@ -110,6 +110,10 @@ def test_a_plain_program_subscribes_to_a_topic(plain: Plain, node: Program) -> N
     name, header, body = fields(first)
     assert header[:7] == (1, DATA, RAW, DETACHED, 1, int(node_id, 16), 2)
     assert (payload, body) == (bytes(100_000), b"")
+
+    name, header, body = fields(subscriber.recv())
+    pad = (1, PAD, MSGPACK, 0, 1, 0, 0, 0, 0)
+    assert (name, header, body) == (b"/sensors/kitchen", pad, b""), "it took two shares"
 
     name, header, _ = fields(subscriber.recv())
     assert (name, header[1], header[6]) == (b"/sensors/kitchen", MARK, 2), "it fell quiet"
