@@ -57,6 +57,8 @@ def pack(value: Any) -> bytes:
 def pack_body(payloads: Sequence[bytes], headers: Sequence[bytes] | None = None) -> bytes:
     """A body out of payloads (and headers, one for each) that are packed already."""
     items = payloads
+    if headers is None and len(payloads) == 1:
+        return b"\x91" + payloads[0]
     if headers is not None:
         items = [part for pair in zip(payloads, headers, strict=True) for part in pair]
     return _array_header(len(items)) + b"".join(items)

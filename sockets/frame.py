@@ -26,7 +26,6 @@ need not be copied to stand behind its header.
 
 from __future__ import annotations
 
-import enum
 import struct
 from typing import Final
 
@@ -39,47 +38,58 @@ QUESTION: Final = b"?"
 """A subscription to this and a subscriber's address asks for a mark there."""
 
 
-class Kind(enum.IntEnum):
-    DATA = 1
+class Kind:
+    """What a frame is. Plain integers, here and below: an enum costs more than the comparison."""
+
+    DATA: Final = 1
     """Messages of a topic, or tasks of a queue."""
-    MARK = 2
+    MARK: Final = 2
     """Where sequences stand: to one subscriber (answering its subscription) or on a topic."""
-    LAST = 3
+    LAST: Final = 3
     """To one newcomer: the last message of a topic, with its original sequence and time."""
-    REQUEST = 4
-    REPLY = 5
-    ERROR = 6
-    CANCEL = 7
-    CREDIT = 8
+    REQUEST: Final = 4
+    REPLY: Final = 5
+    ERROR: Final = 6
+    CANCEL: Final = 7
+    CREDIT: Final = 8
     """To a pusher: `seq` tasks of yours, counted from the first, are off this worker's hands."""
-    CONTROL = 9
+    CONTROL: Final = 9
     """One message of `mesh.sockets.control`."""
-    PAD = 10
+    PAD: Final = 10
     """Nothing: sent after a large frame, so that high-water marks, which count frames, count it for
     what it weighs."""
 
 
-class Codec(enum.IntEnum):
-    RAW = 0
+class Codec:
+    """What payloads are encoded in."""
+
+    RAW: Final = 0
     """The payload is bytes as they are (only with `Flag.DETACHED`)."""
-    MSGPACK = 1
+    MSGPACK: Final = 1
     """The body is a MessagePack array of payloads."""
 
 
-class Flag(enum.IntFlag):
-    HEADERS = 1
+class Flag:
+    """Bits."""
+
+    HEADERS: Final = 1
     """The array alternates payload, headers, payload, headers …"""
-    DETACHED = 2
+    DETACHED: Final = 2
     """The payload is the second message part; the body holds its headers, if any."""
-    LZ4 = 4
+    LZ4: Final = 4
     """The body is an LZ4 frame with content size and content checksum."""
-    WAITS = 8
+    WAITS: Final = 8
     """From the sockets of topics that wait, whose sequences and marks are apart from the others."""
 
 
-KINDS: Final = frozenset(int(kind) for kind in Kind)
-CODECS: Final = frozenset(int(codec) for codec in Codec)
-_ALL_FLAGS: Final = int(Flag.HEADERS | Flag.DETACHED | Flag.LZ4 | Flag.WAITS)
+KINDS: Final = frozenset(range(Kind.DATA, Kind.PAD + 1))
+CODECS: Final = frozenset((Codec.RAW, Codec.MSGPACK))
+_ALL_FLAGS: Final = Flag.HEADERS | Flag.DETACHED | Flag.LZ4 | Flag.WAITS
+_DETACHED: Final = Flag.DETACHED
+_COUNT_MAX: Final = limits.FRAME_MESSAGES_MAX
+_NAME_MAX: Final = limits.SUBSCRIPTION_BYTES_MAX
+_HEADER_BYTES: Final = HEADER.size
+_unpack_header: Final = HEADER.unpack_from
 
 
 class Malformed(Exception):
@@ -144,34 +154,38 @@ def encode(
 def decode(parts: list[bytes]) -> Frame:
     """The frame in `parts`, its header checked and bounded. Raises `Malformed`."""
     first = parts[0]
-    end = first.find(b"\0", 0, limits.SUBSCRIPTION_BYTES_MAX)
-    if end < 0 or len(first) < end + 1 + HEADER.size:
+    end = first.find(b"\0", 0, _NAME_MAX)
+    body_at = end + 1 + _HEADER_BYTES
+    if end < 0 or len(first) < body_at:
         raise Malformed("malformed")
-    frame = Frame()
-    (
-        version,
-        frame.kind,
-        frame.codec,
-        frame.flags,
-        frame.count,
-        frame.sender,
-        frame.seq,
-        frame.time_ns,
-        frame.remaining,
-    ) = HEADER.unpack_from(first, end + 1)
+    version, kind, codec, flags, count, sender, seq, time_ns, remaining = _unpack_header(
+        first, end + 1
+    )
     if version != VERSION:
         raise Malformed("version")
-    if frame.kind not in KINDS or frame.codec not in CODECS or frame.flags & ~_ALL_FLAGS:
+    detached = flags & _DETACHED
+    if (
+        kind not in KINDS
+        or codec not in CODECS
+        or flags & ~_ALL_FLAGS
+        or not 1 <= count <= _COUNT_MAX
+        or seq >= 1 << 63
+        or (codec == 0) != bool(detached)
+        or len(parts) != (2 if detached else 1)
+        or (detached and count != 1)
+    ):
         raise Malformed("malformed")
-    if not 1 <= frame.count <= limits.FRAME_MESSAGES_MAX or frame.seq >= 1 << 63:
-        raise Malformed("malformed")
-    detached = bool(frame.flags & Flag.DETACHED)
-    if len(parts) != 1 + detached or (detached and frame.count != 1):
-        raise Malformed("malformed")
-    if (frame.codec == Codec.RAW) != detached:
-        raise Malformed("malformed")
+    frame = Frame()
     frame.name = first[: end + 1]
-    frame.body = first[end + 1 + HEADER.size :]
+    frame.kind = kind
+    frame.codec = codec
+    frame.flags = flags
+    frame.count = count
+    frame.sender = sender
+    frame.seq = seq
+    frame.time_ns = time_ns
+    frame.remaining = remaining
+    frame.body = first[body_at:]
     frame.detached = parts[1] if detached else None
     return frame
 

@@ -109,7 +109,7 @@ def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) 
             f"headers of {len(packed_headers):,} bytes over the limit of "
             f"{limits.HEADERS_BYTES_MAX:,}"
         )
-    flags = int(Flag.HEADERS) if packed_headers else 0
+    flags = Flag.HEADERS if packed_headers else 0
     detached = type(payload) is bytes and len(payload) >= DETACH_BYTES_MIN
     packed: bytes = payload if detached else codec.pack(payload)
     if len(packed) > bytes_max:

@@ -146,7 +146,7 @@ class Readers:
             yield self._to_reader(address, Kind.MARK, body, left)
 
     def _to_reader(
-        self, address: bytes, kind: Kind, body: bytes, seq: int, time_ns: int = 0
+        self, address: bytes, kind: int, body: bytes, seq: int, time_ns: int = 0
     ) -> bytes:
         sender = self._node_id
         return encode(

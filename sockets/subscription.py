@@ -197,7 +197,8 @@ class Subscription:
             raise Malformed("malformed")
         payloads, headers = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
         first, skip = self._sequences.take(_origin(frame), frame.name, frame.seq, frame.count)
-        self._missed(frame.sender, channel, first, frame.seq - 1)
+        if first:
+            self._missed(frame.sender, channel, first, frame.seq - 1)
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
         messages = map(
             Message,

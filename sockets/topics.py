@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 import zmq
 
@@ -35,6 +36,9 @@ from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 logger = logging.getLogger(__name__)
 
+LOOK_S: Final = 0.001
+"""A publisher that sends again within that leaves reading subscriptions to the flusher."""
+
 
 class Topics:
     """The core of a node's publishers: one for those that drop, and one for those that wait.
@@ -53,7 +57,8 @@ class Topics:
         self.counters = Counters()
         self.link = Link("publisher")
         self._home = home
-        self._flags = int(Flag.WAITS) if self.waits else 0
+        self._looked_at = 0.0
+        self._flags = Flag.WAITS if self.waits else 0
         self._topics: dict[str, Topic] = {}
         self.link.on_abandon = partial(_shut_all, self._topics)
         self._readers = Readers(
@@ -111,22 +116,19 @@ class Topics:
 
         The first one after a pause leaves at once. What follows it closely shares frames.
         """
-        item = message.item
-        if item is not None:
-            if topic in self._open:
-                if len(topic.batch.items) >= topic.batch.room and not self._flush(
-                    topic, topic.batch
-                ):
-                    return None
-                topic.batch.items.append(item)
-                return True
-            now = time.monotonic()
-            if now - topic.sent_at < BUSY_S and self._open_batch(topic):
-                topic.batch.items.append(item)
-                return True
-            topic.sent_at = now
-        self.read_subscriptions()
-        return (self._flush(topic, topic.batch) and self._send(topic, message, topic.batch)) or None
+        batch = topic.batch
+        now = time.monotonic()
+        busy = topic in self._open or (now - topic.sent_at < BUSY_S and self._open_batch(topic))
+        if busy and (item := message.item) is not None:
+            if len(batch.items) >= batch.room and not self._flush(topic, batch):
+                return None
+            batch.items.append(item)
+            return True
+        self._look_by_and_by(now)
+        if (batch.items and not self._flush(topic, batch)) or not self._send(topic, message, batch):
+            return None
+        topic.sent_at = now
+        return True
 
     def send_all(self, topic: Topic, batch: Batch) -> bool | None:
         """An attempt to send all of `batch`, a sender's own, from which what has left is gone."""
@@ -261,6 +263,14 @@ class Topics:
         """The sockets want to be looked at."""
         with self.link:
             self.read_subscriptions()
+
+    def _look_by_and_by(self, now: float) -> None:
+        """Looking costs more than sending, so a busy node has its flusher do that. It must not be
+        left out altogether: sending swallows the descriptor's edge."""
+        if now - self._looked_at < LOOK_S and self._home.flusher.watch(self):
+            return
+        self._looked_at = now
+        self.read_subscriptions()
 
     def read_subscriptions(self) -> None:
         """Take notice of who subscribed and who left, and answer the newcomers. Under the lock."""

@@ -100,7 +100,7 @@ def test_what_no_peer_would_take_is_the_callers_error(payload: object, text: str
 
 
 @pytest.mark.parametrize("kind", [Kind.DATA, Kind.REQUEST, Kind.LAST])
-def test_the_deepest_that_is_let_out_is_let_in(kind: Kind) -> None:
+def test_the_deepest_that_is_let_out_is_let_in(kind: int) -> None:
     """A body wraps what the user sent in an array, that of a last value in two; 32 levels are the
     user's own."""
     deepest = nested(limits.DEPTH_MAX)
@@ -116,7 +116,7 @@ def test_the_deepest_that_is_let_out_is_let_in(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", [Kind.DATA, Kind.LAST])
 def test_a_payload_of_as_many_lists_and_maps_as_may_be_sent_arrives(
-    kind: Kind, monkeypatch: pytest.MonkeyPatch
+    kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also with headers, and in whatever a frame wraps it."""
     monkeypatch.setattr(limits, "CONTAINERS_MAX", 1000)

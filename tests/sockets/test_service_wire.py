@@ -65,7 +65,7 @@ GARBAGE: dict[str, list[bytes]] = {
     "two payloads": [headed(1, b"\x92\x01\x02", count=2)],
     "too many parts": [headed(1, b"\x91\x01")] + [b"part"] * 5,
     "a part that is not announced": [headed(1, b"\x91\x01"), b"part"],
-    "a part that is missing": [headed(1, b"", flags=int(Flag.DETACHED), codec=Codec.RAW)],
+    "a part that is missing": [headed(1, b"", flags=Flag.DETACHED, codec=Codec.RAW)],
 }
 
 

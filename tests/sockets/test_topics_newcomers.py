@@ -68,8 +68,8 @@ def look_until(topics: Topics, condition: Callable[[], object]) -> None:
     until(looked)
 
 
-def summary(frame: Frame) -> tuple[Kind, int]:
-    return Kind(frame.kind), frame.seq
+def summary(frame: Frame) -> tuple[int, int]:
+    return frame.kind, frame.seq
 
 
 # Marks
