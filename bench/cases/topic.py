@@ -1,0 +1,37 @@
+"""How many messages a second go from one publisher to one subscriber?
+
+Ours waits for room (``when_full="wait"``), as the others do: nobody may lose any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.case import Case, Selection
+from bench.measure import throughput
+from bench.rows import Result
+from bench.setting import Setting
+
+SIZES = (100, 16, 1000, 64 * 1024, 1 << 20)
+
+
+def _run(name: str, many: bool, peers: tuple[str, ...], selection: Selection) -> Iterator[Result]:
+    for transport in ("ipc", "tcp"):
+        for size in selection.some(SIZES):
+            if selection.takes(transport, size):
+                setting = Setting(transport=transport, size=size, many=many)
+                yield from throughput(name, setting, selection.sides(peers), selection.scale)
+
+
+def per_call(selection: Selection) -> Iterator[Result]:
+    return _run("topic", False, ("raw", "zenoh", "nng", "nats"), selection)
+
+
+def many(selection: Selection) -> Iterator[Result]:
+    return _run("topic-many", True, ("raw",), selection)
+
+
+CASES = (
+    Case("topic", "one publisher, one subscriber, a call for each message", per_call),
+    Case("topic-many", "the same by send_many and recv_many; the others have no such call", many),
+)

@@ -1,0 +1,292 @@
+"""Measuring sides against each other: in the same run, in short blocks, one after the other.
+
+Each round gives each side one block; who begins changes from round to round, so that what else the
+machine does hits all alike. A ratio is the median over the rounds of each round's own ratio.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from bench.case import BLOCK_CALLS, BLOCK_CALLS_AT_ONCE, Scale
+from bench.processes import Failed
+from bench.rows import Result, Row, Skipped, Unit, better, percentile, quartiles
+from bench.setting import Setting
+from bench.sides import module_of
+from bench.teams import CallTeam, FlowTeam, Team, opened
+
+T = TypeVar("T")
+TeamT = TypeVar("TeamT", bound=Team)
+
+PERCENTILES = (("p50", 50.0), ("p99", 99.0), ("p99.9", 99.9))
+GROUPS = 10
+"""Blocks of round trips are too short for a percentile of their own: the spread is that over so
+many groups of blocks."""
+COUNT_MAX = 2_000_000
+
+
+class Field:
+    """The sides that are measured at one setting, and what has become of them."""
+
+    def __init__(self, case: str, setting: Setting, sides: tuple[str, ...]) -> None:
+        self.case = case
+        self.setting = setting
+        self.sides = sides
+        self.results: list[Result] = []
+
+    def skip(self, side: str, why: str, *, failed: bool = False) -> None:
+        self.results.append(
+            Skipped(
+                case=self.case,
+                transport=self.setting.transport,
+                size=self.setting.size,
+                peer=side,
+                skipped=why,
+                failed=failed,
+            )
+        )
+
+    def teams(
+        self, make: Callable[[str, Setting], TeamT], variants: dict[str, dict[str, Any]]
+    ) -> dict[str, TeamT]:
+        """A team for each side that can be measured; the others are named as skipped."""
+        found = {}
+        for side in self.sides:
+            setting = self.setting
+            if (why := _missing(side, setting)) is None and side in variants:
+                setting, why = _variant(setting, variants[side])
+            if why is not None:
+                self.skip(side, why)
+            else:
+                found[side] = make(side, setting)
+        return found
+
+    def rounds(
+        self, teams: dict[str, TeamT], number: int, block: Callable[[str, TeamT], T]
+    ) -> dict[str, list[T]]:
+        """What `block` returned for each side and round. A side that fails is left out."""
+        found: dict[str, list[T]] = {side: [] for side in teams}
+        for turn in range(number):
+            sides = list(found)
+            start = turn % len(sides) if sides else 0
+            order = sides[start:] + sides[:start]
+            for side in order if turn % 2 == 0 else reversed(order):
+                if (value := self.attempt(side, teams[side], block)) is None:
+                    del found[side]
+                else:
+                    found[side].append(value)
+        return found
+
+    def attempt(self, side: str, team: TeamT, do: Callable[[str, TeamT], T]) -> T | None:
+        """What `do` returned; None if the side failed, which is noted."""
+        try:
+            return do(side, team)
+        except Failed as error:
+            self.skip(side, str(error), failed=True)
+            team.close()
+            return None
+
+    def open(self, teams: dict[str, TeamT]) -> dict[str, TeamT]:
+        """Those that could be opened."""
+
+        def open_one(side: str, team: TeamT) -> bool:
+            team.open()
+            return True
+
+        return {side: team for side, team in teams.items() if self.attempt(side, team, open_one)}
+
+    def row(
+        self,
+        peer: str,
+        ours: float,
+        theirs: float,
+        ratios: list[float],
+        *,
+        unit: Unit,
+        rounds: int,
+        lost: int,
+        suffix: str = "",
+        ratio: float | None = None,
+        note: str = "",
+    ) -> None:
+        low, high = quartiles(ratios)
+        self.results.append(
+            Row(
+                case=self.case + suffix,
+                transport=self.setting.transport,
+                size=self.setting.size,
+                peer=peer,
+                ours=ours,
+                theirs=theirs,
+                ratio=statistics.median(ratios) if ratio is None else ratio,
+                low=low,
+                high=high,
+                unit=unit,
+                rounds=rounds,
+                lost=lost,
+                note=note,
+            )
+        )
+
+
+def throughput(
+    case: str,
+    setting: Setting,
+    sides: tuple[str, ...],
+    scale: Scale,
+    make: Callable[[str, Setting], FlowTeam] = FlowTeam,
+    variants: dict[str, dict[str, Any]] | None = None,
+) -> Iterator[Result]:
+    """Messages per second of each of `sides`, the first of them ours."""
+    field = Field(case, setting, sides)
+    teams = field.teams(make, variants or {})
+    with opened(list(teams.values())):
+        teams = field.open(teams)
+        counts = {
+            side: count
+            for side, team in teams.items()
+            if (count := field.attempt(side, team, lambda _, team: _calibrated(team, scale)))
+        }
+        teams = {side: teams[side] for side in counts}
+        rates = field.rounds(teams, scale.rounds, lambda side, team: team.block(counts[side]))
+    for side in sides[1:]:
+        if side in rates and sides[0] in rates:
+            mine, other = rates[sides[0]], rates[side]
+            ratios = [better(a, b, "msg/s") for a, b in zip(mine, other, strict=True)]
+            field.row(
+                side,
+                statistics.median(mine),
+                statistics.median(other),
+                ratios,
+                unit="msg/s",
+                rounds=scale.rounds,
+                lost=teams[sides[0]].lost + teams[side].lost,
+                note=_losers(teams[sides[0]], teams[side]),
+            )
+    yield from field.results
+
+
+def latency(
+    case: str,
+    setting: Setting,
+    sides: tuple[str, ...],
+    scale: Scale,
+    make: Callable[[str, Setting], CallTeam] = CallTeam,
+    at_once: int = 1,
+    variants: dict[str, dict[str, Any]] | None = None,
+) -> Iterator[Result]:
+    """Percentiles of the round trip; with several `at_once` also calls per second."""
+    field = Field(case, setting, sides)
+    teams = field.teams(make, variants or {})
+    each = BLOCK_CALLS if at_once == 1 else BLOCK_CALLS_AT_ONCE
+    rounds = max(1, scale.calls // (each * at_once))
+    with opened(list(teams.values())):
+        teams = field.open(teams)
+        field.rounds(teams, 2 if scale.block_s else 1, lambda _, team: team.calls(each, at_once))
+        alive = {s: t for s, t in teams.items() if not _failed(field, s)}
+        found = field.rounds(alive, rounds, lambda _, team: team.calls(each, at_once))
+    taken = {side: [block["latencies"] for block in blocks] for side, blocks in found.items()}
+    percentiles(field, taken, rounds)
+    if at_once > 1:
+        rates = {
+            side: [block["count"] / block["elapsed"] for block in blocks]
+            for side, blocks in found.items()
+        }
+        for side in sides[1:]:
+            if side in rates and sides[0] in rates:
+                mine, other = rates[sides[0]], rates[side]
+                ratios = [better(a, b, "calls/s") for a, b in zip(mine, other, strict=True)]
+                field.row(
+                    side,
+                    statistics.median(mine),
+                    statistics.median(other),
+                    ratios,
+                    unit="calls/s",
+                    rounds=rounds,
+                    lost=0,
+                    suffix="-rate",
+                )
+    yield from field.results
+
+
+def percentiles(field: Field, taken: dict[str, list[list[float]]], rounds: int) -> None:
+    """Rows for the percentiles of the blocks of seconds that each side took."""
+    first = field.sides[0]
+    for suffix, percent in PERCENTILES:
+        for side in field.sides[1:]:
+            if side not in taken or first not in taken:
+                continue
+            mine, other = (
+                percentile([v for block in taken[s] for v in block], percent) * 1e6
+                for s in (first, side)
+            )
+            spread = [
+                better(a, b, "us")
+                for a, b in zip(
+                    _grouped(taken[first], percent), _grouped(taken[side], percent), strict=True
+                )
+            ]
+            field.row(
+                side,
+                mine,
+                other,
+                spread,
+                unit="us",
+                rounds=rounds,
+                lost=0,
+                suffix=f"-{suffix}",
+                ratio=better(mine, other, "us"),
+            )
+
+
+def _grouped(blocks: list[list[float]], percent: float) -> list[float]:
+    groups = min(GROUPS, len(blocks))
+    return [
+        percentile([value for block in blocks[start::groups] for value in block], percent)
+        for start in range(groups)
+    ]
+
+
+def _failed(field: Field, side: str) -> bool:
+    return any(isinstance(r, Skipped) and r.peer == side for r in field.results)
+
+
+def _losers(*teams: Team) -> str:
+    losers = [team.side for team in teams if team.lost]
+    return f"lost by {' and '.join(losers)}" if losers else ""
+
+
+def _missing(side: str, setting: Setting) -> str | None:
+    """Why a side cannot be measured at a setting; None if it can."""
+    module = module_of(side)
+    why: str | None = module.missing()
+    if why is None and setting.transport not in module.TRANSPORTS:
+        return f"has no {setting.transport}"
+    return why
+
+
+def _variant(setting: Setting, options: dict[str, Any]) -> tuple[Setting, str | None]:
+    """The setting with these options of our node, and which of them it does not have."""
+    import dataclasses
+    import inspect
+
+    from mesh import Node
+
+    known = inspect.signature(Node).parameters
+    unknown = [f"{name}=" for name in options if name not in known]
+    why = f"Node has no option {', '.join(unknown)}" if unknown else None
+    return dataclasses.replace(setting, options=options), why
+
+
+def _calibrated(team: FlowTeam, scale: Scale) -> int:
+    """How many messages take about a block's time; measuring it is the warm-up too."""
+    if not scale.block_s:
+        return scale.block_count
+    count = 16
+    while True:
+        rate = team.block(count)
+        if count / rate >= scale.block_s / 3 or count >= COUNT_MAX or team.lost:
+            return max(16, min(COUNT_MAX, int(rate * scale.block_s)))
+        count = min(COUNT_MAX, max(count * 2, int(rate * scale.block_s / 2)))

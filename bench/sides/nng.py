@@ -1,0 +1,6 @@
+TRANSPORTS = ("ipc", "tcp")
+ROLES = {}
+
+
+def missing():
+    return "not yet"

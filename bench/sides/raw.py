@@ -1,0 +1,190 @@
+"""pyzmq as it is: what the mesh is built on, and so the measure of what it adds.
+
+Topics: XPUB with ``XPUB_NODROP`` and SUB. A plain PUB drops what a subscriber has no room for; with
+that option a blocking send waits instead, which is what ``when_full="wait"`` promises too. Payloads
+of one topic go as a single frame, subscribed to by the empty prefix: the fastest there is. Payloads
+from 64 KiB on are neither copied by the sender nor by the receiver.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import zmq
+import zmq.asyncio
+
+from bench.roles import Caller, Receiver, Sender, Server
+from bench.roles_asyncio import AsyncCaller, AsyncServer
+from bench.setting import Address, Setting
+
+TRANSPORTS = ("ipc", "tcp")
+Socket = zmq.Socket[bytes]
+
+
+def missing() -> str | None:
+    return None
+
+
+def socket_of(kind: int, setting: Setting) -> Socket:
+    socket: Socket = zmq.Context.instance().socket(kind)
+    if setting.large:  # the default of 1000 messages is a gigabyte of 1 MiB payloads
+        socket.set_hwm(max(64, (64 << 20) // setting.size))
+    return socket
+
+
+def sending(socket: Socket, setting: Setting) -> Callable[[Any], Any]:
+    if setting.shape == "dict":
+        return lambda payload: socket.send(msgpack.packb(payload))
+    return functools.partial(socket.send, copy=False) if setting.large else socket.send
+
+
+def sending_on(socket: Socket, topic: bytes) -> Callable[[Any], Any]:
+    return lambda payload: socket.send_multipart([topic, payload])
+
+
+class Publisher(Sender):
+    def __init__(self, setting: Setting, address: Address) -> None:
+        super().__init__(setting, address)
+        self.socket = socket_of(zmq.XPUB, setting)
+        self.socket.setsockopt(zmq.XPUB_NODROP, 1)
+        self.socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # each subscriber is seen to arrive
+        self.socket.bind(address.zmq)
+        self.sends = [sending(self.socket, setting)]
+        if setting.topics > 1:
+            names = (f"bench/{number}".encode() for number in range(setting.topics))
+            self.sends = [sending_on(self.socket, name) for name in names]
+
+    def connect(self) -> None:
+        for _ in range(self.setting.receivers):
+            assert self.socket.recv()[:1] == b"\1"
+
+
+class _Reader(Receiver):
+    socket: Socket
+
+    def take(self, count: int, progress: list[int]) -> None:
+        recv, key, total, got = self.socket.recv, self.setting.key, 0, 0
+        try:
+            if self.setting.topics > 1:
+                recv_multipart = self.socket.recv_multipart
+                for got in range(1, count + 1):
+                    total += recv_multipart()[1][key]
+            elif self.setting.shape == "dict":
+                for got in range(1, count + 1):
+                    total += msgpack.unpackb(recv())[key]
+            elif self.setting.large:
+                for got in range(1, count + 1):
+                    total += recv(copy=False).buffer[key]
+            else:
+                for got in range(1, count + 1):
+                    total += recv()[key]
+            got += 1
+        finally:
+            progress[:] = [max(0, got - 1), total]
+
+    def take_one(self) -> bytes:
+        return self.socket.recv()
+
+
+class Subscriber(_Reader):
+    def __init__(self, setting: Setting, address: Address) -> None:
+        super().__init__(setting, address)
+        self.socket = socket_of(zmq.SUB, setting)
+        self.socket.connect(address.zmq)
+        self.socket.subscribe(b"")
+
+
+class Pusher(Sender):
+    def __init__(self, setting: Setting, address: Address) -> None:
+        super().__init__(setting, address)
+        self.socket = socket_of(zmq.PUSH, setting)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self.socket.bind(address.zmq)
+        self.sends = [sending(self.socket, setting)]
+
+    def connect(self) -> None:
+        for _ in range(self.setting.receivers):
+            self.monitor.recv_multipart()
+        self.socket.disable_monitor()
+
+
+class Puller(_Reader):
+    def __init__(self, setting: Setting, address: Address) -> None:
+        super().__init__(setting, address)
+        self.socket = socket_of(zmq.PULL, setting)
+        self.socket.connect(address.zmq)
+
+
+class Router(Server):
+    """Echoes in one thread."""
+
+    def __init__(self, setting: Setting, address: Address) -> None:
+        super().__init__(setting, address)
+        self.socket = socket_of(zmq.ROUTER, setting)
+        self.socket.bind(address.zmq)
+        threading.Thread(target=self._echo, daemon=True).start()
+
+    def _echo(self) -> None:
+        recv, send = self.socket.recv_multipart, self.socket.send_multipart
+        while True:
+            send(recv())
+
+
+class Dealer(Caller):
+    """A socket for each thread, since sockets are not to be shared."""
+
+    def call(self) -> Callable[[bytes], Any]:
+        socket = socket_of(zmq.DEALER, self.setting)
+        socket.connect(self.address.zmq)
+        send, recv = socket.send, socket.recv
+
+        def call(payload: bytes) -> bytes:
+            send(payload)
+            return recv()
+
+        return call
+
+
+class AsyncRouter(AsyncServer):
+    async def start(self) -> None:
+        self.socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self.socket.bind(self.address.zmq)
+
+    async def serve(self) -> None:
+        while True:
+            await self.socket.send_multipart(await self.socket.recv_multipart())
+
+
+class AsyncDealer(AsyncCaller):
+    """A socket for each call in flight; those that are free wait in a list."""
+
+    async def start(self) -> None:
+        self.free: list[zmq.asyncio.Socket] = []
+
+    async def call(self, payload: bytes) -> bytes:
+        socket = self.free.pop() if self.free else self._connected()
+        await socket.send(payload)
+        answer = await socket.recv()
+        self.free.append(socket)
+        return answer
+
+    def _connected(self) -> zmq.asyncio.Socket:
+        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        socket.connect(self.address.zmq)
+        return socket
+
+
+ROLES = {
+    "publisher": Publisher,
+    "subscriber": Subscriber,
+    "pusher": Pusher,
+    "puller": Puller,
+    "server": Router,
+    "caller": Dealer,
+    "async-server": AsyncRouter,
+    "async-caller": AsyncDealer,
+}

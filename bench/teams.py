@@ -1,0 +1,194 @@
+"""A team is what one side needs for one setting: its workers, and what they are asked to do.
+
+Teams are made once for a setting and kept for all its rounds; those whose turn it is not wait for
+their pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import struct
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.processes import Failed, Process, Worker
+from bench.setting import Address, Setting
+from bench.sides import module_of
+
+STALL_S = 20.0
+"""A block may take so long; it is made to take a fraction of a second."""
+_COUNTS = struct.Struct("<qq")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Team(ABC):
+    """The workers of one side, connected with each other."""
+
+    def __init__(self, side: str, setting: Setting) -> None:
+        self.side = side
+        self.setting = setting
+        self.lost = 0
+        self._ending = contextlib.ExitStack()
+        directory = self._ending.enter_context(tempfile.TemporaryDirectory(prefix="mesh-bench-"))
+        self.address = Address(directory=directory, port=free_port(), transport=setting.transport)
+
+    def open(self) -> None:
+        """Start all and connect them. Raises `Failed`; `close` is due even then."""
+        for command in getattr(module_of(self.side), "helpers", lambda _: [])(self.address):
+            helper = Process(command, directory=self.address.directory)
+            self._ending.callback(helper.kill)
+        self._start()
+
+    @abstractmethod
+    def _start(self) -> None: ...
+
+    def _worker(self, role: str, number: int = 0) -> Worker:
+        worker = Worker(self.side, role, self.setting, self.address, number)
+        self._ending.callback(worker.kill)
+        return worker
+
+    def close(self) -> None:
+        self._ending.close()
+
+
+class FlowTeam(Team):
+    """One who sends and one or several who receive all of it."""
+
+    SENDER, RECEIVER = "publisher", "subscriber"
+
+    def _start(self) -> None:
+        self.sender = self._worker(self.SENDER)
+        self.sender.answer()
+        self.receivers = [
+            self._worker(self.RECEIVER, number) for number in range(self.setting.receivers)
+        ]
+        for receiver in self.receivers:
+            receiver.answer()
+        everybody = [self.sender, *self.receivers]
+        for worker in everybody:
+            worker.ask("connect")
+        for worker in everybody:
+            worker.answer()
+
+    def block(self, count: int) -> float:
+        """Messages per second, of `count` of them."""
+        for receiver in self.receivers:
+            receiver.ask("receive", count=count, seconds=STALL_S)
+        for receiver in self.receivers:
+            receiver.answer()  # it listens
+        self.sender.ask("send", count=count, seconds=STALL_S)
+        started = self.sender.answer(STALL_S + 5)["start"]
+        expected, ended = self.setting.total(count), started
+        for receiver in self.receivers:
+            got = receiver.answer(STALL_S + 5)
+            ended = max(ended, got["end"])
+            self._account(count, got["count"], expected, got["total"])
+        return count / (ended - started)
+
+    def _account(self, sent: int, received: int, expected: int, total: int) -> None:
+        self.lost += sent - received
+        if sent == received and expected != total:
+            raise Failed(f"{self.side}: payloads arrived changed")
+
+    def trickle(self, count: int, hz: float) -> list[float]:
+        """How long each of `count` messages, sent at `hz`, was on its way, in seconds."""
+        seconds = count / hz + STALL_S
+        (receiver,) = self.receivers
+        receiver.ask("latencies", count=count, seconds=seconds)
+        receiver.answer()
+        self.sender.ask("trickle", count=count, hz=hz, seconds=seconds)
+        self.sender.answer(seconds + 5)
+        latencies: list[float] = receiver.answer(seconds + 5)["latencies"]
+        self.lost += count - len(latencies)
+        return latencies
+
+
+class QueueTeam(FlowTeam):
+    """One who pushes and several who share the tasks: nobody knows how many are for whom.
+
+    So each counts, in memory that is looked at from here.
+    """
+
+    SENDER, RECEIVER = "pusher", "puller"
+    LOOK_S = 0.0002
+
+    def _start(self) -> None:
+        super()._start()
+        self._done = self._received = 0
+        self._cells: list[mmap.mmap] = []
+        if len(self.receivers) == 1:
+            return
+        for number, receiver in enumerate(self.receivers):
+            path = Path(self.address.directory, f"count-{number}")
+            path.write_bytes(bytes(_COUNTS.size))
+            with path.open("r+b") as file:
+                cell = mmap.mmap(file.fileno(), _COUNTS.size)
+            self._ending.callback(cell.close)
+            self._cells.append(cell)
+            receiver.ask("work", path=str(path))
+
+    def block(self, count: int) -> float:
+        if not self._cells:
+            return super().block(count)
+        self._done += count
+        self.sender.ask("send", count=count, seconds=STALL_S)
+        started = self.sender.answer(STALL_S + 5)["start"]
+        deadline = time.perf_counter() + STALL_S
+        while True:
+            counts = [_COUNTS.unpack(cell[:]) for cell in self._cells]
+            received, ended = sum(got for got, _ in counts), time.perf_counter()
+            if received >= self._done or ended > deadline:
+                break
+            time.sleep(self.LOOK_S)
+        self.lost = self._done - received
+        return count / (ended - started)
+
+
+class CallTeam(Team):
+    """One who calls and one who answers."""
+
+    SERVER, CALLER = "server", "caller"
+
+    def _start(self) -> None:
+        self.server = self._worker(self.SERVER)
+        self.server.answer()
+        self.caller = self._worker(self.CALLER)
+        self.caller.answer()
+        self.caller.ask("connect")
+        self.caller.answer()
+
+    def calls(self, count: int, at_once: int) -> dict[str, Any]:
+        """`count` calls by each of so many callers at once."""
+        name = "threads" if self.CALLER == "caller" else "in_flight"
+        self.caller.ask("calls", count=count, seconds=STALL_S, **{name: at_once})
+        return self.caller.answer(STALL_S + 5)
+
+
+class AsyncCallTeam(CallTeam):
+    SERVER, CALLER = "async-server", "async-caller"
+
+
+@contextlib.contextmanager
+def opened(teams: Sequence[Team]) -> Iterator[None]:
+    """Close them all in the end, whatever happens."""
+    with contextlib.ExitStack() as ending:
+        for team in teams:
+            ending.callback(team.close)
+        yield
+
+
+def processors() -> int:
+    return len(os.sched_getaffinity(0))
