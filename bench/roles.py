@@ -45,7 +45,7 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-class Role(ABC):
+class Role:
     """One end of one side."""
 
     def __init__(self, setting: Setting, address: Address) -> None:
@@ -54,9 +54,6 @@ class Role(ABC):
 
     def connect(self) -> None:
         """Block until whoever belongs to it is there. Nothing may be lost from then on."""
-
-    def check(self) -> None:
-        """Raise if it does not do what it is taken for (another transport, say)."""
 
 
 class Sender(Role):
@@ -108,7 +105,7 @@ class Sender(Role):
         return {}
 
 
-class Receiver(Role):
+class Receiver(Role, ABC):
     """Receives what a `Sender` sends."""
 
     @abstractmethod
@@ -152,7 +149,7 @@ class Server(Role):
     """Answers requests with what they held, by threads of its own."""
 
 
-class Caller(Role):
+class Caller(Role, ABC):
     """Calls a `Server`."""
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ class Looped:
         return self.loop.run_until_complete(coroutine)
 
 
-class AsyncServer(Server):
+class AsyncServer(Server, ABC):
     """Serves in a loop for ever."""
 
     def __init__(self, setting: Setting, address: Address) -> None:
@@ -45,7 +45,7 @@ class AsyncServer(Server):
         """Answer for ever."""
 
 
-class AsyncCaller(Role):
+class AsyncCaller(Role, ABC):
     """Calls from coroutines."""
 
     def __init__(self, setting: Setting, address: Address) -> None:

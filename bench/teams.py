@@ -90,7 +90,7 @@ class FlowTeam(Team):
         for receiver in self.receivers:
             receiver.answer()  # it listens
         self.sender.ask("send", count=count, seconds=STALL_S)
-        started = self.sender.answer(STALL_S + 5)["start"]
+        started: float = self.sender.answer(STALL_S + 5)["start"]
         expected, ended = self.setting.total(count), started
         for receiver in self.receivers:
             got = receiver.answer(STALL_S + 5)
@@ -145,7 +145,7 @@ class QueueTeam(FlowTeam):
             return super().block(count)
         self._done += count
         self.sender.ask("send", count=count, seconds=STALL_S)
-        started = self.sender.answer(STALL_S + 5)["start"]
+        started: float = self.sender.answer(STALL_S + 5)["start"]
         deadline = time.perf_counter() + STALL_S
         while True:
             counts = [_COUNTS.unpack(cell[:]) for cell in self._cells]

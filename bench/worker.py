@@ -1,8 +1,8 @@
 """One process of one side: ``python -m bench.worker CONFIG``, told what to do by lines of JSON.
 
-CONFIG is an object with ``side``, ``role``, ``setting`` and ``address``. Each line of standard input
-names a method of the role and its arguments, and is answered by one line. Between them it blocks on
-the pipe, and uses no processor. It ends with its input.
+CONFIG is an object with ``side``, ``role``, ``setting`` and ``address``. Each line of standard
+input names a method of the role and its arguments, and is answered by one line. Between them it
+blocks on the pipe, and uses no processor. It ends with its input.
 """
 
 from __future__ import annotations
