@@ -25,13 +25,25 @@ class Scale:
     """Of a fan-out."""
     topics: int
     idle_s: float
+    trickle: int
+    """Messages of one block of a trickle."""
     sizes_max: int | None = None
     """Measure only so many of a case's sizes. None: all."""
 
 
-FULL = Scale(rounds=9, block_s=0.2, calls=10_000, fresh=7, receivers=8, topics=10_000, idle_s=10)
+FULL = Scale(
+    rounds=9, block_s=0.2, calls=10_000, fresh=7, receivers=8, topics=10_000, idle_s=10, trickle=50
+)
 QUICK = Scale(
-    rounds=3, block_s=0.08, calls=1000, fresh=3, receivers=8, topics=10_000, idle_s=2, sizes_max=2
+    rounds=3,
+    block_s=0.08,
+    calls=1000,
+    fresh=3,
+    receivers=8,
+    topics=10_000,
+    idle_s=2,
+    trickle=25,
+    sizes_max=2,
 )
 TINY = Scale(
     rounds=1,
@@ -42,6 +54,7 @@ TINY = Scale(
     receivers=2,
     topics=50,
     idle_s=0.1,
+    trickle=5,
     sizes_max=1,
 )
 """For the tests: that everything works, no figures."""

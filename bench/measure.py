@@ -6,6 +6,9 @@ machine does hits all alike. A ratio is the median over the rounds of each round
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import inspect
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -16,11 +19,13 @@ from bench.rows import Result, Row, Skipped, Unit, better, percentile, quartiles
 from bench.setting import Setting
 from bench.sides import module_of
 from bench.teams import CallTeam, FlowTeam, Team, opened
+from mesh import Node
 
 T = TypeVar("T")
 TeamT = TypeVar("TeamT", bound=Team)
 
-PERCENTILES = (("p50", 50.0), ("p99", 99.0), ("p99.9", 99.9))
+PERCENTILES = (("p50", 50.0, 1), ("p99", 99.0, 100), ("p99.9", 99.9, 1000))
+"""Name, percentile, and the fewest values that have one."""
 GROUPS = 10
 """Blocks of round trips are too short for a percentile of their own: the spread is that over so
 many groups of blocks."""
@@ -211,12 +216,36 @@ def latency(
     yield from field.results
 
 
-def percentiles(field: Field, taken: dict[str, list[list[float]]], rounds: int) -> None:
+def trickle(
+    case: str,
+    setting: Setting,
+    sides: tuple[str, ...],
+    scale: Scale,
+    hz: float,
+    variants: dict[str, dict[str, Any]],
+) -> Iterator[Result]:
+    """Percentiles of the time on the way, of messages that come one at a time."""
+    field = Field(case, setting, sides)
+    teams = field.teams(FlowTeam, variants)
+    with opened(list(teams.values())):
+        teams = field.open(teams)
+        count = scale.trickle
+        found = field.rounds(teams, scale.rounds, lambda _, team: team.trickle(count, hz))
+    percentiles(field, found, scale.rounds, {side: team.lost for side, team in teams.items()})
+    yield from field.results
+
+
+def percentiles(
+    field: Field,
+    taken: dict[str, list[list[float]]],
+    rounds: int,
+    lost: dict[str, int] | None = None,
+) -> None:
     """Rows for the percentiles of the blocks of seconds that each side took."""
     first = field.sides[0]
-    for suffix, percent in PERCENTILES:
+    for suffix, percent, least in PERCENTILES:
         for side in field.sides[1:]:
-            if side not in taken or first not in taken:
+            if side not in taken or first not in taken or _count(taken[first]) < least:
                 continue
             mine, other = (
                 percentile([v for block in taken[s] for v in block], percent) * 1e6
@@ -235,10 +264,14 @@ def percentiles(field: Field, taken: dict[str, list[list[float]]], rounds: int) 
                 spread,
                 unit="us",
                 rounds=rounds,
-                lost=0,
+                lost=sum((lost or {}).get(s, 0) for s in (first, side)),
                 suffix=f"-{suffix}",
                 ratio=better(mine, other, "us"),
             )
+
+
+def _count(blocks: list[list[float]]) -> int:
+    return sum(map(len, blocks))
 
 
 def _grouped(blocks: list[list[float]], percent: float) -> list[float]:
@@ -262,6 +295,8 @@ def _missing(side: str, setting: Setting) -> str | None:
     """Why a side cannot be measured at a setting; None if it can."""
     module = module_of(side)
     why: str | None = module.missing()
+    if why is None and setting.uvloop and importlib.util.find_spec("uvloop") is None:
+        return "uvloop is not installed (extra: bench)"
     if why is None and setting.transport not in module.TRANSPORTS:
         return f"has no {setting.transport}"
     return why
@@ -269,11 +304,6 @@ def _missing(side: str, setting: Setting) -> str | None:
 
 def _variant(setting: Setting, options: dict[str, Any]) -> tuple[Setting, str | None]:
     """The setting with these options of our node, and which of them it does not have."""
-    import dataclasses
-    import inspect
-
-    from mesh import Node
-
     known = inspect.signature(Node).parameters
     unknown = [f"{name}=" for name in options if name not in known]
     why = f"Node has no option {', '.join(unknown)}" if unknown else None

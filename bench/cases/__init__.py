@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bench.case import Case
-from bench.cases import queue, service, topic
+from bench.cases import dicts, fanout, life, lz4, queue, service, topic, topics, trickle
 
 CASES: dict[str, Case] = {
-    case.name: case for module in (topic, queue, service) for case in module.CASES
+    case.name: case
+    for module in (topic, fanout, topics, dicts, lz4, trickle, queue, service, life)
+    for case in module.CASES
 }

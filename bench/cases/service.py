@@ -23,11 +23,12 @@ def _run(
     sizes: tuple[int, ...] = SIZES,
     team: type[CallTeam] = CallTeam,
     at_once: int = 1,
+    uvloop: bool = False,
 ) -> Iterator[Result]:
     for transport in ("ipc", "tcp"):
         for size in selection.some(sizes):
             if selection.takes(transport, size):
-                setting = Setting(transport=transport, size=size)
+                setting = Setting(transport=transport, size=size, uvloop=uvloop)
                 sides = selection.sides(peers)
                 yield from latency(name, setting, sides, selection.scale, team, at_once)
 
@@ -55,9 +56,21 @@ def many_in_asyncio(selection: Selection) -> Iterator[Result]:
     )
 
 
+def in_uvloop(selection: Selection) -> Iterator[Result]:
+    return _run(
+        "service-uvloop",
+        selection,
+        peers=("raw",),
+        sizes=(16,),
+        team=AsyncCallTeam,
+        uvloop=True,
+    )
+
+
 CASES = (
     Case("service", "round trip of a blocking call, one at a time", blocking),
     Case("service-threads", f"{THREADS} threads call at once", threads),
     Case("service-asyncio", "round trip in asyncio, one at a time", in_asyncio),
     Case("service-asyncio-64", f"{AT_ONCE} calls in flight in asyncio", many_in_asyncio),
+    Case("service-uvloop", "round trip in asyncio with uvloop on both ends", in_uvloop),
 )

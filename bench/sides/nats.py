@@ -98,6 +98,8 @@ class Publisher(Sender):
 
 
 class Subscriber(Receiver):
+    """By a callback, which was three times as fast here as iterating."""
+
     def __init__(self, setting: Setting, address: Address) -> None:
         super().__init__(setting, address)
         self.looped = Looped(setting.uvloop)
@@ -105,29 +107,36 @@ class Subscriber(Receiver):
 
     async def _subscribe(self) -> None:
         self.client = await connected(self)
-        self.subscription = await self.client.subscribe(
-            "bench.*", pending_msgs_limit=HELD_MESSAGES_MAX, pending_bytes_limit=HELD_BYTES_MAX
+        self.count, self.progress, self.done = 0, [0, 0], asyncio.Event()
+        await self.client.subscribe(
+            "bench.*",
+            cb=self._unpacked if self.setting.shape == "dict" else self._received,
+            pending_msgs_limit=HELD_MESSAGES_MAX,
+            pending_bytes_limit=HELD_BYTES_MAX,
         )
         await self.client.flush()  # the server knows of it now
 
+    async def _received(self, message: Any) -> None:
+        progress = self.progress
+        progress[1] += message.data[-1]
+        progress[0] += 1
+        if progress[0] == self.count:
+            self.done.set()
+
+    async def _unpacked(self, message: Any) -> None:
+        progress = self.progress
+        progress[1] += msgpack.unpackb(message.data)[self.setting.key]
+        progress[0] += 1
+        if progress[0] == self.count:
+            self.done.set()
+
     def take(self, count: int, progress: list[int]) -> None:
+        self.count, self.progress = count, progress
+        self.done.clear()
         try:
-            self.looped.run(self._take(count, progress))
+            self.looped.run(asyncio.wait_for(self.done.wait(), 15))
         except TimeoutError:
             raise Stalled from None
-
-    async def _take(self, count: int, progress: list[int]) -> None:
-        key, total, got, unpack = self.setting.key, 0, 0, self.setting.shape == "dict"
-        try:
-            async with asyncio.timeout(15):
-                async for message in self.subscription.messages:
-                    data = msgpack.unpackb(message.data) if unpack else message.data
-                    total += data[key]
-                    got += 1
-                    if got == count:
-                        return
-        finally:
-            progress[:] = [got, total]
 
     def take_one(self) -> bytes:
         raise NotImplementedError
