@@ -10,7 +10,7 @@ help:
 	@echo "make demo      watch a small mesh at work on this machine"
 	@echo "make test      run the tests, all but the long ones"
 	@echo "make test-long run the long ones: proofs that let seconds pass"
-	@echo "make bench     measure what a node costs, and print it"
+	@echo "make bench     measure this and its peers side by side, and print it"
 	@echo "make lint      check style, types and who imports whom"
 	@echo "make coverage  run all tests, then list the lines that none of them ran"
 	@echo "make clean     remove the virtual environment and everything built"
@@ -26,8 +26,8 @@ test: $(VENV)/.has-test
 test-long: $(VENV)/.has-test
 	$(VENV)/bin/python -m pytest -m long
 
-bench: $(VENV)/.has-run
-	$(VENV)/bin/python -m bench.basics
+bench: $(VENV)/.has-bench
+	$(VENV)/bin/python -m bench
 
 lint: $(VENV)/.has-dev
 	$(VENV)/bin/ruff check .
@@ -49,6 +49,7 @@ clean:
 # What is installed is the tree itself (-e), so that only pyproject.toml makes it stale.
 $(VENV)/.has-run: EXTRA =
 $(VENV)/.has-test: EXTRA = [test]
+$(VENV)/.has-bench: EXTRA = [bench]
 $(VENV)/.has-dev: EXTRA = [dev]
 $(VENV)/.has-%: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)'

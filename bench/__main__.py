@@ -20,9 +20,9 @@ alike. A throughput is timed from before the first send to after the last receip
 is looked into. Each side is used as its own documentation says is fast, but so that it loses
 nothing; what was lost all the same is in the table, and a ratio beside it says nothing.
 
-A ratio above 1 always means that the mesh is better: of rates ours over theirs, of times theirs over
-ours. It is the median over the rounds of each round's own ratio; of a percentile it is that of all
-the round trips together. The spread is that of the middle half. Absolute figures belong to the
+A ratio above 1 always means that the mesh is better: of rates ours over theirs, of times theirs
+over ours. It is the median over the rounds of each round's own ratio; of a percentile it is that of
+all the round trips together. The spread is that of the middle half. Absolute figures belong to the
 machine they were taken on, and are printed beside its description.
 
 A new case is a file in `bench/cases`; a new side is a module in `bench/sides`.
@@ -136,4 +136,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from bench.case import BLOCK_CALLS, BLOCK_CALLS_AT_ONCE, Scale
@@ -30,6 +31,7 @@ GROUPS = 10
 """Blocks of round trips are too short for a percentile of their own: the spread is that over so
 many groups of blocks."""
 COUNT_MAX = 2_000_000
+_READY = object()
 
 
 class Field:
@@ -94,13 +96,16 @@ class Field:
             return None
 
     def open(self, teams: dict[str, TeamT]) -> dict[str, TeamT]:
-        """Those that could be opened."""
-
-        def open_one(side: str, team: TeamT) -> bool:
-            team.open()
-            return True
-
-        return {side: team for side, team in teams.items() if self.attempt(side, team, open_one)}
+        """Those that could be opened: all at once, step by step."""
+        ready = dict(teams)
+        opening = {side: team.opening() for side, team in teams.items()}
+        while opening:
+            for side, steps in list(opening.items()):
+                if self.attempt(side, teams[side], partial(_step, steps)) is _READY or _failed(
+                    self, side
+                ):
+                    del opening[side]
+        return {side: team for side, team in ready.items() if not _failed(self, side)}
 
     def row(
         self,
@@ -254,7 +259,9 @@ def percentiles(
             spread = [
                 better(a, b, "us")
                 for a, b in zip(
-                    _grouped(taken[first], percent), _grouped(taken[side], percent), strict=True
+                    _grouped(taken[first], percent, least),
+                    _grouped(taken[side], percent, least),
+                    strict=True,
                 )
             ]
             field.row(
@@ -274,8 +281,9 @@ def _count(blocks: list[list[float]]) -> int:
     return sum(map(len, blocks))
 
 
-def _grouped(blocks: list[list[float]], percent: float) -> list[float]:
-    groups = min(GROUPS, len(blocks))
+def _grouped(blocks: list[list[float]], percent: float, least: int) -> list[float]:
+    """The percentile of each group of blocks, none of which has fewer values than it takes."""
+    groups = max(1, min(GROUPS, len(blocks), _count(blocks) // least))
     return [
         percentile([value for block in blocks[start::groups] for value in block], percent)
         for start in range(groups)
@@ -289,6 +297,10 @@ def _failed(field: Field, side: str) -> bool:
 def _losers(*teams: Team) -> str:
     losers = [team.side for team in teams if team.lost]
     return f"lost by {' and '.join(losers)}" if losers else ""
+
+
+def _step(steps: Iterator[None], side: str, team: Team) -> object:
+    return next(steps, _READY)
 
 
 def _missing(side: str, setting: Setting) -> str | None:

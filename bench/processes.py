@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import selectors
@@ -14,35 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import lifeline
 from bench.setting import Address, Setting
 
 ROOT = Path(__file__).parent.parent
 START_S = 30.0
 """To import, bind and connect, on a machine that does other things too."""
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Failed(Exception):
     """A process did not do what it was asked for."""
 
 
-def _die_with(parent: int) -> None:
-    """In the child: be killed when the parent is, even by SIGKILL."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(1)
-
-
 class Process:
-    """A program whose lines are read and which is killed in the end."""
+    """A program whose lines are read and which is killed in the end; it ends with its input, or
+    holds a `bench.lifeline`, so that none is left where this process is killed itself."""
 
     def __init__(
         self, command: list[str], *, directory: str, env: Mapping[str, str] | None = None
     ) -> None:
         self.command = command
         self._errors = Path(directory, f"stderr-{time.monotonic_ns()}")
-        own = os.getpid()
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 command,
@@ -50,9 +41,13 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=directory,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-                start_new_session=True,  # a Ctrl-C is ours to deal with
-                preexec_fn=lambda: _die_with(own),
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    lifeline.PARENT: str(os.getpid()),
+                    **(env or {}),
+                },
+                start_new_session=True,  # a Ctrl-C is the harness's to deal with
             )
         assert self._process.stdout is not None
         self._out = self._process.stdout.fileno()

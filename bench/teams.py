@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import socket
 import struct
 import tempfile
@@ -45,15 +44,16 @@ class Team(ABC):
         directory = self._ending.enter_context(tempfile.TemporaryDirectory(prefix="mesh-bench-"))
         self.address = Address(directory=directory, port=free_port(), transport=setting.transport)
 
-    def open(self) -> None:
-        """Start all and connect them. Raises `Failed`; `close` is due even then."""
+    def opening(self) -> Iterator[None]:
+        """Start all and connect them; each step but the last leaves somebody to wait for, so that
+        other teams can take theirs meanwhile. Raises `Failed`; `close` is due even then."""
         for command in getattr(module_of(self.side), "helpers", lambda _: [])(self.address):
             helper = Process(command, directory=self.address.directory)
             self._ending.callback(helper.kill)
-        self._start()
+        yield from self._steps()
 
     @abstractmethod
-    def _start(self) -> None: ...
+    def _steps(self) -> Iterator[None]: ...
 
     def _worker(self, role: str, number: int = 0) -> Worker:
         worker = Worker(self.side, role, self.setting, self.address, number)
@@ -69,17 +69,20 @@ class FlowTeam(Team):
 
     SENDER, RECEIVER = "publisher", "subscriber"
 
-    def _start(self) -> None:
+    def _steps(self) -> Iterator[None]:
         self.sender = self._worker(self.SENDER)
+        yield
         self.sender.answer()
         self.receivers = [
             self._worker(self.RECEIVER, number) for number in range(self.setting.receivers)
         ]
+        yield
         for receiver in self.receivers:
             receiver.answer()
         everybody = [self.sender, *self.receivers]
         for worker in everybody:
             worker.ask("connect")
+        yield
         for worker in everybody:
             worker.answer()
 
@@ -125,8 +128,8 @@ class QueueTeam(FlowTeam):
     SENDER, RECEIVER = "pusher", "puller"
     LOOK_S = 0.0002
 
-    def _start(self) -> None:
-        super()._start()
+    def _steps(self) -> Iterator[None]:
+        yield from super()._steps()
         self._done = self._received = 0
         self._cells: list[mmap.mmap] = []
         if len(self.receivers) == 1:
@@ -162,12 +165,15 @@ class CallTeam(Team):
 
     SERVER, CALLER = "server", "caller"
 
-    def _start(self) -> None:
+    def _steps(self) -> Iterator[None]:
         self.server = self._worker(self.SERVER)
+        yield
         self.server.answer()
         self.caller = self._worker(self.CALLER)
+        yield
         self.caller.answer()
         self.caller.ask("connect")
+        yield
         self.caller.answer()
 
     def calls(self, count: int, at_once: int) -> dict[str, Any]:
@@ -188,7 +194,3 @@ def opened(teams: Sequence[Team]) -> Iterator[None]:
         for team in teams:
             ending.callback(team.close)
         yield
-
-
-def processors() -> int:
-    return len(os.sched_getaffinity(0))

@@ -2,7 +2,8 @@
 
 CONFIG is an object with ``side``, ``role``, ``setting`` and ``address``. Each line of standard
 input names a method of the role and its arguments, and is answered by one line. Between them it
-blocks on the pipe, and uses no processor. It ends with its input.
+blocks on the pipe, and uses no processor. It ends with its input, and
+with whoever started it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 from typing import Any
 
+from bench import lifeline
 from bench.roles import Role
 from bench.roles_asyncio import AsyncServer
 from bench.setting import Address, Setting
@@ -31,6 +33,7 @@ def obey(role: Role, line: str) -> None:
 
 
 def main() -> None:
+    lifeline.hold()
     config = json.loads(sys.argv[1])
     make = module_of(config["side"]).ROLES[config["role"]]
     role: Role = make(Setting(**config["setting"]), Address(**config["address"]))

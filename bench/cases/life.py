@@ -56,7 +56,7 @@ IDLE = """
     from mesh import Node
     node = Node("idle")
     print("ready", flush=True)
-    time.sleep(1)
+    time.sleep(min(1, float(sys.argv[1])))  # it may still be starting
     start, cpu = time.perf_counter(), time.process_time()
     time.sleep(float(sys.argv[1]))
     percent = (time.process_time() - cpu) / (time.perf_counter() - start) * 100

@@ -52,7 +52,7 @@ def helpers(address: Address) -> list[list[str]]:
         f"listen: 127.0.0.1:{address.port}\n"
         f"max_payload: {2 << 20}\nmax_pending: {HELD_BYTES_MAX}\nwrite_deadline: 30s\n"
     )
-    return [[found, "-c", str(path)]]
+    return [[sys.executable, "-m", "bench.lifeline", found, "-c", str(path)]]
 
 
 async def connected(role: Role) -> Client:
