@@ -190,7 +190,8 @@ def latency(
     """Percentiles of the round trip; with several `at_once` also calls per second."""
     field = Field(case, setting, sides)
     teams = field.teams(make, variants or {})
-    each = BLOCK_CALLS if at_once == 1 else BLOCK_CALLS_AT_ONCE
+    most = BLOCK_CALLS if at_once == 1 else BLOCK_CALLS_AT_ONCE
+    each = max(1, min(most, scale.calls // at_once))
     rounds = max(1, scale.calls // (each * at_once))
     with opened(list(teams.values())):
         teams = field.open(teams)

@@ -22,7 +22,8 @@ from typing import Any
 from bench.setting import Address, Setting
 
 BATCH = 1000
-"""Payloads handed to one `send_many`."""
+"""Payloads handed to one `send_many`, as long as they have no more than `BATCH_BYTES`."""
+BATCH_BYTES = 16 << 20
 STAMP = struct.Struct("<q")
 
 
@@ -72,16 +73,12 @@ class Sender(Role):
         """Send `count` payloads as fast as it goes."""
         pool = cycle(self.setting.payloads())
         send_batch = self.send_batch if self.setting.many else None
-        batches = None
-        if send_batch is not None:
-            batches = [
-                list(islice(pool, min(BATCH, count - done))) for done in range(0, count, BATCH)
-            ]
+        batch = max(1, min(BATCH, BATCH_BYTES // max(1, self.setting.size)))
         with at_most(seconds):
             start = time.perf_counter()
-            if send_batch is not None and batches is not None:
-                for batch in batches:
-                    send_batch(batch)
+            if send_batch is not None:
+                for done in range(0, count, batch):
+                    send_batch(list(islice(pool, min(batch, count - done))))
             elif len(self.sends) == 1:
                 (send,) = self.sends
                 for payload in islice(pool, count):

@@ -25,12 +25,16 @@ ALONE = ("start", "death", "idle")
 def test_every_case_gets_to_its_end_and_loses_nothing(name: str, transport: str) -> None:
     results = list(CASES[name].run(Selection(TINY, transports=frozenset({transport}))))
     rows = [result for result in results if isinstance(result, Row)]
-    assert {row.peer for row in rows} >= ({"budget"} if name in ALONE else {"raw"})
+    measured = {"budget"} if name in ALONE else {"raw"}
+    if name == "service-uvloop" and not importlib.util.find_spec("uvloop"):
+        measured = set()
+    assert {row.peer for row in rows} >= measured
     for row in rows:
         assert (row.transport, row.lost) == (transport, 0)
         assert row.ours > 0
         assert row.theirs > 0
         assert row.low <= row.high
+    assert results
     for result in results:
         if isinstance(result, Skipped):
             assert not result.failed, result.skipped

@@ -43,6 +43,17 @@ RECEIVER = """
     print(json.dumps(receiver.receive(count=10, seconds=0.05)))
 """
 
+STARTER = """
+    import sys, tempfile
+    sys.path.insert(0, sys.argv[1])
+    from bench.processes import Process
+    command = [sys.executable, "-m", "bench.lifeline", sys.executable, "-S", "-u", "-c"]
+    sleeper = "import os, time; print('asleep'); time.sleep(60)"
+    process = Process([*command, sleeper], directory=sys.argv[2])
+    print(process.line(10), process.pid, flush=True)
+    process.line(60)
+"""
+
 
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
@@ -79,6 +90,16 @@ def test_nobody_is_left_when_it_is_ended(number: int, tmp_path: Path) -> None:
     wait_until_gone(workers)
     if number != signal.SIGKILL:
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_not_even_a_program_that_reads_nothing_outlives_a_harness_that_is_killed(
+    tmp_path: Path,
+) -> None:
+    with Program(STARTER, str(ROOT), str(tmp_path)) as harness:
+        word, pid = harness.line().split()
+        assert (word, is_running(int(pid))) == ("asleep", True)
+    wait_until_gone([int(pid)])
 
 
 def test_a_process_that_says_nothing_is_not_waited_for_for_ever(tmp_path: Path) -> None:
