@@ -21,7 +21,8 @@ BUSY_S: Final = 50e-6
 some 7 us, so that a loop that does nothing else is; who waits for an answer in between is not."""
 MESSAGES_MAX: Final = 512
 BYTES_MAX: Final = 60 * 1024
-"""Of the items in one frame: with headers, its own and theirs, it stays within 64 KiB."""
+"""Of the items in one frame. With what MessagePack adds, 3 bytes to each, with name and header it
+stays within 64 KiB, which every peer lets in, however small its `message_bytes_max`."""
 ITEM_BYTES_MAX: Final = 4096
 """A larger message travels in a frame of its own: sharing one would save it little."""
 
@@ -60,13 +61,20 @@ class Batch:
     def remove(self, count: int, size: int) -> None:
         """The first `count`, of `size` bytes together, are on their way. How many may follow goes
         by how large they were."""
-        if self.room:
+        if self.room and count:
             self.room = min(max(1, BYTES_MAX * count // size), MESSAGES_MAX)
         del self.items[:count]
 
     def put_back(self, items: Sequence[Item]) -> None:
         """There was no room for them: they come first again."""
         self.items[:0] = items
+
+    def give_up(self) -> int:
+        """Nothing leaves any more: throw away what is here, and say how many that were. Whoever
+        appends later still `withdraw`s its own."""
+        count = len(self.items)
+        del self.items[:count]
+        return count
 
     def withdraw(self, item: Item) -> bool:
         """Take out an item that is still here; False if it has left."""
