@@ -1,26 +1,43 @@
 """Closes open batches when they get old: one thread of a node, for all its channels.
 
 It sleeps without a timer until some channel is busy; then it looks at those that are, once in each
-window, until none is. So a channel that is used now and then never wakes it.
+window, until none is. So a channel that is used now and then never wakes it. One that has no room
+is looked at ever more rarely.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from queue import SimpleQueue
-from typing import Protocol
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Final, Protocol
 
 logger = logging.getLogger(__name__)
+
+BLOCKED_S_MAX: Final = 0.008
+"""Longest pause before a batch without room is tried again. It doubles from a window, so that once
+there is room a batch waits at most as long again as it did for that."""
+FAILED_S: Final = 1.0
+"""Before a core is looked at again that failed: it says so in the log each time."""
 
 
 class Batching(Protocol):
     """A core with open batches."""
 
-    def close_batches(self) -> None:
-        """Send what is older than a window. Takes the link's lock; `forget`s itself under it once
-        nothing is open any more."""
+    def close_batches(self) -> bool:
+        """Send what is older than a window; False if nothing could be, for want of room. Takes the
+        link's lock; `forget`s itself under it once nothing is open any more."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """When a core is looked at next, and the pause before that."""
+
+    due: float
+    pause_s: float
 
 
 class Flusher:
@@ -30,8 +47,8 @@ class Flusher:
         """`window_s`: how long a message may wait for others to share its frame; 0: batches are
         never opened."""
         self.window_s = window_s
-        self._cores: dict[Batching, None] = {}
-        self._bell: SimpleQueue[bool] = SimpleQueue()
+        self._cores: dict[Batching, _Turn] = {}
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -41,8 +58,8 @@ class Flusher:
         if self._closed or not self.window_s or not self._start():
             return False
         if core not in self._cores:
-            self._cores[core] = None
-            self._bell.put(True)
+            self._cores[core] = _Turn(time.monotonic() + self.window_s, self.window_s)
+            self._ring()
         return True
 
     def forget(self, core: Batching) -> None:
@@ -53,7 +70,11 @@ class Flusher:
         """End the thread. Does not wait; idempotent. The cores were closed before."""
         self._closed = True
         self._cores.clear()
-        self._bell.put(False)
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._bell.empty():  # once is enough, and it is heard only between two looks
+            self._bell.put(None)
 
     def _start(self) -> bool:
         if self._thread is not None:
@@ -70,12 +91,20 @@ class Flusher:
         return True
 
     def _work(self) -> None:
-        while self._bell.get():
-            while self._cores:
-                time.sleep(self.window_s)
-                for core in tuple(self._cores):
-                    try:
-                        core.close_batches()
-                    except Exception:  # the other channels' batches have to leave all the same
-                        logger.exception("the batches of %s cannot be closed", core)
-                        self._cores.pop(core, None)
+        while not self._closed:
+            dues = [turn.due for turn in tuple(self._cores.values())]
+            with contextlib.suppress(Empty):
+                self._bell.get(timeout=max(0.0, min(dues) - time.monotonic()) if dues else None)
+            now = time.monotonic()
+            for core, turn in tuple(self._cores.items()):
+                if turn.due <= now:
+                    self._look_at(core, turn)
+
+    def _look_at(self, core: Batching, turn: _Turn) -> None:
+        try:
+            longer_s = max(self.window_s, min(2 * turn.pause_s, BLOCKED_S_MAX))
+            turn.pause_s = self.window_s if core.close_batches() else longer_s
+        except Exception:  # the other channels' batches have to leave all the same
+            logger.exception("the batches of %s cannot be closed", core)
+            turn.pause_s = FAILED_S
+        turn.due = time.monotonic() + turn.pause_s

@@ -111,36 +111,39 @@ class Dispatch:
             return None
         if item is not None:
             now = time.monotonic()
-            if now - self._sent_at < BUSY_S and self._open_batch():
+            if now - self._sent_at < BUSY_S and self._open_batch(BATCHED_ROOM_MIN):
                 self.batch.items.append(item)
                 return True
             self._sent_at = now
         return self._send_alone(task)
 
-    def close_batches(self) -> None:
+    def close_batches(self) -> bool:
         """Deal out what has been waiting for a window; a queue to which nothing was sent in one
-        goes back to sending each task at once."""
+        goes back to sending each task at once. False if no worker has room."""
         with contextlib.suppress(Closed), self.link:
             self.read_credit()
-            if self._frames != self._frames_seen or (self.batch.items and self._flush()):
-                self._frames_seen = self._frames
-                return
-            self.batch.shut()
-            self._open = False
-            self._home.flusher.forget(self)
-            self._flush()  # what came until then; what nobody has room for waits for credit
+            if self._frames == self._frames_seen and not self._flush():
+                return self._frames != self._frames_seen
+            if self._frames == self._frames_seen:
+                self._open = False
+                self.batch.shut()
+                self._open = not self._flush()  # what came until then
+                self._set_room()
+            if not self._open:
+                self._home.flusher.forget(self)
+            self._frames_seen = self._frames
+        return True
 
     def settle(self, item: Item) -> None:
-        """A sender appended to a batch that was shut meanwhile. Takes the lock. Raises `Closed` if
-        that was too late."""
+        """A sender appended to a batch that was shut meanwhile. Raises `Closed` if too late."""
         with self.link.lock:
-            if not self.link.closed:
-                self._flush()
-            elif self.batch.withdraw(item):
+            if self.link.closed and self.batch.withdraw(item):
                 self.link.check_open()
+            elif not (self.link.closed or self._flush() or self._open):
+                self._open_batch()
 
-    def _open_batch(self) -> bool:
-        if self.ledger.room < BATCHED_ROOM_MIN or not self._home.flusher.watch(self):
+    def _open_batch(self, room_min: int = 0) -> bool:
+        if self.ledger.room < room_min or not self._home.flusher.watch(self):
             return False
         self._open = True
         self._frames_seen = self._frames
@@ -188,8 +191,8 @@ class Dispatch:
         self.ledger.sent(account, task.count)
         self.batch.remove(len(items), task.size)
         if not send_parts(socket, parts):
+            self.batch.put_back(items)  # first: interrupted between, they show as a gap
             self.ledger.not_sent(account, task.count)
-            self.batch.put_back(items)
             return False
         self._frames += 1
         self.counters.sent += task.count
@@ -289,8 +292,10 @@ class Dispatch:
     def _dismiss(self, linger_ms: int) -> None:
         self.batch.shut()
         self._open = False
-        if not self._flush():
-            left = len(self.batch.items)
+        self._home.flusher.forget(self)
+        self.read_credit()
+        self._flush()
+        if left := self.batch.give_up():
             self.counters.dropped["not sent when closed"] += left
             logger.warning("%s: no worker has room for the last %d tasks", self.link.what, left)
         for socket, _ in self._sockets.values():

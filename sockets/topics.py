@@ -135,20 +135,22 @@ class Topics:
         self.read_subscriptions()
         return (self._flush(topic, topic.batch) and self._flush(topic, batch)) or None
 
-    def close_batches(self) -> None:
+    def close_batches(self) -> bool:
         """Send what has been waiting for a window; a topic of which nothing was sent in one goes
-        back to sending each message at once."""
+        back to sending each message at once. False if none of them has room."""
+        blocked = 0
         with contextlib.suppress(Closed), self.link:
             self.read_subscriptions()
             for topic, frames in list(self._open.items()):
                 if frames == topic.frames and not self._flush(topic, topic.batch):
-                    continue  # no room: its senders wait, and it is tried again
-                if frames == topic.frames:
+                    blocked += frames == topic.frames  # its senders wait, and it is tried again
+                elif frames == topic.frames:
                     self._shut_batch(topic)
                 else:
                     self._open[topic] = topic.frames
             if not self._open:
                 self._home.flusher.forget(self)
+        return not blocked or blocked < len(self._open)
 
     def settle(self, topic: Topic, item: Item) -> None:
         """A sender appended to a batch that was shut meanwhile. Takes the lock. Raises `Closed` if
@@ -217,8 +219,8 @@ class Topics:
             elif taken:
                 topic.owed.append((bound.socket, parts, message.count))
             else:
+                batch.put_back(items)  # first: interrupted between, they show as a gap
                 topic.seq = seq
-                batch.put_back(items)
                 return False
         topic.frames += 1
         if topic.options.keep_last:
@@ -342,10 +344,11 @@ class Topics:
         for topic in self._topics.values():
             topic.batch.shut()
             self._pay(topic)
-            if not self._flush(topic, topic.batch):
-                left = len(topic.batch.items)
+            self._flush(topic, topic.batch)
+            if left := topic.batch.give_up():
                 self.counters.dropped["not sent when closed"] += left
                 logger.warning("topic %r: %d messages had no room to leave", topic.name, left)
+        self._home.flusher.forget(self)
         for topic in self._dirty:
             self._mark(topic, last_chance=True)
 
