@@ -113,7 +113,7 @@ def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[
 
 
 def unpack(
-    body: bytes,
+    body: bytes | memoryview,
     *,
     depth_max: int = limits.DEPTH_MAX,
     containers_max: int = limits.CONTAINERS_MAX,
@@ -148,7 +148,7 @@ def compress(body: bytes) -> bytes | None:
     return packed if len(packed) * 10 < len(body) * 9 else None
 
 
-def decompress(body: bytes, bytes_max: int) -> bytes:
+def decompress(body: bytes | memoryview, bytes_max: int) -> bytes:
     """What `compress` was given. Raises `Malformed`; never makes more than `bytes_max` bytes.
 
     The content checksum is required: without it LZ4 takes flipped bits for other data.

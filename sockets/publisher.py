@@ -21,7 +21,7 @@ from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
 from mesh.sockets.batch import MESSAGES_MAX, Batch
 from mesh.sockets.handle import Sending
-from mesh.sockets.outgoing import encode_message
+from mesh.sockets.outgoing import Outgoing, encode_batch, encode_message
 from mesh.sockets.topic import Topic
 from mesh.sockets.topics import Topics
 
@@ -40,6 +40,7 @@ class Publisher(Sending):
         self._topic = topic
         self._batch = topic.batch
         """The topic's, or once this handle is closed one that is shut."""
+        self._item_max = topic.batch.item_bytes_max
 
     @property
     def channel(self) -> str:
@@ -86,19 +87,21 @@ class Publisher(Sending):
         """
         if not isinstance(payloads, list | tuple):
             return super().send_many(payloads, timeout=timeout)
-        item_bytes_max = self._batch.item_bytes_max
-        for start in range(0, len(payloads), MESSAGES_MAX):
-            chunk = payloads[start : start + MESSAGES_MAX]
-            if not _BYTES.issuperset(map(type, chunk)) or len(max(chunk, key=len)) > item_bytes_max:
-                super().send_many(chunk, timeout=timeout)
-            else:
+        sent = 0
+        while sent < len(payloads):
+            chunk = payloads[sent : sent + MESSAGES_MAX]
+            if _BYTES.issuperset(map(type, chunk)) and len(max(chunk, key=len)) <= self._item_max:
+                frame = encode_batch(chunk)
                 self._topics.link.wait(
-                    self._sending_all(Batch(list(chunk))),
+                    self._sending_frame(frame),
                     check_timeout(timeout),
                     self._room,
                     retry_s=limits.WAIT_FOR_ROOM_S,
                 )
-        return len(payloads)
+                sent += frame.count
+            else:
+                sent += super().send_many(chunk, timeout=timeout)
+        return sent
 
     async def asend(
         self,
@@ -150,10 +153,10 @@ class Publisher(Sending):
     def _room(self) -> str:
         return f"room at the subscribers of {self.channel!r}"
 
-    def _sending_all(self, batch: Batch) -> Callable[[], bool | None]:
+    def _sending_frame(self, frame: Outgoing) -> Callable[[], bool | None]:
         def attempt() -> bool | None:
             self._check_open()
-            return self._topics.send_all(self._topic, batch)
+            return self._topics.send_frame(self._topic, frame)
 
         return attempt
 

@@ -120,20 +120,20 @@ class Topics:
         now = time.monotonic()
         busy = topic in self._open or (now - topic.sent_at < BUSY_S and self._open_batch(topic))
         if busy and (item := message.item) is not None:
-            if len(batch.items) >= batch.room and not self._flush(topic, batch):
+            if len(batch.items) >= batch.room and not self._flush(topic):
                 return None
             batch.items.append(item)
             return True
         self._look_by_and_by(now)
-        if (batch.items and not self._flush(topic, batch)) or not self._send(topic, message, batch):
+        if (batch.items and not self._flush(topic)) or not self._send(topic, message):
             return None
         topic.sent_at = now
         return True
 
-    def send_all(self, topic: Topic, batch: Batch) -> bool | None:
-        """An attempt to send all of `batch`, a sender's own, from which what has left is gone."""
+    def send_frame(self, topic: Topic, frame: Outgoing) -> bool | None:
+        """An attempt to send a frame that is full already."""
         self.read_subscriptions()
-        return (self._flush(topic, topic.batch) and self._flush(topic, batch)) or None
+        return (self._flush(topic) and self._send(topic, frame)) or None
 
     def close_batches(self) -> bool:
         """Send what has been waiting for a window; a topic of which nothing was sent in one goes
@@ -142,7 +142,7 @@ class Topics:
         with contextlib.suppress(Closed), self.link:
             self.read_subscriptions()
             for topic, frames in list(self._open.items()):
-                if frames == topic.frames and not self._flush(topic, topic.batch):
+                if frames == topic.frames and not self._flush(topic):
                     blocked += frames == topic.frames  # its senders wait, and it is tried again
                 elif frames == topic.frames:
                     self._shut_batch(topic)
@@ -157,7 +157,7 @@ class Topics:
         that was too late."""
         with self.link.lock:
             if not self.link.closed:
-                if topic not in self._open and not self._flush(topic, topic.batch):
+                if topic not in self._open and not self._flush(topic):
                     self._open_batch(topic)
             elif topic.batch.withdraw(item):
                 self.link.check_open()
@@ -171,25 +171,24 @@ class Topics:
 
     def _shut_batch(self, topic: Topic) -> None:
         topic.batch.shut()
-        if self._flush(topic, topic.batch):  # what came until then
+        if self._flush(topic):  # what came until then
             del self._open[topic]
         else:
             topic.batch.begin()
 
-    def _flush(self, topic: Topic, batch: Batch) -> bool:
-        """Send what `batch` holds; False if there is no room for all of it."""
+    def _flush(self, topic: Topic) -> bool:
+        """Send what the batch holds; False if there is no room for all of it."""
+        batch = topic.batch
         while batch.items:
             items = batch.next()
             message = encode_batch(items)
-            if not self._send(topic, message, batch, items[: message.count]):
+            if not self._send(topic, message, items[: message.count]):
                 return False
         return True
 
-    def _send(
-        self, topic: Topic, message: Outgoing, batch: Batch, items: Sequence[Item] = ()
-    ) -> bool:
-        """Send one frame, which may hold the first `items` of `batch`, to every transport; False
-        if there is no room for it."""
+    def _send(self, topic: Topic, message: Outgoing, items: Sequence[Item] = ()) -> bool:
+        """Send one frame, which may hold `items` of the batch, to every transport; False if there
+        is no room for it."""
         if not self._pay(topic):
             return False
         seq, now, taken, held = topic.seq, time.time_ns(), False, len(items)
@@ -207,7 +206,7 @@ class Topics:
             # given twice would make a repeat of the next message.
             topic.seq = seq + message.count
             if held:
-                batch.remove(held, message.size)
+                topic.batch.remove(held, message.size)
                 held = 0
             if send_parts(bound.socket, parts):
                 taken = True
@@ -219,7 +218,7 @@ class Topics:
             elif taken:
                 topic.owed.append((bound.socket, parts, message.count))
             else:
-                batch.put_back(items)  # first: interrupted between, they show as a gap
+                topic.batch.put_back(items)  # first: interrupted between, they show as a gap
                 topic.seq = seq
                 return False
         topic.frames += 1
@@ -344,7 +343,7 @@ class Topics:
         for topic in self._topics.values():
             topic.batch.shut()
             self._pay(topic)
-            self._flush(topic, topic.batch)
+            self._flush(topic)
             if left := topic.batch.give_up():
                 self.counters.dropped["not sent when closed"] += left
                 logger.warning("topic %r: %d messages had no room to leave", topic.name, left)
