@@ -24,7 +24,16 @@ if TYPE_CHECKING:
         Timeout,
         UnsafeRuntimeDir,
     )
-    from mesh.message import Loss, Message, PeerEvent, PeerInfo, Stats, TasksLost, Untrusted
+    from mesh.message import (
+        Array,
+        Loss,
+        Message,
+        PeerEvent,
+        PeerInfo,
+        Stats,
+        TasksLost,
+        Untrusted,
+    )
     from mesh.node import InsecureWarning, Node
 
 __version__ = "0.1.0.dev0"
@@ -34,12 +43,13 @@ _WHERE = {
         "Busy Closed Forked InvalidName InvalidOption MeshError NotSerializable OptionsDiffer "
         "PayloadTooLarge PeerLost RemoteError Timeout UnsafeRuntimeDir"
     ),
-    "mesh.message": "Loss Message PeerEvent PeerInfo Stats TasksLost Untrusted",
+    "mesh.message": "Array Loss Message PeerEvent PeerInfo Stats TasksLost Untrusted",
     "mesh.node": "InsecureWarning Node",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 
 __all__ = [
+    "Array",
     "Busy",
     "Closed",
     "Forked",

@@ -14,11 +14,27 @@ import msgspec
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
+class Array(msgspec.Struct, frozen=True):
+    """An array, where the program has not imported NumPy; with it, arrays arrive as
+    `numpy.ndarray`. It can be sent as well.
+
+    ``array.data.cast("d", array.shape)`` is a view of items of dtype ``<f8``; so is
+    ``numpy.ndarray(array.shape, array.dtype, array.data)`` of any.
+    """
+
+    dtype: str
+    """As in `numpy.dtype.str`: byte order, kind and size of an item, such as ``<f4``."""
+    shape: tuple[int, ...]
+    data: memoryview
+    """The bytes, in C order: read-only, in memory of their own."""
+
+
 class Message(msgspec.Struct, frozen=True, gc=False):
     """A message of a topic or a queue, as received."""
 
     payload: Any
-    """What the sender sent, through MessagePack: tuples arrive as lists."""
+    """What the sender sent, through MessagePack: tuples arrive as lists, NumPy arrays as read-only
+    arrays over the memory they were received in."""
     channel: str
     sender: str
     """Node id of the sender: 16 hexadecimal digits, new for each run of a node."""

@@ -33,7 +33,7 @@ from mesh.sockets import codec, failure
 from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import read_failure
-from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, wire_name
+from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, Part, decode, wire_name
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, Slot, has_input, read_parts, send_parts
@@ -131,7 +131,7 @@ class Requests:
                 return  # what else there is, the next reads: see `Link._pass_on`
         self.link.wake_all()  # there may be more
 
-    def _accept(self, server: ServerAccount[Call], parts: list[bytes], reader: Call | None) -> None:
+    def _accept(self, server: ServerAccount[Call], parts: list[Part], reader: Call | None) -> None:
         try:
             frame = decode(parts)
             if frame.name != self._wire or frame.sender != server.peer:
@@ -194,7 +194,7 @@ class Requests:
             if not self._place(call) and not call.tried:
                 return  # those behind it fare no better
 
-    def _parts(self, call: Call, compressed: bool) -> list[bytes]:
+    def _parts(self, call: Call, compressed: bool) -> list[Part]:
         remaining = FOR_EVER
         if call.deadline is not None:
             left_s = call.deadline - time.monotonic()
@@ -390,13 +390,14 @@ class Client(Handle):
     ) -> Any:
         """Call the service and return what its handler returned.
 
-        `payload`: what MessagePack has a form for; tuples arrive as lists. `headers`: str keys,
-        plain values. Blocks until the answer is there, or one of these: `Timeout` after `timeout`
-        seconds (None: never), also if no server came by then; `PeerLost` when the server that has
-        the request is gone, at once, unless it may go to another (`retry`: whether running it
-        twice does no harm); `Busy` if no server has room, or too many requests are outstanding
-        here; `RemoteError` if the handler raised, or its result has no form to send;
-        `NotSerializable` and `PayloadTooLarge` before anything is sent; `Closed`.
+        `payload`: see docs/payloads.md. A buffer that may be written to is copied; one that is
+        read-only is not, and must not change. `headers`: str keys, plain values. Blocks until the
+        answer is there, or one of these: `Timeout` after `timeout` seconds (None: never), also if
+        no server came by then; `PeerLost` when the server that has the request is gone, at once,
+        unless it may go to another (`retry`: whether running it twice does no harm); `Busy` if no
+        server has room, or too many requests are outstanding here; `RemoteError` if the handler
+        raised, or its result has no form to send; `NotSerializable` and `PayloadTooLarge` before
+        anything is sent; `Closed`.
         """
         with self._call(payload, headers, timeout, retry) as call:
             self._core.link.wait(call.attempt, call.timeout, "answer", slot=call.slot)

@@ -3,6 +3,9 @@
 Encoding fails with the caller's errors (`NotSerializable`) before anything is sent, by the same
 bounds that decoding applies: what one side lets out, the other lets in. Decoding fails with
 `Malformed` alone, whatever the bytes are.
+
+An array (`mesh.sockets.arrays`) is an extension type, wherever it stands: its description, and
+behind that its bytes. The bytes of one large array may be left out, to travel by themselves.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import datetime
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import lz4.frame
@@ -20,22 +24,62 @@ import msgspec
 from mesh import limits
 from mesh.errors import NotSerializable
 from mesh.message import EMPTY
-from mesh.sockets.frame import Codec, Flag, Frame, Kind, Malformed
+from mesh.sockets import arrays
+from mesh.sockets.arrays import NotAnArray
+from mesh.sockets.frame import Codec, Flag, Frame, Kind, Malformed, Part
 
 _SCALARS: Final = frozenset(
     {str, bytes, int, float, bool, type(None), bytearray, memoryview, datetime.datetime}
 )
 _KEYS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 _HEADER_VALUES: Final = frozenset({str, bytes, int, float, bool, type(None)})
+ARRAY: Final = 1
+"""The extension type of arrays."""
+DETACH_BYTES_MIN: Final = 64 * 1024
+"""From here on bytes, and those of an array, travel as a part of their own. Below 32 KiB that is
+slower over ipc, from 64 KiB on faster."""
+_UNPACKABLE: Final = (TypeError, ValueError, OverflowError, RecursionError, BufferError)
 
 Headers = Mapping[str, Any]
 
 
 class _Packers(threading.local):
-    """A packer for each thread: one packer must not be used by two at a time."""
+    """Packers for each thread: one packer must not be used by two at a time."""
 
     def __init__(self) -> None:
-        self.pack = msgpack.Packer(use_bin_type=True, datetime=True, autoreset=True).pack
+        self.aside: list[memoryview] = []
+        """The large array that `pack_aside` has put aside."""
+        make = partial(msgpack.Packer, use_bin_type=True, datetime=True, autoreset=True)
+        self.pack = make(default=_array).pack
+        self.pack_aside = make(default=_array_aside).pack
+
+
+def _describe(value: Any) -> tuple[bytes, memoryview]:
+    try:
+        described = arrays.describe(value)
+    except NotAnArray as error:
+        raise TypeError(f"can not serialize {error}") from None
+    if described is not None:
+        return described
+    if isinstance(value, int):
+        raise OverflowError(f"an integer of {value.bit_length()} bits is out of range")
+    if isinstance(value, datetime.datetime):
+        raise ValueError("a datetime without tzinfo says no time")
+    raise TypeError(f"can not serialize {type(value).__name__!r} object")
+
+
+def _array(value: Any) -> msgpack.ExtType:
+    """For a packer that met what MessagePack has no form for."""
+    return msgpack.ExtType(ARRAY, b"".join(_describe(value)))
+
+
+def _array_aside(value: Any) -> msgpack.ExtType:
+    """Likewise; the first large one is put aside."""
+    description, data = _describe(value)
+    if len(data) < DETACH_BYTES_MIN or _packers.aside:
+        return msgpack.ExtType(ARRAY, b"".join((description, data)))
+    _packers.aside.append(data)
+    return msgpack.ExtType(ARRAY, description)
 
 
 _packers = _Packers()
@@ -50,8 +94,23 @@ def pack(value: Any) -> bytes:
         _check_outgoing(value)
     try:
         return _packers.pack(value)  # type: ignore[no-any-return]
-    except (TypeError, ValueError, OverflowError, RecursionError, BufferError) as error:
+    except _UNPACKABLE as error:
         raise NotSerializable(f"MessagePack has no form for it: {error}") from error
+
+
+def pack_aside(value: Any) -> tuple[bytes, memoryview | None]:
+    """`pack`, and the bytes of the first large array in it, which were left out."""
+    if type(value) in _SCALARS:
+        return pack(value), None
+    _check_outgoing(value)
+    aside = _packers.aside
+    try:
+        packed: bytes = _packers.pack_aside(value)
+        return packed, aside[0] if aside else None
+    except _UNPACKABLE as error:
+        raise NotSerializable(f"MessagePack has no form for it: {error}") from error
+    finally:
+        aside.clear()
 
 
 def pack_body(payloads: Sequence[bytes], headers: Sequence[bytes] | None = None) -> bytes:
@@ -84,26 +143,44 @@ def pack_headers(headers: Headers | None) -> bytes | None:
     return pack(flat)
 
 
+def put_back(body: bytes, aside: memoryview) -> bytes:
+    """The body with the bytes that `pack_aside` left out of it."""
+
+    def whole(code: int, data: bytes) -> msgpack.ExtType:
+        if code == ARRAY and arrays.lacks_bytes(data):
+            data += aside
+        return msgpack.ExtType(code, data)
+
+    value = msgpack.unpackb(body, strict_map_key=False, timestamp=3, ext_hook=whole)
+    return _packers.pack(value)  # type: ignore[no-any-return]
+
+
 def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[Headers] | None]:
     """The payloads of a frame, and their headers if it has any. Raises `Malformed`."""
-    body = frame.body
+    body, detached = frame.body, frame.detached
     if frame.flags & Flag.LZ4:
-        body = decompress(body, bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX)
+        if detached is None:
+            body = decompress(body, bytes_max + limits.FRAME_OVERHEAD_BYTES_MAX)
+        else:
+            detached = decompress(detached, bytes_max)
     has_headers = frame.flags & Flag.HEADERS
-    if frame.detached is not None:
+    if frame.codec == Codec.RAW:
+        assert detached is not None, "or it was no frame"
         if not has_headers:
             if body:
                 raise Malformed("malformed")
-            return (frame.detached,), None
-        return (frame.detached,), (read_headers(unpack(body)),)
-    if frame.codec != Codec.MSGPACK:
-        raise Malformed("malformed")
-    arrays = 2 if frame.kind == Kind.LAST else 1  # around each payload
+            return (bytes(detached),), None
+        return (bytes(detached),), (read_headers(unpack(body)),)
+    around = 2 if frame.kind == Kind.LAST else 1  # arrays around each payload
+    restoring = None if detached is None else _Restoring(detached)
     items = unpack(
         body,
-        depth_max=limits.DEPTH_MAX + arrays,
-        containers_max=limits.CONTAINERS_MAX + arrays + frame.count,
+        depth_max=limits.DEPTH_MAX + around,
+        containers_max=limits.CONTAINERS_MAX + around + frame.count,
+        ext_hook=restoring or _restore,
     )
+    if restoring is not None and restoring.detached is not None:
+        raise Malformed("malformed")
     expected = frame.count * 2 if has_headers else frame.count
     if type(items) is not list or len(items) != expected:
         raise Malformed("malformed")
@@ -112,11 +189,35 @@ def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[
     return items[0::2], [read_headers(flat) for flat in items[1::2]]
 
 
+def _restore(code: int, data: bytes, detached: memoryview | None = None) -> Any:
+    """What an extension type stands for; of one that is not known here, that it is one."""
+    if code != ARRAY:
+        return msgpack.ExtType(code, data)
+    try:
+        return arrays.restore(data, detached)
+    except NotAnArray as error:
+        raise Malformed("malformed") from error
+
+
+class _Restoring:
+    """Restores the arrays of a frame, one of which is detached."""
+
+    def __init__(self, detached: Part) -> None:
+        self.detached: memoryview | None = memoryview(detached).toreadonly()
+
+    def __call__(self, code: int, data: bytes) -> Any:
+        if self.detached is None or code != ARRAY or not arrays.lacks_bytes(data):
+            return _restore(code, data)
+        detached, self.detached = self.detached, None
+        return _restore(code, data, detached)
+
+
 def unpack(
-    body: bytes | memoryview,
+    body: Part,
     *,
     depth_max: int = limits.DEPTH_MAX,
     containers_max: int = limits.CONTAINERS_MAX,
+    ext_hook: Callable[[int, bytes], Any] = msgpack.ExtType,
 ) -> Any:
     """The one value in `body`. Raises `Malformed`: for trailing bytes, too deep nesting, claims of
     more items than allowed, and whatever else is wrong with it."""
@@ -131,6 +232,7 @@ def unpack(
             max_map_len=limits.MAP_ITEMS_MAX,
             list_hook=count,
             object_hook=count,
+            ext_hook=ext_hook,
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise Malformed("malformed") from error
@@ -148,7 +250,7 @@ def compress(body: bytes) -> bytes | None:
     return packed if len(packed) * 10 < len(body) * 9 else None
 
 
-def decompress(body: bytes | memoryview, bytes_max: int) -> bytes:
+def decompress(body: Part, bytes_max: int) -> bytes:
     """What `compress` was given. Raises `Malformed`; never makes more than `bytes_max` bytes.
 
     The content checksum is required: without it LZ4 takes flipped bits for other data.
@@ -205,6 +307,8 @@ def _fault(root: Any, depth_max: int, containers_max: int) -> str | None:
                 inner += [item for item in value.values() if type(item) not in _SCALARS]
             elif isinstance(value, list | tuple):
                 containers += 1
+                if isinstance(value, msgpack.ExtType) and value[0] == ARRAY:
+                    return f"has an extension type {ARRAY}, which stands for arrays"
                 if len(value) > limits.ARRAY_ITEMS_MAX:
                     return _too_long("list", len(value), limits.ARRAY_ITEMS_MAX)
                 inner += [item for item in value if type(item) not in _SCALARS]

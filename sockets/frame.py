@@ -20,13 +20,14 @@ A frame is one ZeroMQ message part::
 
 The name comes first because ZeroMQ's subscriptions filter by it, and ends with a zero byte so that
 ``a`` is not a prefix of ``ab``. A channel's name begins with ``/`` here, a subscriber's own address
-with ``@``. With `Flag.DETACHED` the one payload is a second message part, so that a large buffer
-need not be copied to stand behind its header.
+with ``@``. With `Flag.DETACHED` the one payload, or the bytes of one array in it, are a second
+message part, so that a large buffer need not be copied to stand behind its header.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from mesh import limits
@@ -36,6 +37,10 @@ HEADER: Final = struct.Struct("<BBBBIQQQI")
 FOR_EVER: Final = 0xFFFFFFFF
 QUESTION: Final = b"?"
 """A subscription to this and a subscriber's address asks for a mark there."""
+
+
+Part = bytes | memoryview
+"""Of a ZeroMQ message."""
 
 
 class Kind:
@@ -66,7 +71,8 @@ class Codec:
     RAW: Final = 0
     """The payload is bytes as they are (only with `Flag.DETACHED`)."""
     MSGPACK: Final = 1
-    """The body is a MessagePack array of payloads."""
+    """The body is a MessagePack array of payloads. With `Flag.DETACHED` it lacks the bytes of one
+    array."""
 
 
 class Flag:
@@ -75,9 +81,11 @@ class Flag:
     HEADERS: Final = 1
     """The array alternates payload, headers, payload, headers …"""
     DETACHED: Final = 2
-    """The payload is the second message part; the body holds its headers, if any."""
+    """There is a second message part: the payload (`Codec.RAW`; the body holds its headers, if
+    any), or the bytes of an array in it."""
     LZ4: Final = 4
-    """The body is an LZ4 frame with content size and content checksum."""
+    """The body, or with `DETACHED` the second part, is an LZ4 frame with content size and content
+    checksum."""
     WAITS: Final = 8
     """From the sockets of topics that wait, whose sequences and marks are apart from the others."""
 
@@ -129,8 +137,8 @@ class Frame:
     seq: int
     time_ns: int
     remaining: int
-    body: bytes | memoryview
-    detached: bytes | None
+    body: Part
+    detached: Part | None
 
 
 def encode(
@@ -153,9 +161,9 @@ def encode(
     return b"".join((name, header, body))
 
 
-def decode(parts: list[bytes]) -> Frame:
+def decode(parts: Sequence[Part]) -> Frame:
     """The frame in `parts`, its header checked and bounded. Raises `Malformed`."""
-    first = parts[0]
+    first = bytes(parts[0])
     end = first.find(b"\0", 0, _NAME_MAX)
     body_at = end + 1 + _HEADER_BYTES
     if end < 0 or len(first) < body_at:
@@ -172,7 +180,7 @@ def decode(parts: list[bytes]) -> Frame:
         or flags & ~_ALL_FLAGS
         or not 1 <= count <= _COUNT_MAX
         or seq >= 1 << 63
-        or (codec == 0) != bool(detached)
+        or (codec == 0 and not detached)
         or len(parts) != (2 if detached else 1)
         or (detached and count != 1)
     ):
@@ -192,6 +200,7 @@ def decode(parts: list[bytes]) -> Frame:
     return frame
 
 
+_CODEC_OF_ARRAYS: Final = bytes((Codec.MSGPACK,))
 _PAD: Final = HEADER.pack(VERSION, Kind.PAD, 1, 0, 1, 0, 0, 0, 0)
 
 
@@ -200,8 +209,15 @@ def pad(name: bytes) -> bytes:
     return name + _PAD
 
 
-def is_pad(part: bytes) -> bool:
+def is_array(part: Part) -> bool:
+    """Whether the part that follows this one is the bytes of an array, if all is well."""
+    end = bytes(part).find(b"\0", 0, limits.SUBSCRIPTION_BYTES_MAX)
+    return part[end + 3 : end + 4] == _CODEC_OF_ARRAYS
+
+
+def is_pad(part: Part) -> bool:
     """Whether that is one: told by a glance, since many may follow a large frame."""
+    part = bytes(part)
     return part.endswith(_PAD) and part.find(b"\0") == len(part) - len(_PAD) - 1
 
 

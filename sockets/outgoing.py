@@ -7,7 +7,7 @@ then. Knows frames, not sockets: where it goes, and under which sequence, is sai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -15,20 +15,24 @@ from mesh import limits
 from mesh.errors import PayloadTooLarge
 from mesh.sockets import codec
 from mesh.sockets.batch import BYTES_MAX, ITEM_BYTES_MAX, Item, fitting
-from mesh.sockets.frame import Codec, Flag, encode
-
-DETACH_BYTES_MIN: Final = 64 * 1024
-"""From here on bytes travel as a part of their own, without a copy (pyzmq's own threshold)."""
+from mesh.sockets.codec import DETACH_BYTES_MIN
+from mesh.sockets.frame import Codec, Flag, Part, encode
 
 
 class Outgoing:
     """A payload with its headers, or a batch of them, ready to be framed as often as it is sent."""
 
-    __slots__ = ("_packed", "body", "count", "detached", "flags")
+    __slots__ = ("_packed", "body", "codec", "count", "detached", "flags")
 
     def __init__(
-        self, body: bytes, detached: bytes | None = None, flags: int = 0, count: int = 1
+        self,
+        body: bytes,
+        detached: Part | None = None,
+        flags: int = 0,
+        count: int = 1,
+        codec: int = Codec.MSGPACK,
     ) -> None:
+        self.codec = codec
         self.count = count
         self.body = body
         self.detached = detached
@@ -50,10 +54,13 @@ class Outgoing:
 
     def last_of(self, channel: str) -> bytes:
         """The body of a LAST frame that repeats this one message."""
-        if self.detached is not None:
+        if self.detached is not None and self.codec == Codec.RAW:
             both = codec.pack(self.detached) + (self.body or b"\xc0")
         else:
-            both = self.body[1:] + (b"" if self.flags & Flag.HEADERS else b"\xc0")
+            body = self.body
+            if self.detached is not None:
+                body = codec.put_back(body, memoryview(self.detached))
+            both = body[1:] + (b"" if self.flags & Flag.HEADERS else b"\xc0")
         return codec.pack_body([b"\x93" + codec.pack(channel) + both])
 
     def parts(
@@ -67,7 +74,7 @@ class Outgoing:
         remaining: int = 0,
         flags: int = 0,
         compressed: bool = False,
-    ) -> list[bytes]:
+    ) -> list[Part]:
         """The ZeroMQ message. `compressed`: by LZ4, where that pays (for tcp)."""
         body, flags = self.body, self.flags | flags
         if compressed and self.detached is None:
@@ -79,7 +86,7 @@ class Outgoing:
             name,
             kind,
             body,
-            codec=Codec.MSGPACK if self.detached is None else Codec.RAW,
+            codec=self.codec,
             flags=flags,
             count=self.count,
             sender=sender,
@@ -110,15 +117,32 @@ def encode_message(payload: Any, headers: codec.Headers | None, bytes_max: int) 
             f"{limits.HEADERS_BYTES_MAX:,}"
         )
     flags = Flag.HEADERS if packed_headers else 0
-    detached = type(payload) is bytes and len(payload) >= DETACH_BYTES_MIN
-    packed: bytes = payload if detached else codec.pack(payload)
-    if len(packed) > bytes_max:
+    raw = _large_buffer(payload)
+    if raw is not None:
+        _check_size(len(raw), bytes_max)
+        return Outgoing(packed_headers or b"", raw, flags | Flag.DETACHED, codec=Codec.RAW)
+    packed, aside = codec.pack_aside(payload)
+    body = codec.pack_body([packed], [packed_headers] if packed_headers else None)
+    if aside is None:
+        _check_size(len(packed), bytes_max)
+        return Outgoing(body, None, flags)
+    _check_size(len(packed) + len(aside), bytes_max)
+    return Outgoing(body, aside, flags | Flag.DETACHED)
+
+
+def _large_buffer(payload: Any) -> Part | None:
+    """The bytes that travel by themselves; a copy if somebody may write to them."""
+    if type(payload) is bytes:
+        return payload if len(payload) >= DETACH_BYTES_MIN else None
+    if type(payload) is bytearray:
+        return bytes(payload) if len(payload) >= DETACH_BYTES_MIN else None
+    if type(payload) is memoryview and payload.nbytes >= DETACH_BYTES_MIN and payload.c_contiguous:
+        return payload.cast("B") if payload.readonly else bytes(payload)
+    return None
+
+
+def _check_size(size: int, bytes_max: int) -> None:
+    if size > bytes_max:
         raise PayloadTooLarge(
-            f"payload of {len(packed):,} bytes over the limit of {bytes_max:,} "
-            "(option message_bytes_max)"
+            f"payload of {size:,} bytes over the limit of {bytes_max:,} (option message_bytes_max)"
         )
-    if detached:
-        return Outgoing(packed_headers or b"", packed, flags | Flag.DETACHED)
-    return Outgoing(
-        codec.pack_body([packed], [packed_headers] if packed_headers else None), None, flags
-    )

@@ -60,11 +60,11 @@ class Publisher(Sending):
     ) -> None:
         """Publish one message.
 
-        `payload`: what MessagePack has a form for; tuples arrive as lists. `headers`: str keys,
-        plain values. With ``when_full="drop"`` it does not block; with ``"wait"`` it blocks while
-        some subscriber has no room, up to `timeout` seconds (None: for ever). Raises
-        `NotSerializable`, `PayloadTooLarge` (nothing was sent), `Timeout` (nothing was sent),
-        `Closed`.
+        `payload`: see docs/payloads.md. A buffer that may be written to is copied; one that is
+        read-only is not, and must not change. `headers`: str keys, plain values. With
+        ``when_full="drop"`` it does not block; with ``"wait"`` it blocks while some subscriber has
+        no room, up to `timeout` seconds (None: for ever). Raises `NotSerializable`,
+        `PayloadTooLarge` (nothing was sent), `Timeout` (nothing was sent), `Closed`.
         """
         batch = self._batch
         if headers is None and len(batch.items) < batch.room:

@@ -38,7 +38,7 @@ from mesh.sockets.credit import (
     PusherAccount,
     Pushers,
 )
-from mesh.sockets.frame import Frame, Kind, Malformed, decode, encode, wire_name
+from mesh.sockets.frame import Frame, Kind, Malformed, Part, decode, encode, wire_name
 from mesh.sockets.handle import Receiving, put_all_back
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, read_parts, send_parts
@@ -139,7 +139,7 @@ class Intake:
         self.link.wake_all()  # there may be more
         return bool(self.inbox)
 
-    def _read(self) -> list[bytes] | None:
+    def _read(self) -> list[Part] | None:
         """From the sockets in turn."""
         for bound in self._turns:
             if (parts := read_parts(bound.socket, 2)) is not None:

@@ -34,7 +34,7 @@ from mesh.sockets import codec
 from mesh.sockets.batch import BUSY_S, MESSAGES_MAX, Batch, Item
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import Ledger, WorkerAccount
-from mesh.sockets.frame import Kind, Malformed, decode, encode, wire_name
+from mesh.sockets.frame import Kind, Malformed, Part, decode, encode, wire_name
 from mesh.sockets.handle import Sending
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, has_input, read_parts, send_parts
@@ -222,7 +222,7 @@ class Dispatch:
         if self.watchers:
             self.link.wake_all()
 
-    def _credit(self, parts: list[bytes]) -> int:
+    def _credit(self, parts: list[Part]) -> int:
         frame = decode(parts)
         if frame.kind != Kind.CREDIT or frame.name != self._wire:
             raise Malformed("malformed")
@@ -349,10 +349,10 @@ class Pusher(Sending):
     ) -> None:
         """Give one task to the worker that has the fewest.
 
-        `payload`: what MessagePack has a form for; tuples arrive as lists. `headers`: str keys,
-        plain values. Blocks while no worker has room, or there is none, up to `timeout` seconds
-        (None: for ever, 0: not at all). Raises `NotSerializable`, `PayloadTooLarge`, `Timeout`,
-        `Closed`; nothing was sent then.
+        `payload`: see docs/payloads.md. A buffer that may be written to is copied; one that is
+        read-only is not, and must not change. `headers`: str keys, plain values. Blocks while no
+        worker has room, or there is none, up to `timeout` seconds (None: for ever, 0: not at all).
+        Raises `NotSerializable`, `PayloadTooLarge`, `Timeout`, `Closed`; nothing was sent then.
         """
         batch = self._batch
         if headers is None and len(batch.items) < batch.room:

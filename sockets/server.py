@@ -35,7 +35,7 @@ from mesh.sockets import backlog, codec, failure
 from mesh.sockets.backlog import Backlog, Verdict
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import describe, encode_failure
-from mesh.sockets.frame import Kind, Malformed, decode, wire_name
+from mesh.sockets.frame import Kind, Malformed, Part, decode, wire_name
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
@@ -134,11 +134,11 @@ class Server:
             else:
                 self.link.wake_all()  # there may be more
 
-    def _accept(self, socket: Socket, parts: list[bytes]) -> None:
+    def _accept(self, socket: Socket, parts: list[Part]) -> None:
         """One message from a caller."""
         if len(parts) < 2:
             raise Malformed("malformed")
-        caller = (socket, parts[0])
+        caller = (socket, bytes(parts[0]))
         frame = decode(parts[1:])
         if frame.name != self._wire or frame.count != 1:
             raise Malformed("malformed")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from mesh.options import PublisherOptions
 from mesh.sockets.batch import Batch
-from mesh.sockets.frame import pad, wire_name
+from mesh.sockets.frame import Part, pad, wire_name
 from mesh.sockets.outgoing import Outgoing
 from mesh.sockets.transport import Socket
 
@@ -28,7 +28,7 @@ class Topic:
     last: Outgoing | None = None
     """What the last message was part of, where `keep_last` asks for it."""
     last_time_ns: int = 0
-    owed: list[tuple[Socket, list[bytes], int]] = field(default_factory=list)
+    owed: list[tuple[Socket, list[Part], int]] = field(default_factory=list)
     """What one transport took and another had no room for yet, with the number of messages in it;
     paid before anything else."""
     dirty: bool = False

@@ -26,7 +26,7 @@ from mesh.names import check_name
 from mesh.options import PublisherOptions, WhenFull
 from mesh.sockets.batch import BUSY_S, Batch, Item
 from mesh.sockets.control import Offer
-from mesh.sockets.frame import Flag, Kind, encode
+from mesh.sockets.frame import Flag, Kind, Part, encode
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link, has_input, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_batch
@@ -235,14 +235,14 @@ class Topics:
     def _pad(self, topic: Topic, socket: Socket, size: int) -> None:
         """A frame of `size` bytes was sent: have it take the slots that it weighs."""
         for _ in range((size - 1) // self._home.transport.slot_bytes):
-            pad = [topic.pad]
+            pad: list[Part] = [topic.pad]
             if not send_parts(socket, pad):
                 if self.waits:
                     topic.owed.append((socket, pad, 0))
                 else:
                     self._send_dropping(socket, pad)
 
-    def _send_dropping(self, socket: Socket, parts: list[bytes]) -> None:
+    def _send_dropping(self, socket: Socket, parts: Sequence[Part]) -> None:
         """To all who have room; the others will see the gap."""
         try:
             socket.setsockopt(zmq.XPUB_NODROP, 0)

@@ -16,7 +16,14 @@ from mesh import Node
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-RUNNERS = {"topic", "work_queue", "request_reply", "asyncio_service", "presence"}
+RUNNERS = {
+    "topic",
+    "work_queue",
+    "request_reply",
+    "asyncio_service",
+    "presence",
+    "numpy_frames",
+}
 
 
 class Example:
@@ -87,6 +94,12 @@ def test_request_reply(background: list[Example]) -> None:
 
 def test_asyncio_service() -> None:
     assert Example("asyncio_service").lines() == ["4950"]
+
+
+def test_numpy_frames() -> None:
+    camera, viewer = Example("numpy_frames", "camera"), Example("numpy_frames")
+    assert viewer.lines() == [f"{n} (480, 640, 3) uint8 {n}.0" for n in range(10)]
+    camera.lines()
 
 
 def test_presence(background: list[Example]) -> None:

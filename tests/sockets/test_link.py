@@ -36,7 +36,7 @@ class Inbox:
 
     def take(self) -> bytes | None:
         parts = read_parts(self.socket, 1)
-        return None if parts is None else parts[0]
+        return None if parts is None else bytes(parts[0])
 
     def give_back(self, message: bytes) -> None:
         raise AssertionError("this inbox has nowhere to put it")
@@ -188,7 +188,7 @@ def test_what_is_connected_while_somebody_sleeps_wakes_him(
 
     def take() -> bytes | None:
         parts = read_parts(dealer, 1)
-        return None if parts is None else parts[0]
+        return None if parts is None else bytes(parts[0])
 
     waiting = threading.Thread(target=lambda: got.append(link.wait(take, 5, "message")))
     waiting.start()

@@ -7,9 +7,9 @@ import pytest
 from mesh import Node, limits
 from mesh.errors import PayloadTooLarge
 from mesh.sockets import codec
-from mesh.sockets.codec import unpack_frame
+from mesh.sockets.codec import DETACH_BYTES_MIN, unpack_frame
 from mesh.sockets.frame import Flag, Frame, Kind, decode
-from mesh.sockets.outgoing import DETACH_BYTES_MIN, Outgoing, encode_message
+from mesh.sockets.outgoing import Outgoing, encode_message
 
 LIMIT = 1 << 17
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from mesh.errors import Busy
 from mesh.sockets import failure
 from mesh.sockets.backlog import Backlog, Request, Verdict
-from mesh.sockets.codec import pack_body
+from mesh.sockets.codec import DETACH_BYTES_MIN, pack_body
 from mesh.sockets.failure import describe, encode_failure, read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, encode, wire_name
-from mesh.sockets.outgoing import DETACH_BYTES_MIN, encode_message
+from mesh.sockets.outgoing import encode_message
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 
 NAME = wire_name("add")

@@ -24,7 +24,7 @@ HEADERS, DETACHED = 1, 2
 
 NODE = """
     import sys, threading
-    from mesh import Node
+    from mesh import Array, Node
     node = Node("server")
     publisher = node.publisher("sensors/kitchen", keep_last=True)
     other = node.publisher("sensors/kitchens")
@@ -36,9 +36,15 @@ NODE = """
             other.send("not asked for")
             publisher.send({"t": 20.5}, headers={"unit": "C"})
             publisher.send(bytes(100_000))
+        elif line.strip() == "publish arrays":
+            publisher.send({"a": Array("<f4", (2, 1), memoryview(b"12345678"))})
+            publisher.send([Array("|u1", (70_000,), memoryview(bytes(70_000)))])
         elif line.strip() == "pull":
             task = puller.recv(timeout=10)
             print(task.payload, task.headers.get("n"), task.sender, flush=True)
+        elif line.strip() == "pull array":
+            array = puller.recv(timeout=10).payload
+            print(array.dtype, array.shape, bytes(array.data), flush=True)
 """
 
 
@@ -124,6 +130,39 @@ def test_a_plain_program_subscribes_to_a_topic(plain: Plain, node: Program) -> N
     name, header, body = fields(newcomer.recv())
     assert (name, header[1], header[6]) == (b"@fedcba9876543210:sensors/kitchen", LAST, 2)
     assert msgpack.unpackb(body) == [["sensors/kitchen", bytes(100_000), None]]
+
+
+def test_a_plain_program_subscribes_to_arrays(plain: Plain, node: Program) -> None:
+    node_id = node.line()
+    subscriber = plain.socket(zmq.SUB)
+    subscriber.connect(endpoint(node_id, "drop"))
+    subscriber.subscribe(b"/sensors/kitchen\0")
+    subscriber.subscribe(b"@0123456789abcdef:sensors/*\0")
+    subscriber.recv()
+    node.tell("publish arrays")
+    _, header, body = fields(subscriber.recv())
+    [payload] = msgpack.unpackb(body)
+    assert payload == {"a": msgpack.ExtType(1, b"<f4 2 1        \n12345678")}
+    first, items = subscriber.recv_multipart()
+    _, header, body = fields(first)
+    assert header[2:5] == (MSGPACK, DETACHED, 1)
+    assert msgpack.unpackb(body) == [[msgpack.ExtType(1, b"|u1 70000      \n")]]
+    assert items == bytes(70_000)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_plain_program_pushes_an_array(plain: Plain, node: Program, detached: bool) -> None:
+    node_id = node.line()
+    pusher = plain.socket(zmq.PUSH)
+    pusher.connect(endpoint(node_id, "pull"))
+    description, items = b"|u1 2 2\n", b"1234"
+    payload = msgpack.ExtType(1, description + (b"" if detached else items))
+    header = HEADER.pack(1, DATA, MSGPACK, DETACHED if detached else 0, 1, 0xABC, 1, 0, 0)
+    pusher.send_multipart(
+        [b"/jobs\0" + header + msgpack.packb([payload]), *([items] if detached else [])]
+    )
+    node.tell("pull array")
+    assert node.line() == "|u1 (2, 2) b'1234'"
 
 
 def test_a_plain_program_pushes_into_a_queue(plain: Plain, node: Program) -> None:
