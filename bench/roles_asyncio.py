@@ -65,6 +65,7 @@ class AsyncCaller(Role, ABC):
 
     def calls(self, count: int, in_flight: int, seconds: float) -> dict[str, Any]:
         """`count` calls by each of so many tasks at once: what each took, in seconds."""
+        self.in_flight = in_flight
         return self.looped.run(asyncio.wait_for(self._calls(count, in_flight), seconds))
 
     async def _calls(self, count: int, in_flight: int) -> dict[str, Any]:
