@@ -93,20 +93,24 @@ def draw_rates(axes: Any, series: Series, transport: str) -> None:
 
 
 def draw_latencies(axes: Any, series: Series, transport: str) -> None:
+    """Points, since a bar of a logarithmic scale has no length that means anything."""
     sides = in_order(series)
-    width = 0.8 / max(1, len(sides))
     for number, side in enumerate(sides):
         found = [p for p in PERCENTILES if p in series[side]]
-        places = [PERCENTILES.index(p) + (number - (len(sides) - 1) / 2) * width for p in found]
-        bars = axes.bar(
-            places,
-            [series[side][p] for p in found],
-            width * 0.92,
-            color=COLOURS[side],
-            label=NAMES[side],
-        )
-        axes.bar_label(bars, fmt="%.0f", fontsize=7)
-    axes.set(yscale="log", title=f"over {transport}")
+        places = [PERCENTILES.index(p) + (number - (len(sides) - 1) / 2) * 0.2 for p in found]
+        values = [series[side][p] for p in found]
+        axes.plot(places, values, "o", markersize=8, color=COLOURS[side], label=NAMES[side])
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(
+                f"{value:.0f}",
+                (place, value),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
+    axes.set(yscale="log", title=f"over {transport}", xlim=(-0.5, len(PERCENTILES) - 0.5))
+    axes.margins(y=0.12)
     axes.set_xticks(range(len(PERCENTILES)), PERCENTILES)
     axes.grid(axis="y", alpha=0.3)
 
@@ -116,7 +120,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "bench", "font.size": 9})
+    matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
     rows = results["results"]
@@ -145,9 +149,16 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
             draw_one(axes, series, transport)
         handles, labels = max((a.get_legend_handles_labels() for a in plots[0]), key=len_of_labels)
         figure.suptitle(title)
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-        figure.text(0.5, 0.005, lines(results["machine"])[0], ha="center", fontsize=6)
-        figure.subplots_adjust(bottom=0.22, top=0.85, wspace=0.08)
+        figure.legend(
+            handles,
+            labels,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 0.05),
+            ncols=len(labels),
+            fontsize=8,
+        )
+        figure.text(0.5, 0.015, lines(results["machine"])[0], ha="center", fontsize=7)
+        figure.subplots_adjust(bottom=0.26, top=0.85, wspace=0.08)
         paths.append(folder / f"{name}.svg")
         figure.savefig(paths[-1], metadata={"Date": None})
         pyplot.close(figure)
