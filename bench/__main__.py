@@ -1,13 +1,15 @@
 """How fast is it, beside what else there is? ``python -m bench`` measures, and prints a table.
 
-    python -m bench                     everything: 10 minutes
+    python -m bench                     everything: 8 minutes
     python -m bench --quick             everything, less of it: 2 minutes
     python -m bench --list              what there is
     python -m bench --only topic --size 100 --transport ipc --peer raw --rounds 30
     python -m bench --floors            the budgets of the design: held or missed; exit status 1
     python -m bench --json              one object a line
-    python -m bench.plot                plots from bench/results/published.json
-    python -m bench.plot bench/results/latest.json --into /tmp    from the last run
+    python -m bench --out bench/results/published.json && python -m bench.plot
+
+The last line makes the plots in docs/images and the results they are drawn from, which are kept
+together; every other run leaves its results in bench/results/latest.json, which is not.
 
 ``make bench`` installs what it is compared with (the extra ``bench``) and runs it. What is not
 installed is named as skipped.
@@ -120,7 +122,6 @@ def main(given: Sequence[str] | None = None) -> int:
             print(f"{case.name:20} {case.question}")
         print(f"\nsides: {', '.join(SIDES)}")
         return 0
-    signal.signal(signal.SIGTERM, _end)
     here, began = machine.describe(), time.monotonic()
     if not wanted.json:
         print("\n".join((*machine.lines(here), "", line(HEADER))))
@@ -135,8 +136,14 @@ def main(given: Sequence[str] | None = None) -> int:
     return 1 if failed or unmet else 0
 
 
-if __name__ == "__main__":
+def run(given: Sequence[str] | None = None) -> int:
+    """`main` as a program: whoever ends it, nobody is left."""
+    signal.signal(signal.SIGTERM, _end)
     try:
-        sys.exit(main())
+        return main(given)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(run())

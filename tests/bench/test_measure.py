@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from itertools import cycle
@@ -11,6 +12,7 @@ import pytest
 
 from bench.case import TINY
 from bench.measure import Field, percentiles, throughput
+from bench.processes import Failed
 from bench.rows import Row, Skipped, better, percentile, quartiles, size_text, text
 from bench.setting import Setting
 from bench.teams import FlowTeam
@@ -66,6 +68,50 @@ def test_what_either_side_lost_is_in_the_row_and_marked(team: type[FakeTeam]) ->
     (row,) = run(team, "ours", "raw")
     assert (row.lost, row.note) == (6, "lost by raw")
     assert "LOST 6" in text(row)
+
+
+class StubWorker:
+    """Answers what it is given, whatever it is asked."""
+
+    def __init__(self, *answers: dict[str, Any]) -> None:
+        self.answers = list(answers)
+
+    def ask(self, do: str, **arguments: Any) -> None:
+        self.asked = do
+
+    def answer(self, timeout: float = 0) -> dict[str, Any]:
+        return self.answers.pop(0)
+
+
+def a_flow(*got: dict[str, Any]) -> Any:
+    team: Any = FlowTeam("ours", Setting(size=16, receivers=len(got)))
+    team.sender = StubWorker({"start": 10.0, "end": 10.5})
+    team.receivers = [StubWorker({"listening": True}, answer) for answer in got]
+    return team
+
+
+def test_a_block_ends_with_the_last_receipt_of_the_last_receiver() -> None:
+    total = SETTING.total(100)
+    got = [{"end": end, "count": 100, "total": total} for end in (12.0, 14.0, 13.0)]
+    with contextlib.closing(a_flow(*got)) as team:
+        assert team.block(100) == 100 / 4
+        assert team.lost == 0
+
+
+def test_what_a_receiver_did_not_get_is_lost() -> None:
+    got = {"end": 12.0, "count": 97, "total": 5}
+    with contextlib.closing(a_flow(got, got)) as team:
+        team.block(100)
+        assert team.lost == 6
+
+
+def test_payloads_that_arrive_changed_are_no_result() -> None:
+    got = {"end": 12.0, "count": 100, "total": SETTING.total(100) + 1}
+    with (
+        contextlib.closing(a_flow(got)) as team,
+        pytest.raises(Failed, match="ours: payloads arrived changed"),
+    ):
+        team.block(100)
 
 
 def test_a_time_is_better_when_it_is_shorter() -> None:
