@@ -22,6 +22,20 @@ class Made:
     events: list[Any] = field(default_factory=list)
 
 
+class ByHand(Flusher):
+    """A flusher without a thread: a test says when a window is over."""
+
+    def __init__(self) -> None:
+        super().__init__(window_s=3600)
+
+    def _start(self) -> bool:
+        return True
+
+    def turn(self) -> list[bool]:
+        """Close the batches of all cores that have some open; what each of them says."""
+        return [core.close_batches() for core in tuple(self._cores)]
+
+
 @dataclass
 class Homes:
     """Makes homes whose sockets lie in one folder; closes them all in the end."""
@@ -30,8 +44,9 @@ class Homes:
     made: dict[int, Made] = field(default_factory=dict)
     _homes: list[Home] = field(default_factory=list)
 
-    def make(self, node_id: int, window_s: float = 0, **options: Any) -> Home:
-        """`window_s`: 0 for tests that count on each message leaving by itself."""
+    def make(self, node_id: int, window_s: float | None = 0, **options: Any) -> Home:
+        """`window_s`: 0 for tests that count on each message leaving by itself; None for those that
+        close batches `ByHand`."""
         transport = Transport(
             socket_path=lambda label: f"{self.directory}/{node_id}.{label}", **options
         )
@@ -41,7 +56,7 @@ class Homes:
             made.events.append(event)
             hook(event)
 
-        flusher = Flusher(window_s)
+        flusher = ByHand() if window_s is None else Flusher(window_s)
         home = Home(node_id, transport, lambda *mark: made.marks.append(mark), run_hook, flusher)
         self._homes.append(home)
         return home

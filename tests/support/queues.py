@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import zmq
@@ -29,15 +30,16 @@ PUSHING, PULLING = 100, 200
 class Net:
     """Pushing and pulling homes, joined as nodes would join them."""
 
-    def __init__(self, homes: Homes) -> None:
+    def __init__(self, homes: Homes, **pushing: Any) -> None:
         self.homes = homes
+        self.pushing = pushing
         self.dispatches: list[tuple[Home, Dispatch]] = []
         self.intakes: list[tuple[Home, Intake]] = []
         self.strangers: list[Socket] = []
 
     def pusher(self) -> Pusher:
         """A pusher in a node of its own."""
-        home = self.homes.make(PUSHING + len(self.dispatches))
+        home = self.homes.make(PUSHING + len(self.dispatches), **self.pushing)
         core = Dispatch(home, QUEUE)
         core.key = len(self.dispatches) + 1
         self.dispatches.append((home, core))
