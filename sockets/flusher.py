@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,8 @@ class Flusher:
         never opened."""
         self.window_s = window_s
         self._cores: dict[Batching, _Turn] = {}
-        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._bell = threading.Lock()  # released: it rang. Held: it did not
+        self._bell.acquire()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -73,8 +73,8 @@ class Flusher:
         self._ring()
 
     def _ring(self) -> None:
-        if self._bell.empty():  # once is enough, and it is heard only between two looks
-            self._bell.put(None)
+        with contextlib.suppress(RuntimeError):  # it rang already, and that was not heard yet
+            self._bell.release()
 
     def _start(self) -> bool:
         if self._thread is not None:
@@ -93,8 +93,9 @@ class Flusher:
     def _work(self) -> None:
         while not self._closed:
             dues = [turn.due for turn in tuple(self._cores.values())]
-            with contextlib.suppress(Empty):
-                self._bell.get(timeout=max(0.0, min(dues) - time.monotonic()) if dues else None)
+            # Not a SimpleQueue: its `get` can sleep for ever if its timeout is a few microseconds
+            # (CPython 3.11).
+            self._bell.acquire(timeout=max(0.0, min(dues) - time.monotonic()) if dues else -1)
             now = time.monotonic()
             for core, turn in tuple(self._cores.items()):
                 if turn.due <= now:
