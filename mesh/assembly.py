@@ -87,7 +87,12 @@ class Assembly:
             self._control = ControlLink(self._transport, number, options.port)
             self._flusher = Flusher(options.batch_window_ms / 1000)
             self._home = Home(
-                number, self._transport, self._acknowledge, self.hooks.run, self._flusher
+                number,
+                self._transport,
+                self._acknowledge,
+                self.hooks.run,
+                self._flusher,
+                compress=options.compress,
             )
             self.topics = {mode: Topics(self._home, mode) for mode in MODES}
             self.membership = Membership(

@@ -75,6 +75,7 @@ class Node:
         buffer_bytes: int = limits.BUFFER_BYTES,
         message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
         batch_window_ms: float = limits.BATCH_WINDOW_MS,
+        compress: bool = True,
     ) -> None:
         self._name = check_node_name(name)
         self._options = NodeOptions(
@@ -93,6 +94,7 @@ class Node:
             buffer_bytes=buffer_bytes,
             message_bytes_max=message_bytes_max,
             batch_window_ms=batch_window_ms,
+            compress=compress,
         )
         if insecure_lan:
             warnings.warn(

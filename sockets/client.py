@@ -30,6 +30,7 @@ from mesh.errors import Busy, Closed, MeshError, PeerLost, RemoteError, Timeout
 from mesh.names import check_name
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec, failure
+from mesh.sockets.compression import Compression
 from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import read_failure
@@ -39,7 +40,7 @@ from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, Slot, has_input, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_message
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
-from mesh.sockets.transport import Socket, Transport, scheme_of
+from mesh.sockets.transport import Socket, scheme_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +58,14 @@ _CANCEL = Outgoing(b"")
 class _Connection:
     """The DEALER to one server."""
 
-    __slots__ = ("compressed", "endpoint", "socket", "watch")
+    __slots__ = ("compression", "endpoint", "socket", "watch")
 
-    def __init__(self, transport: Transport, endpoint: str) -> None:
+    def __init__(self, home: Home, endpoint: str) -> None:
         """Raises `zmq.ZMQError`; nothing is left then."""
         scheme = scheme_of(endpoint)
         self.endpoint = endpoint
-        self.compressed = scheme == "tcp"
-        """Whether what it is sent is worth compressing."""
-        self.socket = transport.connecting(zmq.DEALER, scheme)
+        self.compression = home.compression() if scheme == "tcp" else None
+        self.socket = home.transport.connecting(zmq.DEALER, scheme)
         with contextlib.ExitStack() as undo:
             undo.callback(self.socket.close, linger=0)
             self.watch = Watch(self.socket)
@@ -180,7 +180,7 @@ class Requests:
         full: tuple[ServerAccount[Call], ...] = ()
         while (server := self.table.choose(call, full)) is not None:
             connection = self._connections[server]
-            if send_parts(connection.socket, self._parts(call, connection.compressed)):
+            if send_parts(connection.socket, self._parts(call, connection.compression)):
                 self.table.placed(call, server)
                 self.counters.sent += 1
                 self.counters.bytes_sent += call.message.size
@@ -194,7 +194,7 @@ class Requests:
             if not self._place(call) and not call.tried:
                 return  # those behind it fare no better
 
-    def _parts(self, call: Call, compressed: bool) -> list[Part]:
+    def _parts(self, call: Call, compression: Compression | None) -> list[Part]:
         remaining = FOR_EVER
         if call.deadline is not None:
             left_s = call.deadline - time.monotonic()
@@ -205,7 +205,7 @@ class Requests:
             sender=self._home.node_id,
             seq=call.seq,
             remaining=remaining,
-            compressed=compressed,
+            compression=compression,
         )
 
     # -- The ends of a call ------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Requests:
 
     def _connect(self, peer: int, key: int, endpoint: str) -> None:
         try:
-            connection = _Connection(self._home.transport, endpoint)
+            connection = _Connection(self._home, endpoint)
         except zmq.ZMQError as error:
             self.counters.dropped["offer out of reach"] += 1
             text = "%s: no way to server %s at %s: %s"

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from mesh import limits
+from mesh.sockets.compression import Compression
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.flusher import Flusher
 from mesh.sockets.link import Link
@@ -31,6 +32,12 @@ class Home:
     run_hook: Callable[[Callable[[Any], object], Any], None]
     """Call a user's hook with an event, in the node's hook thread, soon."""
     flusher: Flusher = field(default_factory=Flusher)
+    compress: bool = True
+    """Whether what leaves over tcp may be compressed."""
+
+    def compression(self) -> Compression | None:
+        """For one channel over tcp; None where nothing is to be compressed."""
+        return Compression() if self.compress else None
 
     def id_text(self) -> str:
         return node_text(self.node_id)

@@ -16,6 +16,7 @@ from mesh.errors import PayloadTooLarge
 from mesh.sockets import codec
 from mesh.sockets.batch import BYTES_MAX, ITEM_BYTES_MAX, Item, fitting
 from mesh.sockets.codec import DETACH_BYTES_MIN
+from mesh.sockets.compression import Compression
 from mesh.sockets.frame import Codec, Flag, Part, encode
 
 
@@ -38,7 +39,7 @@ class Outgoing:
         self.detached = detached
         self.flags = flags
         self._packed: bytes | None = b""
-        """The body compressed, None if that does not pay; empty before it was tried."""
+        """What is compressed of it; None if that does not pay, empty before it was tried."""
 
     @property
     def size(self) -> int:
@@ -73,15 +74,19 @@ class Outgoing:
         time_ns: int = 0,
         remaining: int = 0,
         flags: int = 0,
-        compressed: bool = False,
+        compression: Compression | None = None,
     ) -> list[Part]:
-        """The ZeroMQ message. `compressed`: by LZ4, where that pays (for tcp)."""
-        body, flags = self.body, self.flags | flags
-        if compressed and self.detached is None:
+        """The ZeroMQ message. `compression`: what decides whether to compress it, for tcp."""
+        body, detached, flags = self.body, self.detached, self.flags | flags
+        if compression is not None:
             if self._packed == b"":
-                self._packed = codec.compress(body)
+                self._packed = compression.compress(body if detached is None else detached)
             if self._packed:
-                body, flags = self._packed, flags | Flag.LZ4
+                flags |= Flag.LZ4
+                if detached is None:
+                    body = self._packed
+                else:
+                    detached = self._packed
         first = encode(
             name,
             kind,
@@ -94,7 +99,7 @@ class Outgoing:
             time_ns=time_ns,
             remaining=remaining,
         )
-        return [first] if self.detached is None else [first, self.detached]
+        return [first] if detached is None else [first, detached]
 
 
 def encode_batch(items: Sequence[Item]) -> Outgoing:

@@ -76,9 +76,9 @@ class Dispatch:
         self.link.on_abandon = self.batch.shut
         self._open = False
         """Whether the flusher looks after the batch."""
-        self._frames = 0
-        self._frames_seen = 0
+        self._frames = self._frames_seen = 0
         self._sent_at = 0.0
+        self._compression = home.compression()
         self._sockets: dict[int, tuple[Socket, str]] = {}
         self._bound: list[Bound] = home.transport.bind(
             zmq.PULL, "credit", bytes_max=limits.SMALL_FRAME_BYTES_MAX
@@ -185,7 +185,7 @@ class Dispatch:
             seq=account.sent + 1,
             time_ns=time.time_ns(),
             remaining=account.number,
-            compressed=scheme == "tcp",
+            compression=self._compression if scheme == "tcp" else None,
         )
         # Before it is sent: should a KeyboardInterrupt come between, the worker finds a gap.
         self.ledger.sent(account, task.count)

@@ -55,6 +55,7 @@ class Readers:
         self._flags = flags
         self._readers: dict[bytes, Reader] = {}
         self._unanswered: dict[bytes, Reader] = {}
+        self._at: Counter[Socket] = Counter()
 
     def __len__(self) -> int:
         return len(self._readers)
@@ -82,8 +83,13 @@ class Readers:
         if len(self._readers) >= limits.READERS_MAX and address not in self._readers:
             self._dropped["too many subscribers"] += 1
             return
-        reader = self._readers.setdefault(address, Reader(pattern, socket))
+        reader = self._readers.get(address)
+        if reader is None:
+            reader = self._readers[address] = Reader(pattern, socket)
+        else:
+            self._at[reader.socket] -= 1
         reader.socket = socket
+        self._at[socket] += 1
         reader.connections[Accepted.of(frame)] = None
         self._answer(address, reader, self._lasts_and_marks(address, reader))
 
@@ -98,7 +104,7 @@ class Readers:
             self._forget(address)
 
     def _forget(self, address: bytes) -> None:
-        del self._readers[address]
+        self._at[self._readers.pop(address).socket] -= 1
         self._unanswered.pop(address, None)
 
     def _asked(self, address: bytes, reader: Reader) -> None:
@@ -172,6 +178,10 @@ class Readers:
                 for connection in reader.connections:
                     connection.cut()
                 self._forget(address)
+
+    def at(self, socket: Socket) -> int:
+        """How many came by that socket."""
+        return self._at[socket]
 
     def of(self, channel: str) -> int:
         """How many subscribers of `channel` have their mark."""

@@ -72,6 +72,7 @@ class Server:
         self.on_end: Callable[[], object] = _nothing
         """To be called once when the service ends, under the lock: it may end by itself, with the
         event loop of its handler."""
+        self._compression = home.compression()
         self._closing = False
         self._ended = threading.Event()
         self._timer: threading.Timer | None = None
@@ -178,7 +179,7 @@ class Server:
             kind,
             sender=self._home.node_id,
             seq=request.frame.seq,
-            compressed=socket is not self._bound[0].socket,
+            compression=None if socket is self._bound[0].socket else self._compression,
         )
         try:
             if send_parts(socket, [routing_id, *parts]):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from mesh.options import PublisherOptions
 from mesh.sockets.batch import Batch
+from mesh.sockets.compression import Compression
 from mesh.sockets.frame import Part, pad, wire_name
 from mesh.sockets.outgoing import Outgoing
 from mesh.sockets.transport import Socket
@@ -31,6 +32,8 @@ class Topic:
     owed: list[tuple[Socket, list[Part], int]] = field(default_factory=list)
     """What one transport took and another had no room for yet, with the number of messages in it;
     paid before anything else."""
+    compression: Compression | None = None
+    """Of what leaves over tcp."""
     dirty: bool = False
     wire: bytes = b""
     pad: bytes = b""

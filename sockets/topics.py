@@ -25,6 +25,7 @@ from mesh.errors import Closed, InvalidOption, OptionsDiffer
 from mesh.names import check_name
 from mesh.options import PublisherOptions, WhenFull
 from mesh.sockets.batch import BUSY_S, Batch, Item
+from mesh.sockets.compression import Compression
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import Flag, Kind, Part, encode
 from mesh.sockets.home import Counters, Home
@@ -91,7 +92,9 @@ class Topics:
                         f"{len(self._topics):,} topics are open, which is the limit"
                     )
                 batch = Batch(message_bytes_max=self.message_bytes_max)
-                topic = self._topics[name] = Topic(name, options, batch)
+                compression = self._home.compression()
+                topic = Topic(name, options, batch, compression=compression)
+                self._topics[name] = topic
             elif topic.options != options and not topic.handles:
                 topic.options, topic.last = options, None
             elif topic.options != options:
@@ -200,7 +203,7 @@ class Topics:
                 seq=seq + 1,
                 time_ns=now,
                 flags=self._flags,
-                compressed=bound.scheme == "tcp",
+                compression=self._compression(topic, bound),
             )
             # Before it is sent: a KeyboardInterrupt between the two then shows as a gap; a number
             # given twice would make a repeat of the next message.
@@ -231,6 +234,11 @@ class Topics:
         self.counters.sent += message.count
         self.counters.bytes_sent += message.size
         return True
+
+    def _compression(self, topic: Topic, bound: Bound) -> Compression | None:
+        """None also where no subscriber is known: a networked node's topics mostly stay at home."""
+        there = bound.scheme == "tcp" and self._readers.at(bound.socket)
+        return topic.compression if there else None
 
     def _pad(self, topic: Topic, socket: Socket, size: int) -> None:
         """A frame of `size` bytes was sent: have it take the slots that it weighs."""

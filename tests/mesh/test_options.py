@@ -94,6 +94,7 @@ def test_every_field_of_every_class_is_documented() -> None:
         (NodeOptions, {"heartbeat_s": "1"}, "heartbeat_s must be 0.05 to 3600 s, not '1'"),
         (NodeOptions, {"heartbeat_s": None}, "heartbeat_s must be 0.05 to 3600 s, not None"),
         (NodeOptions, {"heartbeat_s": True}, "heartbeat_s must be 0.05 to 3600 s, not True"),
+        (NodeOptions, {"compress": 1}, "compress must be True or False, not 1"),
         (NodeOptions, {"insecure_lan": "no"}, "insecure_lan must be True or False, not 'no'"),
         (NodeOptions, {"secret": 123}, "secret must be str, not int"),
         (NodeOptions, {"secret": b"x" * 20}, "secret must be str, not bytes"),
