@@ -121,8 +121,10 @@ class Topics:
         """
         batch = topic.batch
         now = time.monotonic()
-        busy = topic in self._open or (now - topic.sent_at < BUSY_S and self._open_batch(topic))
-        if busy and (item := message.item) is not None:
+        item = message.item
+        if item is not None and (
+            topic in self._open or (now - topic.sent_at < BUSY_S and self._open_batch(topic))
+        ):
             if len(batch.items) >= batch.room and not self._flush(topic):
                 return None
             batch.items.append(item)

@@ -371,3 +371,29 @@ def test_numpy_made_of_an_array_is_the_same_memory() -> None:
     made: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, array.data)
     assert made.tolist() == [[0, 1], [2, 3]]
     assert (passed_on(array) == made).all()
+
+
+def test_a_large_array_that_follows_another_closely_is_described_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A topic of which large messages follow each other has no batch for them to be tried with."""
+    with Node("sender") as sender, Node("receiver") as receiver:
+        publisher, subscriber = sender.publisher("a", when_full="wait"), receiver.subscriber("a")
+        publisher.wait_for(1, timeout=5)
+        array = read_only(np.zeros(LARGE, np.uint8))
+        tried: list[object] = []
+        pack = codec.pack
+
+        def noting(value: object) -> bytes:
+            tried.append(value)
+            return pack(value)
+
+        monkeypatch.setattr(codec, "pack", noting)
+        for _ in range(300):
+            publisher.send(array, timeout=5)
+            subscriber.recv(timeout=5)
+        for _ in range(300):
+            publisher.send(array, timeout=5)
+        for _ in range(300):
+            subscriber.recv(timeout=5)
+    assert not [value for value in tried if value is array]
