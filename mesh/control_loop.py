@@ -177,7 +177,8 @@ class ControlLoop(Loop):
         for kind, counters in self._past.items():
             total[kind].add(counters)
         for part in (*tuple(self._cores), *self._topics):
-            total[part.kind].add(part.counters)
+            with part.link.lock:  # what has left and is not counted yet is under it
+                total[part.kind].add(part.counters)
         return total
 
     def dropped(self) -> Counter[str]:
