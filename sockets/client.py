@@ -20,8 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from itertools import islice
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import zmq
 
@@ -33,12 +32,23 @@ from mesh.sockets import codec, failure
 from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import read_failure
-from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, wire_name
+from mesh.sockets.frame import FOR_EVER, Frame, Malformed, wire_name
 from mesh.sockets.handle import Handle
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, Slot, has_input, read_parts, send_parts
-from mesh.sockets.outgoing import Outgoing, encode_message
+from mesh.sockets.link import NOBLOCK, Link, Waiter, read_rest, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
+from mesh.sockets.single import (
+    CANCEL,
+    ERROR,
+    REPLY,
+    REQUEST,
+    Message,
+    Reader,
+    Writer,
+    encode,
+    payload_of,
+    receive,
+)
 from mesh.sockets.transport import Socket, Transport, scheme_of
 
 logger = logging.getLogger(__name__)
@@ -51,7 +61,6 @@ _PLACED_AT_ONCE = 256
 """Of many that wait for room only so many are looked at: mostly none of them gets any."""
 _LINGER_MS = 200
 """Cancellations sent when a client is closed get this long to leave."""
-_CANCEL = Outgoing(b"")
 
 
 class _Connection:
@@ -86,16 +95,23 @@ class Requests:
         self.link = Link(f"client {channel!r}")
         self.table: RequestTable[Call] = RequestTable(channel)
         self._home = home
-        self._wire = wire_name(channel)
+        self._wire = wire = wire_name(channel)
+        self._replies = Reader(wire, REPLY)
+        self._requests = Writer(wire, REQUEST, home.node_id)
+        self._cancels = Writer(wire, CANCEL, home.node_id)
+        self._bytes_max = home.transport.message_bytes_max
         self._connections: dict[ServerAccount[Call], _Connection] = {}
+        self._by_socket: dict[Socket, ServerAccount[Call]] = {}
         self._read_at = -1
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
     def begin(self, call: Call) -> bool | None:
         """A new call: hand it to a server if there is one. Raises `Busy`."""
-        self.table.admit(call)
-        self._place(call)
+        server = self.table.open(call)
+        if server is not None and not self._send(call, server):
+            self.table.put_back(call, server)
+            self._place(call, server)
         return self._read(call)
 
     def look(self, call: Call) -> bool | None:
@@ -105,57 +121,88 @@ class Requests:
         """
         if call.outcome is not None:
             return True
-        return None if self._read_at == self.link.attempts else self._read(call)
+        link = self.link
+        if link.rang and len(self._by_socket) == 1:
+            link.rang = False
+            for socket, server in self._by_socket.items():
+                self._read_one(socket, server, call)
+            if call.outcome is not None:
+                return True
+        return None if self._read_at == link.attempts else self._read(call)
 
     def _read(self, reader: Call | None = None) -> bool | None:
         """Read until `reader` has its outcome, or nothing is left to read; place what waits."""
-        sent = -1
-        while sent != self.counters.sent:  # what was sent may have swallowed the descriptor's edge
-            sent = self.counters.sent
-            for server, connection in self._connections.items():
-                if has_input(connection.socket):
-                    self._read_from(server, connection.socket, reader)
-                    if reader is not None and reader.outcome is not None:
-                        return True
-            if self.table.waiting:
-                self._place_waiting()
-        self._read_at = self.link.attempts
+        link, by_socket = self.link, self._by_socket
+        for _ in range(_FRAMES_PER_ATTEMPT):
+            inputs = link.inputs()
+            for socket, _ in inputs:
+                self._read_one(socket, by_socket[socket], reader)
+                if reader is not None and reader.outcome is not None:
+                    return True  # what else there is, the next reads: see `Link._pass_on`
+            if not inputs:
+                sent = self.counters.sent
+                if self.table.waiting:
+                    self._place_waiting()
+                if sent == self.counters.sent:  # else that may have swallowed the edge
+                    self._read_at = link.attempts
+                    return None
+        link.wake_all()  # there may be more
         return None
 
-    def _read_from(self, server: ServerAccount[Call], socket: Socket, reader: Call | None) -> None:
-        for _ in range(_FRAMES_PER_ATTEMPT):
-            if (parts := read_parts(socket, 2)) is None:
-                return
-            self._accept(server, parts, reader)
-            if reader is not None and reader.outcome is not None:
-                return  # what else there is, the next reads: see `Link._pass_on`
-        self.link.wake_all()  # there may be more
+    def _read_one(self, socket: Socket, server: ServerAccount[Call], reader: Call | None) -> bool:
+        """Read one answer; False if there is none."""
+        try:
+            first = socket.recv(NOBLOCK)
+        except zmq.Again:
+            return False
+        rest = read_rest(socket, 1)
+        reply = None if rest else self._replies.read(first)
+        if reply is None:
+            self._accept(server, [first, *rest], reader)
+            return True
+        sender, seq, _, message = reply
+        if sender != server.peer:
+            self.counters.dropped["malformed"] += 1
+        elif (call := self.table.answered(server, seq)) is not None:
+            counters = self.counters
+            counters.received += 1
+            counters.bytes_received += len(message)
+            call.outcome = message
+            if call is not reader:
+                self.link.hand(call, True)
+        else:
+            self._unexpected(server, REPLY)
+        return True
 
     def _accept(self, server: ServerAccount[Call], parts: list[bytes], reader: Call | None) -> None:
+        """An answer that is no plain reply."""
         try:
-            frame = decode(parts)
-            if frame.name != self._wire or frame.sender != server.peer:
-                raise Malformed("malformed")
-            if frame.kind not in (Kind.REPLY, Kind.ERROR):
+            frame = receive(parts, self._wire)
+            if frame.sender != server.peer or frame.kind not in (REPLY, ERROR):
                 raise Malformed("malformed")
         except Malformed as fault:
             self.counters.dropped[fault.reason] += 1
             return
         call = self.table.answered(server, frame.seq)
-        if call is not None:
-            self.counters.received += 1
-            self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
-            outcome = frame if frame.kind == Kind.REPLY else self._failure(server, call, frame)
-            self._settle(call, outcome, reader)
-        elif not self.table.owed(server):
+        if call is None:
+            self._unexpected(server, frame.kind)
+            return
+        self.counters.received += 1
+        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        outcome = frame if frame.kind == REPLY else self._failure(server, call, frame)
+        self._settle(call, outcome, reader)
+
+    def _unexpected(self, server: ServerAccount[Call], kind: int) -> None:
+        """Nobody waits for that answer."""
+        if not self.table.owed(server):
             self.counters.dropped["unexpected reply"] += 1
-        elif frame.kind == Kind.REPLY:
+        elif kind == REPLY:
             self.counters.dropped["late reply"] += 1
 
     def _failure(self, server: ServerAccount[Call], call: Call, frame: Frame) -> Outcome | None:
         """The outcome that an ERROR stands for; None if the call goes on to another server."""
         try:
-            code, error = read_failure(frame, self._home.transport.message_bytes_max)
+            code, error = read_failure(payload_of(frame, self._bytes_max))
         except Malformed as fault:
             return self._undecodable(fault, server.peer)
         if code == failure.EXPIRED:
@@ -173,17 +220,13 @@ class Requests:
         if outcome is not None:
             call.outcome = outcome
             if call is not reader:
-                call.slot.wake()
+                self.link.hand(call, True)
 
-    def _place(self, call: Call) -> bool:
+    def _place(self, call: Call, *full: ServerAccount[Call]) -> bool:
         """Send to the server that owes least and has room, if there is one."""
-        full: tuple[ServerAccount[Call], ...] = ()
         while (server := self.table.choose(call, full)) is not None:
-            connection = self._connections[server]
-            if send_parts(connection.socket, self._parts(call, connection.compressed)):
+            if self._send(call, server):
                 self.table.placed(call, server)
-                self.counters.sent += 1
-                self.counters.bytes_sent += call.message.size
                 return True
             full = (*full, server)
         return False
@@ -194,19 +237,20 @@ class Requests:
             if not self._place(call) and not call.tried:
                 return  # those behind it fare no better
 
-    def _parts(self, call: Call, compressed: bool) -> list[bytes]:
+    def _send(self, call: Call, server: ServerAccount[Call]) -> bool:
+        """False if there is no room."""
         remaining = FOR_EVER
         if call.deadline is not None:
             left_s = call.deadline - time.monotonic()
             remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
-        return call.message.parts(
-            self._wire,
-            Kind.REQUEST,
-            sender=self._home.node_id,
-            seq=call.seq,
-            remaining=remaining,
-            compressed=compressed,
-        )
+        connection = self._connections[server]
+        parts = self._requests.parts(call.message, call.seq, remaining, connection.compressed)
+        if not send_parts(connection.socket, parts):
+            return False
+        counters = self.counters
+        counters.sent += 1
+        counters.bytes_sent += len(call.message)
+        return True
 
     # -- The ends of a call ------------------------------------------------------------------
 
@@ -222,9 +266,8 @@ class Requests:
             self._cancel(call, server)
 
     def _cancel(self, call: Call, server: ServerAccount[Call]) -> None:
-        parts = _CANCEL.parts(self._wire, Kind.CANCEL, sender=self._home.node_id, seq=call.seq)
         # No room: then the server finds out by itself.
-        send_parts(self._connections[server].socket, parts)
+        send_parts(self._connections[server].socket, self._cancels.parts(b"", call.seq))
 
     def result(self, call: Call) -> Any:
         """What the server returned. Raises what it answered instead."""
@@ -233,14 +276,12 @@ class Requests:
         if isinstance(outcome, MeshError):
             raise outcome
         try:
-            payloads, _ = codec.unpack_frame(outcome, self._home.transport.message_bytes_max)
-            if len(payloads) != 1:
-                raise Malformed("malformed")
+            return payload_of(outcome, self._bytes_max)
         except Malformed as fault:
+            assert isinstance(call.server, ServerAccount)
             with self.link.lock:
-                error = self._undecodable(fault, outcome.sender)
+                error = self._undecodable(fault, call.server.peer)
             raise error from None
-        return payloads[0]
 
     def _undecodable(self, fault: Malformed, peer: int) -> RemoteError:
         self.counters.dropped[fault.reason] += 1
@@ -274,7 +315,9 @@ class Requests:
             logger.warning(text, self.link.what, node_text(peer), endpoint, error)
             return
         self.link.add(connection.socket)
-        self._connections[self.table.join(peer, key)] = connection
+        server = self.table.join(peer, key)
+        self._connections[server] = connection
+        self._by_socket[connection.socket] = server
         self.link.wake_all()  # the first to look has all that wait placed
 
     def detach(self, peer: int, key: int, reason: str) -> None:
@@ -288,10 +331,10 @@ class Requests:
 
     def _disconnect(self, server: ServerAccount[Call], what: str) -> None:
         connection = self._connections.pop(server)
-        for _ in range(_ANSWERS_LEFT_MAX // _FRAMES_PER_ATTEMPT):
-            if not has_input(connection.socket):
+        for _ in range(_ANSWERS_LEFT_MAX):
+            if not self._read_one(connection.socket, server, None):
                 break
-            self._read_from(server, connection.socket, None)
+        del self._by_socket[connection.socket]
         connection.watch.close()
         self.link.discard(connection.socket)
         text = (
@@ -325,43 +368,31 @@ class Requests:
                 self._cancel(call, server)
 
 
-Outcome = Frame | MeshError
+Outcome = bytes | Frame | MeshError
 
 
 class Call(Outstanding):
-    """One request as its caller sees it: a context, which abandons it if it ends in an error."""
+    """One request as its caller sees it, and the slot in which its wait is found."""
 
-    __slots__ = ("_core", "deadline", "message", "outcome", "slot", "timeout")
+    __slots__ = ("_core", "deadline", "message", "outcome", "timeout", "waiter")
 
     def __init__(
-        self, core: Requests, message: Outgoing, timeout: float | None, retry: bool
+        self, core: Requests, message: Message, timeout: float | None, retry: bool
     ) -> None:
-        super().__init__(retry)
+        self.retry = retry
+        self.seq = 0
+        self.server = None
+        self.tried = ()
         self._core = core
         self.message = message
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.outcome: Outcome | None = None
-        self.slot = Slot()
+        self.waiter: Waiter | None = None
 
     def attempt(self) -> bool | None:
         """For the link to wait with."""
         return self._core.look(self) if self.seq else self._core.begin(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if error is None:
-            return
-        self._core.abandon(self)
-        if isinstance(error, Timeout):
-            raise self._core.late(self) from None
 
 
 class Client(Handle):
@@ -398,9 +429,16 @@ class Client(Handle):
         here; `RemoteError` if the handler raised, or its result has no form to send;
         `NotSerializable` and `PayloadTooLarge` before anything is sent; `Closed`.
         """
-        with self._call(payload, headers, timeout, retry) as call:
-            self._core.link.wait(call.attempt, call.timeout, "answer", slot=call.slot)
-        return self._core.result(call)
+        core, call = self._core, self._call(payload, headers, timeout, retry)
+        try:
+            core.link.wait(call.attempt, call.timeout, "answer", slot=call)
+        except Timeout:
+            core.abandon(call)
+            raise core.late(call) from None
+        except BaseException:
+            core.abandon(call)
+            raise
+        return core.result(call)
 
     async def arequest(
         self,
@@ -411,9 +449,16 @@ class Client(Handle):
         retry: bool = False,
     ) -> Any:
         """`request` for asyncio. Cancelled, the request is not run unless it has been started."""
-        with self._call(payload, headers, timeout, retry) as call:
-            await self._core.link.wait_async(call.attempt, call.timeout, "answer", slot=call.slot)
-        return self._core.result(call)
+        core, call = self._core, self._call(payload, headers, timeout, retry)
+        try:
+            await core.link.wait_async(call.attempt, call.timeout, "answer", slot=call)
+        except Timeout:
+            core.abandon(call)
+            raise core.late(call) from None
+        except BaseException:
+            core.abandon(call)
+            raise
+        return core.result(call)
 
     def wait_for(self, count: int, *, timeout: float | None = None) -> None:
         """Block until at least `count` servers are connected. Raises `Timeout`, `Closed`."""
@@ -432,7 +477,7 @@ class Client(Handle):
         self, payload: Any, headers: codec.Headers | None, timeout: float | None, retry: bool
     ) -> Call:
         core = self._core
-        message = encode_message(payload, headers, core._home.transport.message_bytes_max)
+        message = encode(payload, headers, core._bytes_max)
         return Call(core, message, check_timeout(timeout), retry)
 
     def _connected(self, count: int, timeout: float | None) -> tuple[Any, float | None, str]:

@@ -17,17 +17,22 @@ for, or None after having read their sockets until these were empty. Knows nothi
 from __future__ import annotations
 
 import math
-import os
 import select
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import zmq
+from zmq.backend import Socket as _Socket
+from zmq.backend import zmq_poll as _zmq_poll
 
 from mesh.errors import Closed, Forked, Timeout
+from mesh.sockets.sleeping import NAP_S as NAP_S
+from mesh.sockets.sleeping import Sleeper, own_sleeper
+from mesh.sockets.sleeping import Waker as Waker
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -40,50 +45,12 @@ T = TypeVar("T")
 _EVENTS = int(zmq.EVENTS)
 _RCVMORE = int(zmq.RCVMORE)
 _POLLIN = int(zmq.POLLIN)
+NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_send = _Socket.send
+"""What `zmq.Socket.send` calls after looking for options of draft sockets: a third of its time."""
 
-
-NAP_S = 0.5
-"""Longest sleep of a thread, waking for nothing but Python's own sake: a signal that comes just
-before the call that sleeps is noticed only after it (Ctrl-C would be lost until the next one)."""
-
-
-class Waker:
-    """A descriptor that a sleeping thread watches. One for each thread, for all its waits."""
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def wake(self) -> None:
-        os.eventfd_write(self._fd, 1)
-
-    def drain(self) -> None:
-        try:
-            os.eventfd_read(self._fd)
-        except BlockingIOError:
-            return  # nobody woke us
-
-    def __del__(self) -> None:
-        os.close(self._fd)
-
-
-class _Own(threading.local):
-    def __init__(self) -> None:
-        self.waker = Waker()
-
-
-_own = _Own()
-
-
-def _fresh_wakers() -> None:
-    """A forked child shares its parent's descriptors: a wake-up meant for one would reach both."""
-    global _own
-    _own = _Own()
-
-
-os.register_at_fork(after_in_child=_fresh_wakers)
+_serials = count(1)
 
 
 class Waiter(Protocol):
@@ -91,17 +58,11 @@ class Waiter(Protocol):
         """Have it attempt again. Called under the link's lock, from any thread."""
 
 
-class Slot:
-    """For a directed wake-up: a pattern keeps it with a call, the link says who waits."""
+class Slot(Protocol):
+    """For `Link.hand` and directed wake-ups: a pattern keeps it with a call, the link says who
+    waits."""
 
-    __slots__ = ("waiter",)
-
-    def __init__(self) -> None:
-        self.waiter: Waiter | None = None
-
-    def wake(self) -> None:
-        if self.waiter is not None:
-            self.waiter.wake()
+    waiter: Waiter | None
 
 
 class Link:
@@ -116,9 +77,16 @@ class Link:
         self.lock = threading.Lock()
         self.attempts = 0
         """How often waiters were woken to try again; a busy loop would show here."""
+        self.rang = False
+        """Under the lock, in an attempt: the descriptor has just said that a socket has something,
+        so that who has one socket may read at once. Looking first costs as much as reading."""
         self._poll = select.epoll()
+        self._fd = self._poll.fileno()
+        self._serial = next(_serials)
         self._sockets: dict[zmq.Socket[bytes], int] = {}
-        self._threads: list[_ThreadWaiter] = []
+        self._looks: list[tuple[zmq.Socket[bytes], int]] = []
+        """The sockets, as `zmq_poll` wants them."""
+        self._threads: list[Sleeper] = []
         self._waiting_loops: list[LoopWaiter] = []
         self.loops: dict[AbstractEventLoop, LoopWaiter] = {}
         self._closed: Closed | None = None
@@ -131,21 +99,41 @@ class Link:
         assert isinstance(fd, int)
         self._poll.register(fd, select.EPOLLIN)
         self._sockets[socket] = fd
+        self._looks.append((socket, _POLLIN))
 
     def discard(self, socket: zmq.Socket[bytes], linger_ms: int = 0) -> None:
         """Close `socket` and forget it. What it still has to send goes on for `linger_ms`."""
         fd = self._sockets.pop(socket)
+        self._looks.remove((socket, _POLLIN))
         self._poll.unregister(fd)
         socket.close(linger=linger_ms)
 
     def readable(self) -> bool:
         """Whether a socket has something to read. Takes notice of all that came since."""
-        return any([has_input(socket) for socket in self._sockets])
+        return bool(self.inputs())
+
+    def inputs(self) -> list[tuple[zmq.Socket[bytes], int]]:
+        """The sockets that have something to read. Looks at each, in one call."""
+        return _zmq_poll(self._looks, 0)  # type: ignore[return-value]
 
     def wake_all(self) -> None:
         """Have every waiter attempt again: something other than a message changed."""
         waiters: list[Waiter] = [*self._threads, *self._waiting_loops]
         for waiter in waiters:
+            waiter.wake()
+
+    def hand(self, slot: Slot, result: object) -> None:
+        """What the wait with `slot` is for is here: have it return `result`, which needs neither
+        the lock nor another attempt. If it does not wait yet, its first attempt finds that out."""
+        waiter, slot.waiter = slot.waiter, None
+        if isinstance(waiter, Sleeper):
+            led = self._threads[0] is waiter
+            self._threads.remove(waiter)
+            waiter.result = result
+            waiter.wake()
+            if led and self._threads:
+                self._threads[0].wake()  # somebody has to watch the sockets
+        elif waiter is not None:
             waiter.wake()
 
     # -- Waiting -----------------------------------------------------------------------------
@@ -165,43 +153,70 @@ class Link:
         "no … within 2 s" of `Timeout`. With `retry_s` it is tried again at least that often.
         Raises `Timeout`, `Closed`, and whatever `attempt` raises. Safe from any thread.
         """
-        result = self.run(attempt)
-        if result is not None:
-            return result
-        if timeout == 0:
-            raise Timeout(f"no {what} at once")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiter = _ThreadWaiter(_own.waker)
+        sleeper = own_sleeper()
+        until = math.inf
         try:
             with self.lock:
-                self.check_open()
-                self._threads.append(waiter)
-                if slot is not None:
-                    slot.waiter = waiter
-                self.attempts += 1
-                result = attempt()  # what came since, when nobody was waiting for it yet
+                result = self._try(attempt)
                 if result is not None:
                     return result
-                leads = self._threads[0] is waiter
+                if timeout == 0:
+                    raise Timeout(f"no {what} at once")
+                # Under the lock still: nothing that anybody took notice of can have come since.
+                sleeper.busy = True
+                sleeper.result = None
+                self._threads.append(sleeper)
+                if slot is not None:
+                    slot.waiter = sleeper
+                leads = self._threads[0] is sleeper
+            if timeout is not None:
+                until = time.monotonic() + timeout
             while True:
-                waiter.sleep(self._poll if leads else None, deadline, retry_s)
+                once = until if retry_s is None else min(until, time.monotonic() + retry_s)
+                rang = sleeper.sleep(self._fd if leads else -1, self._serial, once)
+                if sleeper.result is not None:
+                    return cast(T, sleeper.result)
                 with self.lock:
-                    self.check_open()
+                    if self._closed is not None:
+                        raise self._closed_error()
                     self.attempts += 1
+                    self.rang = rang
                     result = attempt()
+                    self.rang = False
                     if result is not None:
+                        self._leave(sleeper, slot)
                         return result
-                    leads = self._threads[0] is waiter
-                if deadline is not None and time.monotonic() >= deadline:
+                    leads = self._threads[0] is sleeper
+                if until != math.inf and time.monotonic() >= until:
                     raise Timeout(f"no {what} within {timeout:g} s")
         finally:
-            if waiter in self._threads:
+            if sleeper in self._threads:
                 with self.lock:
-                    led = self._threads[0] is waiter
-                    self._threads.remove(waiter)
-                    if slot is not None:
-                        slot.waiter = None
-                    self._pass_on(led)
+                    self._leave(sleeper, slot)
+            sleeper.busy = False
+
+    def _try(self, attempt: Callable[[], T | None]) -> T | None:
+        """A first attempt, under the lock."""
+        if self._closed is not None:
+            raise self._closed_error()
+        self.rang = False
+        if not (self._threads or self._waiting_loops):
+            return attempt()
+        try:
+            return attempt()
+        finally:
+            self._pass_on(False)
+
+    def _leave(self, sleeper: Sleeper, slot: Slot | None) -> None:
+        """A thread waits no longer. Under the lock."""
+        if sleeper not in self._threads:
+            return
+        led = self._threads[0] is sleeper
+        self._threads.remove(sleeper)
+        if slot is not None:
+            slot.waiter = None
+        if self._threads or self._waiting_loops:
+            self._pass_on(led)
 
     async def wait_async(
         self,
@@ -280,7 +295,8 @@ class Link:
     def leave(self, waiter: LoopWaiter) -> None:
         if waiter in self._waiting_loops:
             self._waiting_loops.remove(waiter)
-            self._pass_on(False)
+            if self._threads or self._waiting_loops:
+                self._pass_on(False)
 
     def check_open(self) -> None:
         if self._closed is not None:
@@ -288,7 +304,7 @@ class Link:
 
     def fileno(self) -> int:
         """Readable while a socket wants to be looked at; for a poll set, never to be read."""
-        return self._poll.fileno()
+        return self._fd
 
     # -- Its end -----------------------------------------------------------------------------
 
@@ -323,33 +339,11 @@ class Link:
         self._threads.clear()
         self._waiting_loops.clear()
         self._sockets.clear()
+        self._looks.clear()
 
     def _closed_error(self) -> Closed:
         assert self._closed is not None
         return type(self._closed)(*self._closed.args)
-
-
-class _ThreadWaiter:
-    def __init__(self, waker: Waker) -> None:
-        self._waker = waker
-        self.wake = waker.wake
-
-    def sleep(
-        self, sockets: select.epoll | None, deadline: float | None, retry_s: float | None
-    ) -> None:
-        poller = select.poll()
-        waker = self._waker.fileno()
-        poller.register(waker, select.POLLIN)
-        if sockets is not None:
-            poller.register(sockets, select.POLLIN)
-        until = math.inf if deadline is None else deadline
-        if retry_s is not None:
-            until = min(until, time.monotonic() + retry_s)
-        fired: list[tuple[int, int]] = []
-        while not fired and (left := until - time.monotonic()) > 0:
-            fired = poller.poll(math.ceil(min(left, NAP_S) * 1000))
-        if any(fd == waker for fd, _ in fired):
-            self._waker.drain()
 
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:
@@ -361,11 +355,18 @@ def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[bytes] | None:
     """One whole ZeroMQ message without waiting, or None. Parts beyond `parts_max` are read and
     thrown away, all but one, so that the caller sees that there were too many."""
     try:
-        parts = [socket.recv(zmq.NOBLOCK)]
+        parts = [socket.recv(NOBLOCK)]
     except zmq.Again:
         return None
+    return parts + read_rest(socket, parts_max - 1)
+
+
+def read_rest(socket: zmq.Socket[bytes], parts_max: int) -> list[bytes]:
+    """The parts that belong to one just read. Of those beyond `parts_max` all but one are thrown
+    away, so that the caller sees that there were too many."""
+    parts: list[bytes] = []
     while socket.getsockopt(_RCVMORE):
-        part = socket.recv(zmq.NOBLOCK)
+        part = socket.recv(NOBLOCK)
         if len(parts) <= parts_max:
             parts.append(part)
     return parts
@@ -374,10 +375,9 @@ def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[bytes] | None:
 def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> bool:
     """Send one message without waiting; False if there is no room for it (nothing was sent)."""
     try:
-        if len(parts) == 1:
-            socket.send(parts[0], zmq.NOBLOCK)
-        else:
-            socket.send_multipart(parts, zmq.NOBLOCK)
+        for part in parts[:-1]:
+            _send(socket, part, _NOBLOCK_MORE)
+        _send(socket, parts[-1], NOBLOCK)
     except zmq.Again:
         return False
     return True

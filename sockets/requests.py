@@ -73,6 +73,23 @@ class RequestTable(Generic[R]):
 
     def admit(self, request: R) -> None:
         """A new request, which no server has yet. Raises `Busy` when the table is full."""
+        self._number(request)
+        self.waiting[request.seq] = request
+
+    def open(self, request: R) -> ServerAccount[R] | None:
+        """Admit a request and place it in one go: the server that has it now, if there is one."""
+        self._number(request)
+        server = self.choose(request)
+        if server is None:
+            self.waiting[request.seq] = request
+            return None
+        request.server = server
+        server.requests[request.seq] = request
+        if len(self._servers) > 1:
+            self._servers.move_to_end((server.peer, server.key))
+        return server
+
+    def _number(self, request: R) -> None:
         if self._open >= self._requests_max:
             raise Busy(
                 f"{self._open:,} requests to {self._channel!r} are outstanding, which is the limit"
@@ -80,18 +97,23 @@ class RequestTable(Generic[R]):
         self._open += 1
         self._seq += 1
         request.seq = self._seq
+
+    def put_back(self, request: R, server: ServerAccount[R]) -> None:
+        """There was no room for it after all: it waits."""
+        del server.requests[request.seq]
+        request.server = None
         self.waiting[request.seq] = request
 
     def choose(self, request: R, full: Iterable[ServerAccount[R]] = ()) -> ServerAccount[R] | None:
         """Of the servers not tried and not `full` the one that owes least; of equals the one
         longest unused."""
         best: ServerAccount[R] | None = None
+        least = 0
         for server in self._servers.values():
-            if (best is None or server.owes < best.owes) and not (
-                server in request.tried or server in full
-            ):
-                best = server
-                if not server.owes:
+            owes = len(server.requests) + server.abandoned
+            if (best is None or owes < least) and not (server in request.tried or server in full):
+                best, least = server, owes
+                if not owes:
                     break
         return best
 

@@ -76,6 +76,9 @@ class LoopTasks:
     def over(self) -> bool:
         return self._loop.is_closed()
 
+    def end(self) -> None:
+        """The tasks notice by themselves."""
+
     async def until_closed(self) -> None:
         """For a loop that has nothing else to do."""
         while self._tasks:
@@ -94,6 +97,9 @@ class OwnLoop:
 
     def over(self) -> bool:
         return False
+
+    def end(self) -> None:
+        """Its tasks notice by themselves."""
 
     def _work(self) -> None:
         asyncio.run(self._main())

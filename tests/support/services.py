@@ -198,7 +198,7 @@ class RawCaller:
         """The error that answers `seq`, which has to be the next answer."""
         frame = self.recv()
         assert (frame.kind, frame.seq) == (Kind.ERROR, seq)
-        return read_failure(frame, 1 << 26)
+        return read_failure(codec.unpack_frame(frame, 1 << 26)[0][0])
 
     def close(self) -> None:
         self.context.destroy(linger=0)
