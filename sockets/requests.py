@@ -76,7 +76,7 @@ class RequestTable(Generic[R]):
         self._number(request)
         self.waiting[request.seq] = request
 
-    def open(self, request: R) -> ServerAccount[R] | None:
+    def assign(self, request: R) -> ServerAccount[R] | None:
         """Admit a request and place it in one go: the server that has it now, if there is one."""
         self._number(request)
         server = self.choose(request)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mesh.errors import PeerLost, Timeout
-from mesh.sockets.client import Call, Client
+from mesh.sockets.calls import Call
+from mesh.sockets.client import Client
 from mesh.sockets.frame import Kind
 from mesh.sockets.link import has_input
 from mesh.sockets.sleeping import Sleeper

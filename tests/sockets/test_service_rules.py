@@ -156,7 +156,7 @@ def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, i
                 requests.append(opened(table, retry=n == 0))
             case "q":
                 requests.append(Outstanding(n == 0))
-                placed = table.open(requests[-1])
+                placed = table.assign(requests[-1])
                 if placed is not None and n == 3:
                     table.put_back(requests[-1], placed)
             case "j" if server is None:

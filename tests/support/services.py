@@ -13,7 +13,8 @@ import zmq
 from mesh.errors import RemoteError
 from mesh.options import ServiceOptions
 from mesh.sockets import codec
-from mesh.sockets.client import Client, Requests
+from mesh.sockets.calls import Requests
+from mesh.sockets.client import Client
 from mesh.sockets.control import Offer
 from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Kind, decode, encode, wire_name
