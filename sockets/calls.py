@@ -26,7 +26,7 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Malformed, wire_name
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import NOBLOCK, Link, Waiter, read_rest, send_parts
+from mesh.sockets.link import NOBLOCK, RCVMORE, Link, Waiter, look, read_rest, send, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.single import (
     CANCEL,
@@ -87,9 +87,11 @@ class Requests:
         self._replies = Reader(wire, REPLY)
         self._requests = Writer(wire, REQUEST, home.node_id)
         self._cancels = Writer(wire, CANCEL, home.node_id)
-        self._bytes_max = home.transport.message_bytes_max
+        self.bytes_max = home.transport.message_bytes_max
         self._connections: dict[ServerAccount[Call], _Connection] = {}
         self._by_socket: dict[Socket, ServerAccount[Call]] = {}
+        self._only: tuple[Socket, ServerAccount[Call]] | None = None
+        """The only server there is, and with it a few shorter ways."""
         self._read_at = -1
 
     # -- Attempts: under the lock ------------------------------------------------------------
@@ -100,7 +102,11 @@ class Requests:
         if server is not None and not self._send(call, server):
             self.table.put_back(call, server)
             self._place(call, server)
-        return self._read(call)
+        link = self.link
+        if self.table.waiting or look(link.looks, 0):
+            return self._read(call)
+        self._read_at = link.attempts
+        return None
 
     def look(self, call: Call) -> bool | None:
         """Whether it has its outcome; None after reading all there is.
@@ -110,10 +116,10 @@ class Requests:
         if call.outcome is not None:
             return True
         link = self.link
-        if link.rang and len(self._by_socket) == 1:
+        if link.rang and self._only is not None:
             link.rang = False
-            for socket, server in self._by_socket.items():
-                self._read_one(socket, server, call)
+            socket, server = self._only
+            self._read_one(socket, server, call)
             if call.outcome is not None:
                 return True
         return None if self._read_at == link.attempts else self._read(call)
@@ -122,7 +128,7 @@ class Requests:
         """Read until `reader` has its outcome, or nothing is left to read; place what waits."""
         link, by_socket = self.link, self._by_socket
         for _ in range(_FRAMES_PER_ATTEMPT):
-            inputs = link.inputs()
+            inputs = look(link.looks, 0)
             for socket, _ in inputs:
                 self._read_one(socket, by_socket[socket], reader)
                 if reader is not None and reader.outcome is not None:
@@ -143,10 +149,9 @@ class Requests:
             first = socket.recv(NOBLOCK)
         except zmq.Again:
             return False
-        rest = read_rest(socket, 1)
-        reply = None if rest else self._replies.read(first)
+        reply = None if socket.getsockopt(RCVMORE) else self._replies.read(first)
         if reply is None:
-            self._accept(server, [first, *rest], reader)
+            self._accept(server, [first, *read_rest(socket, 1)], reader)
             return True
         sender, seq, _, message = reply
         if sender != server.peer:
@@ -190,7 +195,7 @@ class Requests:
     def _failure(self, server: ServerAccount[Call], call: Call, frame: Frame) -> Outcome | None:
         """The outcome that an ERROR stands for; None if the call goes on to another server."""
         try:
-            code, error = read_failure(payload_of(frame, self._bytes_max))
+            code, error = read_failure(payload_of(frame, self.bytes_max))
         except Malformed as fault:
             return self._undecodable(fault, server.peer)
         if code == failure.EXPIRED:
@@ -231,13 +236,19 @@ class Requests:
         if call.deadline is not None:
             left_s = call.deadline - time.monotonic()
             remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
-        connection = self._connections[server]
-        parts = self._requests.parts(call.message, call.seq, remaining, connection.compressed)
-        if not send_parts(connection.socket, parts):
-            return False
+        connection, message = self._connections[server], call.message
+        parts = self._requests.parts(message, call.seq, remaining, connection.compressed)
+        if len(parts) > 1:
+            if not send_parts(connection.socket, parts):
+                return False
+        else:
+            try:
+                send(connection.socket, parts[0], NOBLOCK)
+            except zmq.Again:
+                return False
         counters = self.counters
         counters.sent += 1
-        counters.bytes_sent += len(call.message)
+        counters.bytes_sent += len(message)
         return True
 
     # -- The ends of a call ------------------------------------------------------------------
@@ -261,10 +272,10 @@ class Requests:
         """What the server returned. Raises what it answered instead."""
         outcome = call.outcome
         assert outcome is not None
-        if isinstance(outcome, MeshError):
+        if type(outcome) is not bytes and isinstance(outcome, MeshError):
             raise outcome
         try:
-            return payload_of(outcome, self._bytes_max)
+            return payload_of(outcome, self.bytes_max)
         except Malformed as fault:
             assert isinstance(call.server, ServerAccount)
             with self.link.lock:
@@ -306,7 +317,12 @@ class Requests:
         server = self.table.join(peer, key)
         self._connections[server] = connection
         self._by_socket[connection.socket] = server
+        self._count_servers()
         self.link.wake_all()  # the first to look has all that wait placed
+
+    def _count_servers(self) -> None:
+        each = list(self._by_socket.items())
+        self._only = each[0] if len(each) == 1 else None
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         """Answers that came in before count; what is outstanding then has lost its server."""
@@ -323,6 +339,7 @@ class Requests:
             if not self._read_one(connection.socket, server, None):
                 break
         del self._by_socket[connection.socket]
+        self._count_servers()
         connection.watch.close()
         self.link.discard(connection.socket)
         text = (
@@ -380,4 +397,5 @@ class Call(Outstanding):
 
     def attempt(self) -> bool | None:
         """For the link to wait with."""
-        return self._core.look(self) if self.seq else self._core.begin(self)
+        core = self._core
+        return core.look(self) if self.seq else core.begin(self)

@@ -58,7 +58,9 @@ class Client(Handle):
         here; `RemoteError` if the handler raised, or its result has no form to send;
         `NotSerializable` and `PayloadTooLarge` before anything is sent; `Closed`.
         """
-        core, call = self._core, self._call(payload, headers, timeout, retry)
+        core = self._core
+        message = encode(payload, headers, core.bytes_max)
+        call = Call(core, message, check_timeout(timeout), retry)
         try:
             core.link.wait(call.attempt, call.timeout, "answer", slot=call)
         except Timeout:
@@ -78,7 +80,9 @@ class Client(Handle):
         retry: bool = False,
     ) -> Any:
         """`request` for asyncio. Cancelled, the request is not run unless it has been started."""
-        core, call = self._core, self._call(payload, headers, timeout, retry)
+        core = self._core
+        message = encode(payload, headers, core.bytes_max)
+        call = Call(core, message, check_timeout(timeout), retry)
         try:
             await core.link.wait_async(call.attempt, call.timeout, "answer", slot=call)
         except Timeout:
@@ -101,13 +105,6 @@ class Client(Handle):
         """Give the client back; whoever waits gets `Closed`. Does not block; idempotent."""
         self._core.close(_LINGER_MS)
         super().close()
-
-    def _call(
-        self, payload: Any, headers: codec.Headers | None, timeout: float | None, retry: bool
-    ) -> Call:
-        core = self._core
-        message = encode(payload, headers, core._bytes_max)
-        return Call(core, message, check_timeout(timeout), retry)
 
     def _connected(self, count: int, timeout: float | None) -> tuple[Any, float | None, str]:
         check_count(count, "count", 0, limits.PEERS_MAX)

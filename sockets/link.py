@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import zmq
 from zmq.backend import Socket as _Socket
-from zmq.backend import zmq_poll as _zmq_poll
+from zmq.backend import zmq_poll
 
 from mesh.errors import Closed, Forked, Timeout
 from mesh.sockets.sleeping import NAP_S as NAP_S
-from mesh.sockets.sleeping import Sleeper, own_sleeper
+from mesh.sockets.sleeping import Sleeper
 from mesh.sockets.sleeping import Waker as Waker
+from mesh.sockets.sleeping import own as _own
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -43,13 +44,18 @@ T = TypeVar("T")
 
 # As plain integers: an enum member costs more than the call it is for.
 _EVENTS = int(zmq.EVENTS)
-_RCVMORE = int(zmq.RCVMORE)
+RCVMORE = int(zmq.RCVMORE)
 _POLLIN = int(zmq.POLLIN)
 NOBLOCK = int(zmq.NOBLOCK)
+"""For sockets' own `recv` and for `send`: passing an integer costs less than passing a flag."""
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_send = _Socket.send
+send = _Socket.send
 """What `zmq.Socket.send` calls after looking for options of draft sockets: a third of its time."""
 
+look: Callable[[list[tuple[zmq.Socket[bytes], int]], int], list[tuple[zmq.Socket[bytes], int]]]
+look = zmq_poll  # type: ignore[assignment]
+"""``look(link.looks, 0)`` are the sockets that have something to read, looked at in one call. Under
+the lock."""
 _serials = count(1)
 
 
@@ -83,9 +89,11 @@ class Link:
         self._poll = select.epoll()
         self._fd = self._poll.fileno()
         self._serial = next(_serials)
+        self._stirred = False
+        """Whether all were woken: so that who attempts, and does not wait yet, does not miss it."""
         self._sockets: dict[zmq.Socket[bytes], int] = {}
-        self._looks: list[tuple[zmq.Socket[bytes], int]] = []
-        """The sockets, as `zmq_poll` wants them."""
+        self.looks: list[tuple[zmq.Socket[bytes], int]] = []
+        """The sockets, as `look` wants them."""
         self._threads: list[Sleeper] = []
         self._waiting_loops: list[LoopWaiter] = []
         self.loops: dict[AbstractEventLoop, LoopWaiter] = {}
@@ -99,25 +107,22 @@ class Link:
         assert isinstance(fd, int)
         self._poll.register(fd, select.EPOLLIN)
         self._sockets[socket] = fd
-        self._looks.append((socket, _POLLIN))
+        self.looks.append((socket, _POLLIN))
 
     def discard(self, socket: zmq.Socket[bytes], linger_ms: int = 0) -> None:
         """Close `socket` and forget it. What it still has to send goes on for `linger_ms`."""
         fd = self._sockets.pop(socket)
-        self._looks.remove((socket, _POLLIN))
+        self.looks.remove((socket, _POLLIN))
         self._poll.unregister(fd)
         socket.close(linger=linger_ms)
 
     def readable(self) -> bool:
         """Whether a socket has something to read. Takes notice of all that came since."""
-        return bool(self.inputs())
-
-    def inputs(self) -> list[tuple[zmq.Socket[bytes], int]]:
-        """The sockets that have something to read. Looks at each, in one call."""
-        return _zmq_poll(self._looks, 0)  # type: ignore[return-value]
+        return bool(look(self.looks, 0))
 
     def wake_all(self) -> None:
         """Have every waiter attempt again: something other than a message changed."""
+        self._stirred = True
         waiters: list[Waiter] = [*self._threads, *self._waiting_loops]
         for waiter in waiters:
             waiter.wake()
@@ -136,6 +141,11 @@ class Link:
         elif waiter is not None:
             waiter.wake()
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody waits. Under the lock."""
+        return not self._threads and not self._waiting_loops
+
     # -- Waiting -----------------------------------------------------------------------------
 
     def wait(
@@ -153,11 +163,22 @@ class Link:
         "no … within 2 s" of `Timeout`. With `retry_s` it is tried again at least that often.
         Raises `Timeout`, `Closed`, and whatever `attempt` raises. Safe from any thread.
         """
-        sleeper = own_sleeper()
-        until = math.inf
+        sleeper = _own.sleeper
+        if sleeper.busy:
+            sleeper = Sleeper()  # a signal handler waits in the midst of a wait
+        threads = self._threads
         try:
             with self.lock:
-                result = self._try(attempt)
+                if self._closed is not None:
+                    raise self._closed_error()
+                self.rang = self._stirred = False
+                if threads or self._waiting_loops:
+                    try:
+                        result = attempt()
+                    finally:
+                        self._pass_on(False)
+                else:
+                    result = attempt()
                 if result is not None:
                     return result
                 if timeout == 0:
@@ -165,47 +186,52 @@ class Link:
                 # Under the lock still: nothing that anybody took notice of can have come since.
                 sleeper.busy = True
                 sleeper.result = None
-                self._threads.append(sleeper)
+                threads.append(sleeper)
                 if slot is not None:
                     slot.waiter = sleeper
-                leads = self._threads[0] is sleeper
-            if timeout is not None:
-                until = time.monotonic() + timeout
-            while True:
-                once = until if retry_s is None else min(until, time.monotonic() + retry_s)
-                rang = sleeper.sleep(self._fd if leads else -1, self._serial, once)
-                if sleeper.result is not None:
-                    return cast(T, sleeper.result)
-                with self.lock:
-                    if self._closed is not None:
-                        raise self._closed_error()
-                    self.attempts += 1
-                    self.rang = rang
-                    result = attempt()
-                    self.rang = False
-                    if result is not None:
+                leads = threads[0] is sleeper
+                if self._stirred:
+                    sleeper.wake()
+            return self._sleep(sleeper, leads, attempt, timeout, what, slot, retry_s)
+        finally:
+            if sleeper.busy:
+                if sleeper in threads:
+                    with self.lock:
                         self._leave(sleeper, slot)
-                        return result
-                    leads = self._threads[0] is sleeper
-                if until != math.inf and time.monotonic() >= until:
-                    raise Timeout(f"no {what} within {timeout:g} s")
-        finally:
-            if sleeper in self._threads:
-                with self.lock:
-                    self._leave(sleeper, slot)
-            sleeper.busy = False
+                sleeper.busy = False
 
-    def _try(self, attempt: Callable[[], T | None]) -> T | None:
-        """A first attempt, under the lock."""
-        if self._closed is not None:
-            raise self._closed_error()
-        self.rang = False
-        if not (self._threads or self._waiting_loops):
-            return attempt()
-        try:
-            return attempt()
-        finally:
-            self._pass_on(False)
+    def _sleep(
+        self,
+        sleeper: Sleeper,
+        leads: bool,
+        attempt: Callable[[], T | None],
+        timeout: float | None,
+        what: str,
+        slot: Slot | None,
+        retry_s: float | None,
+    ) -> T:
+        """The part of `wait` that waits."""
+        left_s = math.inf if timeout is None else timeout
+        until = time.monotonic() + left_s
+        while True:
+            if retry_s is not None and retry_s < left_s:
+                left_s = retry_s
+            rang = sleeper.sleep(self._fd if leads else -1, self._serial, left_s)
+            if sleeper.result is not None:
+                return cast(T, sleeper.result)
+            with self.lock:
+                if self._closed is not None:
+                    raise self._closed_error()
+                self.attempts += 1
+                self.rang = rang
+                result = attempt()
+                if result is not None:
+                    self._leave(sleeper, slot)
+                    return result
+                leads = self._threads[0] is sleeper
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise Timeout(f"no {what} within {timeout:g} s")
 
     def _leave(self, sleeper: Sleeper, slot: Slot | None) -> None:
         """A thread waits no longer. Under the lock."""
@@ -339,7 +365,7 @@ class Link:
         self._threads.clear()
         self._waiting_loops.clear()
         self._sockets.clear()
-        self._looks.clear()
+        self.looks.clear()
 
     def _closed_error(self) -> Closed:
         assert self._closed is not None
@@ -365,7 +391,7 @@ def read_rest(socket: zmq.Socket[bytes], parts_max: int) -> list[bytes]:
     """The parts that belong to one just read. Of those beyond `parts_max` all but one are thrown
     away, so that the caller sees that there were too many."""
     parts: list[bytes] = []
-    while socket.getsockopt(_RCVMORE):
+    while socket.getsockopt(RCVMORE):
         part = socket.recv(NOBLOCK)
         if len(parts) <= parts_max:
             parts.append(part)
@@ -376,8 +402,8 @@ def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> bool:
     """Send one message without waiting; False if there is no room for it (nothing was sent)."""
     try:
         for part in parts[:-1]:
-            _send(socket, part, _NOBLOCK_MORE)
-        _send(socket, parts[-1], NOBLOCK)
+            send(socket, part, _NOBLOCK_MORE)
+        send(socket, parts[-1], NOBLOCK)
     except zmq.Again:
         return False
     return True

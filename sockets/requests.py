@@ -73,30 +73,31 @@ class RequestTable(Generic[R]):
 
     def admit(self, request: R) -> None:
         """A new request, which no server has yet. Raises `Busy` when the table is full."""
-        self._number(request)
-        self.waiting[request.seq] = request
-
-    def assign(self, request: R) -> ServerAccount[R] | None:
-        """Admit a request and place it in one go: the server that has it now, if there is one."""
-        self._number(request)
-        server = self.choose(request)
-        if server is None:
-            self.waiting[request.seq] = request
-            return None
-        request.server = server
-        server.requests[request.seq] = request
-        if len(self._servers) > 1:
-            self._servers.move_to_end((server.peer, server.key))
-        return server
-
-    def _number(self, request: R) -> None:
         if self._open >= self._requests_max:
             raise Busy(
                 f"{self._open:,} requests to {self._channel!r} are outstanding, which is the limit"
             )
         self._open += 1
-        self._seq += 1
-        request.seq = self._seq
+        self._seq = seq = self._seq + 1
+        request.seq = seq
+        self.waiting[seq] = request
+
+    def assign(self, request: R) -> ServerAccount[R] | None:
+        """Admit a request and place it in one go: the server that has it now, if there is one."""
+        servers = self._servers
+        if len(servers) != 1 or self._open >= self._requests_max:
+            self.admit(request)
+            if (best := self.choose(request)) is not None:
+                self.placed(request, best)
+            return best
+        self._open += 1
+        self._seq = seq = self._seq + 1
+        for server in servers.values():
+            request.seq = seq
+            request.server = server
+            server.requests[seq] = request
+            return server
+        return None
 
     def put_back(self, request: R, server: ServerAccount[R]) -> None:
         """There was no room for it after all: it waits."""

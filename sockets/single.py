@@ -11,6 +11,7 @@ Knows frames, not sockets.
 from __future__ import annotations
 
 import struct
+import threading
 from typing import Any, Final
 
 import msgpack
@@ -39,11 +40,23 @@ _REST: Final = struct.Struct("<QQQI")
 assert _BEGINNING.size + _REST.size == HEADER.size
 _SEQ_END: Final = 1 << 63
 
+_unpack: Final = msgpack.unpackb
+_QUICK: Final = frozenset({bytes, str, int, float, bool, type(None)})
 _ARRAY_OF_ONE: Final = b"\x91"
 _NOT_SCALAR: Final = frozenset(
     [*range(0x80, 0xA0), 0xC1, *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)]
 )
 """First bytes of what MessagePack nests or extends, or never uses: to be decoded within bounds."""
+
+
+class _Own(threading.local):
+    """A packer for each thread: one packer must not be used by two at a time."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+_own = _Own()
 
 
 class Special:
@@ -84,6 +97,14 @@ Message = bytes | Special
 def encode(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Message:
     """Encode `payload`. Raises `NotSerializable`; `PayloadTooLarge` beyond `bytes_max`, or for
     headers that a frame has no room for."""
+    if not headers and type(payload) in _QUICK:
+        try:
+            body: bytes = _ARRAY_OF_ONE + _own.pack(payload)
+        except (ValueError, OverflowError):
+            pass  # it has no form: told below
+        else:
+            if len(body) < limits.COMPRESS_BYTES_MIN and len(body) <= bytes_max:
+                return body
     packed_headers = codec.pack_headers(headers) if headers else None
     detached = type(payload) is bytes and len(payload) >= DETACH_BYTES_MIN
     packed: bytes = payload if detached else codec.pack(payload)
@@ -172,7 +193,7 @@ def payload_of(message: bytes | Frame, bytes_max: int) -> Any:
             raise Malformed("malformed")
         return items[0]
     try:
-        return msgpack.unpackb(message[1:])
+        return _unpack(message[1:])
     except (ValueError, msgpack.UnpackException) as error:
         raise Malformed("malformed") from error
 

@@ -10,6 +10,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 
 NAP_S = 0.5
 """Longest sleep of a thread, waking for nothing but Python's own sake: a signal that comes just
@@ -35,8 +36,8 @@ class Waker:
         except BlockingIOError:
             return  # nobody woke us
 
-    def __del__(self) -> None:
-        os.close(self._fd)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self._fd)  # `os` may be gone by the time the program ends
 
 
 class Sleeper:
@@ -58,32 +59,29 @@ class Sleeper:
         one may have been closed since."""
         self._also_serial = 0
 
-    def sleep(self, fd: int, serial: int, until: float) -> bool:
-        """Until woken, until `fd` is readable (-1: there is none), or until that time; says whether
-        `fd` was readable. `serial`, over 0, tells it from others that had the same number."""
+    def sleep(self, fd: int, serial: int, timeout: float) -> bool:
+        """Until woken, until `fd` is readable (-1: there is none), or for `timeout` seconds; says
+        whether `fd` was readable. `serial`, over 0, tells it from others that had the same number.
+        """
         if fd < 0:
             poll = self._alone.poll
         else:
             if serial != self._also_serial:
                 self._watch(fd, serial)
             poll = self._also.poll
-        while True:
-            if until == math.inf:
-                fired = poll(_NAP_MS)
-            else:
+        nap_ms = _NAP_MS if timeout >= NAP_S else math.ceil(timeout * 1000)
+        fired = poll(nap_ms)
+        if not fired:
+            until = time.monotonic() + timeout - nap_ms / 1000
+            while not fired:
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     return False
                 fired = poll(_NAP_MS if left_s >= NAP_S else math.ceil(left_s * 1000))
-            if fired:
-                break
-        readable = False
-        for each, _ in fired:
-            if each == fd:
-                readable = True
-            else:
-                self._waker.drain()
-        return readable
+        if len(fired) == 1 and fired[0][0] == fd:
+            return True
+        self._waker.drain()
+        return len(fired) > 1
 
     def _watch(self, fd: int, serial: int) -> None:
         poll = select.poll()
@@ -97,19 +95,13 @@ class _Own(threading.local):
         self.sleeper = Sleeper()
 
 
-_own = _Own()
-
-
-def own_sleeper() -> Sleeper:
-    """The calling thread's, or one for the time being if that is in a wait already."""
-    sleeper = _own.sleeper
-    return Sleeper() if sleeper.busy else sleeper
+own = _Own()
+"""``own.sleeper`` is the calling thread's."""
 
 
 def _fresh() -> None:
     """A forked child shares its parent's descriptors: a wake-up meant for one would reach both."""
-    global _own
-    _own = _Own()
+    own.__dict__["sleeper"] = Sleeper()
 
 
 os.register_at_fork(after_in_child=_fresh)

@@ -509,3 +509,21 @@ def test_a_wait_may_be_longer_than_any_timer(box: Box) -> None:
     with pytest.raises(Closed):
         box.link.wait(box.take, 1e12, "message")
     closing.join(5)
+
+
+def test_who_is_told_to_look_again_during_his_first_attempt_does_so(box: Box) -> None:
+    """He does not wait yet: an attempt that has read enough for once, and leaves the rest."""
+
+    def attempt() -> int | None:
+        if not box.items:
+            box.put(1)
+            box.link.wake_all()
+            return None
+        return box.take()
+
+    assert box.link.wait(attempt, 5, "message") == 1
+
+    async def run() -> int:
+        return await box.link.wait_async(attempt, 5, "message")
+
+    assert asyncio.run(run()) == 1

@@ -255,7 +255,7 @@ def test_an_answer_that_a_send_brought_to_light_is_not_overlooked(
 
 
 def _never_opened(client: Client) -> Any:
-    return client._call(None, None, 1, False)
+    return Call(core_of(client), b"\x91\xc0", 1, False)
 
 
 def test_an_answer_that_comes_while_another_request_is_sent_on_is_not_overlooked(net: Net) -> None:
