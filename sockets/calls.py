@@ -26,7 +26,7 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Malformed, wire_name
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import NOBLOCK, RCVMORE, Link, Waiter, look, read_rest, send, send_parts
+from mesh.sockets.link import NOBLOCK, RCVMORE, Link, Recipient, look, read_rest, send, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.single import (
     CANCEL,
@@ -393,7 +393,7 @@ class Call(Outstanding):
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.outcome: Outcome | None = None
-        self.waiter: Waiter | None = None
+        self.waiter: Recipient | None = None
 
     def attempt(self) -> bool | None:
         """For the link to wait with."""

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import zmq
 from zmq.backend import Socket as _Socket
@@ -64,11 +64,16 @@ class Waiter(Protocol):
         """Have it attempt again. Called under the link's lock, from any thread."""
 
 
+class Recipient(Waiter, Protocol):
+    def hand(self, result: Any) -> None:
+        """Have it return `result`. Called under the link's lock, from any thread."""
+
+
 class Slot(Protocol):
     """For `Link.hand` and directed wake-ups: a pattern keeps it with a call, the link says who
     waits."""
 
-    waiter: Waiter | None
+    waiter: Recipient | None
 
 
 class Link:
@@ -131,15 +136,15 @@ class Link:
         """What the wait with `slot` is for is here: have it return `result`, which needs neither
         the lock nor another attempt. If it does not wait yet, its first attempt finds that out."""
         waiter, slot.waiter = slot.waiter, None
-        if isinstance(waiter, Sleeper):
-            led = self._threads[0] is waiter
-            self._threads.remove(waiter)
-            waiter.result = result
-            waiter.wake()
-            if led and self._threads:
-                self._threads[0].wake()  # somebody has to watch the sockets
-        elif waiter is not None:
-            waiter.wake()
+        if waiter is None:
+            return
+        threads = self._threads
+        if isinstance(waiter, Sleeper) and waiter in threads:
+            led = threads[0] is waiter
+            threads.remove(waiter)
+            if led and threads:
+                threads[0].wake()  # somebody has to watch the sockets
+        waiter.hand(result)
 
     @property
     def alone(self) -> bool:
@@ -169,16 +174,7 @@ class Link:
         threads = self._threads
         try:
             with self.lock:
-                if self._closed is not None:
-                    raise self._closed_error()
-                self.rang = self._stirred = False
-                if threads or self._waiting_loops:
-                    try:
-                        result = attempt()
-                    finally:
-                        self._pass_on(False)
-                else:
-                    result = attempt()
+                result = self._first(attempt)
                 if result is not None:
                     return result
                 if timeout == 0:
@@ -233,6 +229,18 @@ class Link:
             if left_s <= 0:
                 raise Timeout(f"no {what} within {timeout:g} s")
 
+    def _first(self, attempt: Callable[[], T | None]) -> T | None:
+        """The first attempt of a wait. Under the lock."""
+        if self._closed is not None:
+            raise self._closed_error()
+        self.rang = self._stirred = False
+        if not (self._threads or self._waiting_loops):
+            return attempt()
+        try:
+            return attempt()
+        finally:
+            self._pass_on(False)
+
     def _leave(self, sleeper: Sleeper, slot: Slot | None) -> None:
         """A thread waits no longer. Under the lock."""
         if sleeper not in self._threads:
@@ -258,16 +266,27 @@ class Link:
 
         A result that came together with the cancellation goes to `give_back`, under the lock.
         """
-        result = self.run(attempt)
-        if result is not None:
-            return result
-        if timeout == 0:
-            raise Timeout(f"no {what} at once")
-        from mesh.sockets.link_asyncio import loop_waiter
+        from mesh.sockets.link_asyncio import CancelledError, loop_waiter, running_loop
 
-        return await loop_waiter(self).wait(
-            attempt, timeout, what, give_back=give_back, slot=slot, retry_s=retry_s
-        )
+        loop = running_loop()
+        with self.lock:
+            result = self._first(attempt)
+            if result is not None:
+                return result
+            if timeout == 0:
+                raise Timeout(f"no {what} at once")
+            waiter = self.loops.get(loop) or loop_waiter(self, loop)
+            wait = waiter.begin(attempt, timeout, what, slot, retry_s)
+            if self._stirred:
+                waiter.wake()
+        try:
+            return await wait.future
+        except CancelledError:
+            waiter.end(wait, give_back)
+            raise
+        finally:
+            # It may hold an error, whose traceback holds this frame: a circle around the link.
+            del wait
 
     def run(self, operation: Callable[[], T]) -> T:
         """Do `operation` under the lock; if others wait, see that nothing is left lying that they
@@ -354,6 +373,8 @@ class Link:
                 for socket in list(self._sockets):
                     self.discard(socket, linger_ms)
                 self.wake_all()
+                for waiter in self.loops.values():
+                    waiter.wake()  # also one that watches though nobody waits
                 self.loops.clear()  # they refer to this link
 
     def abandon(self) -> None:

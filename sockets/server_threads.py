@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from mesh.errors import Closed
 
 if TYPE_CHECKING:
-    from mesh.sockets.link import Waiter
+    from mesh.sockets.link import Recipient
     from mesh.sockets.server import Request, Server
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Threads:
         """Whether the deputy waits for the bell. This and the like under the link's lock."""
         self._bell = threading.Lock()
         self._bell.acquire()
-        self.waiter: Waiter | None = None
+        self.waiter: Recipient | None = None
         """The deputy, while it reads."""
 
     def start(self) -> None:

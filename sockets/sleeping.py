@@ -59,6 +59,11 @@ class Sleeper:
         one may have been closed since."""
         self._also_serial = 0
 
+    def hand(self, result: object) -> None:
+        """Wake it with what it waits for."""
+        self.result = result
+        self.wake()
+
     def sleep(self, fd: int, serial: int, timeout: float) -> bool:
         """Until woken, until `fd` is readable (-1: there is none), or for `timeout` seconds; says
         whether `fd` was readable. `serial`, over 0, tells it from others that had the same number.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from mesh.sockets.calls import Call
 from mesh.sockets.client import Client
 from mesh.sockets.frame import Kind
 from mesh.sockets.link import has_input
+from mesh.sockets.link_asyncio import LoopWaiter
 from mesh.sockets.sleeping import Sleeper
 from mesh.sockets.transport import Transport
 from tests.support.homes import Homes
@@ -212,19 +214,16 @@ def test_an_answer_that_comes_before_a_loop_watches_is_not_overlooked(
     net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = net.client()
-    core, run = core_of(client), core_of(client).link.run
+    link, begin = core_of(client).link, LoopWaiter.begin
     raw_server.attach(client)
 
-    def late(operation: Callable[[], Any]) -> Any:
-        result = run(operation)
-        monkeypatch.setattr(core.link, "run", run)
+    def late(waiter: LoopWaiter, *wait: Any) -> Any:
         caller, frame = raw_server.recv()
         raw_server.reply(caller, frame.seq, "early")
-        with core.link.lock:
-            until(core.link.readable)
-        return result
+        assert select.select([link], [], [], 5)[0]
+        return begin(waiter, *wait)
 
-    monkeypatch.setattr(core.link, "run", late)
+    monkeypatch.setattr(LoopWaiter, "begin", late)
     began = time.monotonic()
     assert asyncio.run(client.arequest("x", timeout=10)) == "early"
     assert time.monotonic() - began < 9, "its deadline made it look again"
