@@ -283,8 +283,10 @@ class Server:
         logger.log(level, "the handler of service %r raised", self.channel, exc_info=error)
         return ERROR, describe(failure.REMOTE, error)
 
-    def finish(self, request: Request, answer: Answer) -> None:
-        """A handler has ended: answer its caller."""
+    def finish(
+        self, request: Request, answer: Answer, then: Callable[[], object] | None = None
+    ) -> None:
+        """A handler has ended: answer its caller, and `then` take what else there is."""
         parts, size = self._parts(request, answer), len(answer[1])
 
         def send() -> bool:
@@ -294,7 +296,13 @@ class Server:
             return self._closing and not self._backlog.running
 
         try:
-            last = self.link.run(send)
+            if then is None:
+                last = self.link.run(send)
+            else:
+                with self.link.lock:
+                    self.link.check_open()
+                    last = send()
+                    then()
         except Closed:
             with self.link.lock:
                 self.counters.dropped["answer after close"] += 1

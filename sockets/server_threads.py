@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -57,7 +56,9 @@ class Threads:
 
     def end(self) -> None:
         with self._server.link.lock:
-            self._wake_deputy()
+            self._parked = False
+            if self._bell.locked():
+                self._bell.release()
 
     def _start(self, work: Callable[[], None]) -> None:
         name = f"mesh service {self._server.channel}"
@@ -117,7 +118,7 @@ class Threads:
         link, quiet = self._server.link, 0
         while not link.closed:
             started = self._started
-            time.sleep(NAP_S)
+            self._bell.acquire(timeout=NAP_S)  # which only the end of the service cuts short
             if self._started != started:
                 quiet = 0
             elif self._server.running >= self._concurrency:
