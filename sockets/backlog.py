@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
 class Request(Generic[C]):
     """A request as it arrived."""
 
-    __slots__ = ("caller", "expires", "message", "seq")
+    __slots__ = ("arrived", "caller", "expires", "message", "seq")
 
     def __init__(
         self, caller: C, seq: int, remaining: int, message: bytes | Frame, now: float
@@ -36,6 +36,7 @@ class Request(Generic[C]):
         """With the caller, unique as long as it waits."""
         self.message = message
         """Not yet decoded: see `mesh.sockets.single`."""
+        self.arrived = now
         self.expires = math.inf if remaining == FOR_EVER else now + remaining / 1000
 
 
@@ -51,9 +52,9 @@ class Backlog(Generic[C]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def arrive(self, request: Request[C], now: float) -> Verdict:
+    def arrive(self, request: Request[C]) -> Verdict:
         """What is to become of a new request."""
-        if now >= request.expires:
+        if request.arrived >= request.expires:
             return Verdict.EXPIRED
         key = request.caller, request.seq
         waiting = self._waiting

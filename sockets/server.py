@@ -183,11 +183,8 @@ class Server:
         if plain is None:
             self._accept(socket, [routing_id, first, *read_rest(socket, 2)])
             return None
-        _, seq, remaining, message = plain
-        request = Request((socket, routing_id), seq, remaining, message, time.monotonic())
-        self.counters.received += 1
-        self.counters.bytes_received += len(message)
-        if remaining and not self._closing and self._backlog.start_at_once():
+        request = self._arrived(socket, routing_id, plain)
+        if plain[2] and not self._closing and self._backlog.start_at_once():
             return request
         self._admit(request)
         return None
@@ -197,7 +194,20 @@ class Server:
             parts = [socket.recv(NOBLOCK)]
         except zmq.Again:
             return
-        self._accept(socket, parts + read_rest(socket, 3))
+        parts += read_rest(socket, 3)
+        plain = self._requests.read(parts[1]) if len(parts) == 2 else None
+        if plain is None:
+            self._accept(socket, parts)
+        else:
+            self._admit(self._arrived(socket, parts[0], plain))
+
+    def _arrived(
+        self, socket: Socket, routing_id: bytes, plain: tuple[int, int, int, bytes]
+    ) -> Request:
+        _, seq, remaining, message = plain
+        self.counters.received += 1
+        self.counters.bytes_received += len(message)
+        return Request((socket, routing_id), seq, remaining, message, time.monotonic())
 
     def _accept(self, socket: Socket, parts: list[bytes]) -> None:
         """One message from a caller, whatever it is."""
@@ -225,7 +235,7 @@ class Server:
         if self._closing:
             self._turn_away(request, failure.BUSY)
             return
-        verdict = self._backlog.arrive(request, time.monotonic())
+        verdict = self._backlog.arrive(request)
         if verdict is Verdict.BUSY:
             self._turn_away(request, failure.BUSY)
         elif verdict is Verdict.EXPIRED:

@@ -186,14 +186,14 @@ def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, i
 
 def test_no_more_run_than_may_and_no_more_wait_than_fit() -> None:
     backlog = Backlog[str](2, 3)
-    verdicts = [backlog.arrive(request(seq), 0.0) for seq in range(1, 8)]
+    verdicts = [backlog.arrive(request(seq)) for seq in range(1, 8)]
     assert verdicts == [Verdict.WAIT] * 5 + [Verdict.BUSY] * 2
     start(backlog, 1)
     start(backlog, 2)
     assert (backlog.running, len(backlog)) == (2, 3)
     assert not backlog.can_start()
     assert backlog.start(0.0) == (None, [])
-    assert backlog.arrive(request(8), 0.0) is Verdict.BUSY
+    assert backlog.arrive(request(8)) is Verdict.BUSY
     backlog.done()
     assert backlog.can_start()
     started, _ = backlog.start(0.0)
@@ -212,7 +212,7 @@ def start(backlog: Backlog[str], seq: int) -> None:
 def test_requests_are_started_in_the_order_of_their_arrival() -> None:
     backlog = Backlog[str](1, 2)
     for seq in (2, 1, 3):
-        backlog.arrive(request(seq), 0.0)
+        backlog.arrive(request(seq))
     for seq in (2, 1, 3):
         start(backlog, seq)
         backlog.done()
@@ -221,12 +221,12 @@ def test_requests_are_started_in_the_order_of_their_arrival() -> None:
 def test_an_expired_request_is_never_started() -> None:
     """Its remaining time counts from its arrival."""
     backlog = Backlog[str](1, 5)
-    assert backlog.arrive(request(1, 100.0, 0), 100.0) is Verdict.EXPIRED
-    backlog.arrive(request(2, 100.0), 100.0)
+    assert backlog.arrive(request(1, 100.0, 0)) is Verdict.EXPIRED
+    backlog.arrive(request(2, 100.0))
     backlog.start(100.0)
     short, long = request(3, 100.0, 50), request(4, 100.0, 500)
-    backlog.arrive(short, 100.0)
-    backlog.arrive(long, 100.0)
+    backlog.arrive(short)
+    backlog.arrive(long)
     backlog.done()
     assert backlog.start(100.051) == (long, [short])
     backlog.done()
@@ -235,20 +235,20 @@ def test_an_expired_request_is_never_started() -> None:
 
 def test_the_expired_leave_the_backlog_without_a_free_handler() -> None:
     backlog = Backlog[str](1, 1)
-    backlog.arrive(request(1), 0.0)
+    backlog.arrive(request(1))
     start(backlog, 1)
     short = request(2, 0.0, 50)
-    backlog.arrive(short, 0.0)
+    backlog.arrive(short)
     assert backlog.expire(0.049) == []
     assert backlog.expire(0.05) == [short]
-    assert backlog.arrive(request(3), 0.05) is Verdict.WAIT
+    assert backlog.arrive(request(3)) is Verdict.WAIT
 
 
 def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it() -> None:
     backlog = Backlog[str](1, 5)
     mine, theirs = request(2), request(2, caller="other caller")
     for each in (request(1), mine, theirs):
-        backlog.arrive(each, 0.0)
+        backlog.arrive(each)
     start(backlog, 1)
     assert backlog.cancel("caller", 1) is None, "it runs"
     assert backlog.cancel("caller", 9) is None
@@ -259,8 +259,8 @@ def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it
 
 def test_a_repeated_request_is_refused() -> None:
     backlog = Backlog[str](1, 5)
-    assert backlog.arrive(request(2), 0.0) is Verdict.WAIT
-    assert backlog.arrive(request(2), 0.0) is Verdict.REPEATED
+    assert backlog.arrive(request(2)) is Verdict.WAIT
+    assert backlog.arrive(request(2)) is Verdict.REPEATED
 
 
 def test_nobody_waits_for_a_server_that_left_after_all_others_turned_it_away() -> None:
