@@ -31,7 +31,8 @@ from mesh.options import (
     check_strings,
     check_timeout,
 )
-from mesh.sockets.client import Client, Requests
+from mesh.sockets.calls import Requests
+from mesh.sockets.client import Client
 from mesh.sockets.control import Offer
 from mesh.sockets.publisher import Publisher
 from mesh.sockets.puller import Intake, Puller

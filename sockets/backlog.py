@@ -26,18 +26,18 @@ class Verdict(enum.Enum):
 class Request(Generic[C]):
     """A request as it arrived."""
 
-    __slots__ = ("caller", "expires", "frame")
+    __slots__ = ("arrived", "caller", "expires", "message", "seq")
 
-    def __init__(self, caller: C, frame: Frame, now: float) -> None:
+    def __init__(
+        self, caller: C, seq: int, remaining: int, message: bytes | Frame, now: float
+    ) -> None:
         self.caller = caller
-        self.frame = frame
-        wait = frame.remaining
-        self.expires = math.inf if wait == FOR_EVER else now + wait / 1000
-
-    @property
-    def key(self) -> tuple[C, int]:
-        """Unique as long as it waits."""
-        return self.caller, self.frame.seq
+        self.seq = seq
+        """With the caller, unique as long as it waits."""
+        self.message = message
+        """Not yet decoded: see `mesh.sockets.single`."""
+        self.arrived = now
+        self.expires = math.inf if remaining == FOR_EVER else now + remaining / 1000
 
 
 class Backlog(Generic[C]):
@@ -52,16 +52,26 @@ class Backlog(Generic[C]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def arrive(self, request: Request[C], now: float) -> Verdict:
+    def arrive(self, request: Request[C]) -> Verdict:
         """What is to become of a new request."""
-        if now >= request.expires:
+        if request.arrived >= request.expires:
             return Verdict.EXPIRED
-        if request.key in self._waiting:
+        key = request.caller, request.seq
+        waiting = self._waiting
+        if key in waiting:
             return Verdict.REPEATED
-        if self.running + len(self._waiting) >= self._concurrency + self._places:
+        if self.running + len(waiting) >= self._concurrency + self._places:
             return Verdict.BUSY
-        self._waiting[request.key] = request
+        waiting[key] = request
         return Verdict.WAIT
+
+    def start_at_once(self) -> bool:
+        """Count one that has just come as running, unless it has to wait: the same as to `arrive`
+        and `start`, for one whose time is not over."""
+        if self._waiting or self.running >= self._concurrency:
+            return False
+        self.running += 1
+        return True
 
     def can_start(self) -> bool:
         """Whether one waits that may run."""
@@ -70,8 +80,9 @@ class Backlog(Generic[C]):
     def start(self, now: float) -> tuple[Request[C] | None, list[Request[C]]]:
         """The next to run, if one waits and may run; and those before it that have expired."""
         expired: list[Request[C]] = []
-        while self.can_start():
-            request = self._waiting.pop(next(iter(self._waiting)))
+        waiting = self._waiting
+        while waiting and self.running < self._concurrency:
+            request = waiting.pop(next(iter(waiting)))
             if now < request.expires:
                 self.running += 1
                 return request, expired
@@ -90,7 +101,7 @@ class Backlog(Generic[C]):
         """Take out those whose callers wait no longer."""
         expired = [request for request in self._waiting.values() if now >= request.expires]
         for request in expired:
-            del self._waiting[request.key]
+            del self._waiting[request.caller, request.seq]
         return expired
 
     def clear(self) -> list[Request[C]]:

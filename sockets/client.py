@@ -4,364 +4,24 @@ Guarantee: a request goes to one server, at most once unless the caller declares
 (``retry=True``), and the call ends by its timeout at the latest: with the result, or an error that
 says what is known. A server that is gone, or whose connection is lost, fails its requests
 (`PeerLost`), at once or within a tick; one that is full has the next server tried, and `Busy` comes
-when all are.
-
-Every server has a DEALER socket of its own, so that it is known who has what
-(`mesh.sockets.requests`). The calling thread sends its request and reads the answer itself; of
-several that wait, one reads for all and wakes whom an answer is for. An answer that nobody waits
-for is dropped and counted. One that cannot be decoded fails its call with a `RemoteError` of type
-``Malformed``: waiting on would only end in a `Timeout` that says less.
+when all are. How that is done: `mesh.sockets.calls`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import time
 from collections.abc import Callable
-from itertools import islice
-from types import TracebackType
-from typing import Any, Self
-
-import zmq
+from typing import Any
 
 from mesh import limits
-from mesh.errors import Busy, Closed, MeshError, PeerLost, RemoteError, Timeout
-from mesh.names import check_name
+from mesh.errors import Timeout
 from mesh.options import check_count, check_timeout
-from mesh.sockets import codec, failure
-from mesh.sockets.compression import Compression
-from mesh.sockets.connections import Watch
-from mesh.sockets.control import Offer, OfferKind
-from mesh.sockets.failure import read_failure
-from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, Part, decode, wire_name
+from mesh.sockets import codec
+from mesh.sockets.calls import Call, Requests
 from mesh.sockets.handle import Handle
-from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, Slot, has_input, read_parts, send_parts
-from mesh.sockets.outgoing import Outgoing, encode_message
-from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
-from mesh.sockets.transport import Socket, scheme_of
+from mesh.sockets.single import encode
 
-logger = logging.getLogger(__name__)
-
-_FRAMES_PER_ATTEMPT = 1024
-"""Read at most so many before the deadline is looked at again."""
-_ANSWERS_LEFT_MAX = limits.OUTSTANDING_MAX
-"""Of a server that is gone: no more than that can have been asked for."""
-_PLACED_AT_ONCE = 256
-"""Of many that wait for room only so many are looked at: mostly none of them gets any."""
 _LINGER_MS = 200
 """Cancellations sent when a client is closed get this long to leave."""
-_CANCEL = Outgoing(b"")
-
-
-class _Connection:
-    """The DEALER to one server."""
-
-    __slots__ = ("compression", "endpoint", "socket", "watch")
-
-    def __init__(self, home: Home, endpoint: str) -> None:
-        """Raises `zmq.ZMQError`; nothing is left then."""
-        scheme = scheme_of(endpoint)
-        self.endpoint = endpoint
-        self.compression = home.compression() if scheme == "tcp" else None
-        self.socket = home.transport.connecting(zmq.DEALER, scheme)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.socket.close, linger=0)
-            self.watch = Watch(self.socket)
-            undo.callback(self.watch.close)
-            self.socket.connect(endpoint)
-            undo.pop_all()
-
-
-class Requests:
-    """The core of a client: its servers, and the requests it waits for."""
-
-    kind = "service"
-    seeks: OfferKind | None = "serve"
-
-    def __init__(self, home: Home, channel: str) -> None:
-        self.channel = check_name(channel)
-        self.counters = Counters()
-        self.link = Link(f"client {channel!r}")
-        self.table: RequestTable[Call] = RequestTable(channel)
-        self._home = home
-        self._wire = wire_name(channel)
-        self._connections: dict[ServerAccount[Call], _Connection] = {}
-        self._read_at = -1
-
-    # -- Attempts: under the lock ------------------------------------------------------------
-
-    def begin(self, call: Call) -> bool | None:
-        """A new call: hand it to a server if there is one. Raises `Busy`."""
-        self.table.admit(call)
-        self._place(call)
-        return self._read(call)
-
-    def look(self, call: Call) -> bool | None:
-        """Whether it has its outcome; None after reading all there is.
-
-        An event loop has all its calls look in one go: the first of them has read for all.
-        """
-        if call.outcome is not None:
-            return True
-        return None if self._read_at == self.link.attempts else self._read(call)
-
-    def _read(self, reader: Call | None = None) -> bool | None:
-        """Read until `reader` has its outcome, or nothing is left to read; place what waits."""
-        sent = -1
-        while sent != self.counters.sent:  # what was sent may have swallowed the descriptor's edge
-            sent = self.counters.sent
-            for server, connection in self._connections.items():
-                if has_input(connection.socket):
-                    self._read_from(server, connection.socket, reader)
-                    if reader is not None and reader.outcome is not None:
-                        return True
-            if self.table.waiting:
-                self._place_waiting()
-        self._read_at = self.link.attempts
-        return None
-
-    def _read_from(self, server: ServerAccount[Call], socket: Socket, reader: Call | None) -> None:
-        for _ in range(_FRAMES_PER_ATTEMPT):
-            if (parts := read_parts(socket, 2)) is None:
-                return
-            self._accept(server, parts, reader)
-            if reader is not None and reader.outcome is not None:
-                return  # what else there is, the next reads: see `Link._pass_on`
-        self.link.wake_all()  # there may be more
-
-    def _accept(self, server: ServerAccount[Call], parts: list[Part], reader: Call | None) -> None:
-        try:
-            frame = decode(parts)
-            if frame.name != self._wire or frame.sender != server.peer:
-                raise Malformed("malformed")
-            if frame.kind not in (Kind.REPLY, Kind.ERROR):
-                raise Malformed("malformed")
-        except Malformed as fault:
-            self.counters.dropped[fault.reason] += 1
-            return
-        call = self.table.answered(server, frame.seq)
-        if call is not None:
-            self.counters.received += 1
-            self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
-            outcome = frame if frame.kind == Kind.REPLY else self._failure(server, call, frame)
-            self._settle(call, outcome, reader)
-        elif not self.table.owed(server):
-            self.counters.dropped["unexpected reply"] += 1
-        elif frame.kind == Kind.REPLY:
-            self.counters.dropped["late reply"] += 1
-
-    def _failure(self, server: ServerAccount[Call], call: Call, frame: Frame) -> Outcome | None:
-        """The outcome that an ERROR stands for; None if the call goes on to another server."""
-        try:
-            code, error = read_failure(frame, self._home.transport.message_bytes_max)
-        except Malformed as fault:
-            return self._undecodable(fault, server.peer)
-        if code == failure.EXPIRED:
-            return Timeout(f"no answer of service {self.channel!r}: the request was not started")
-        if code != failure.BUSY:
-            return error
-        if self.table.refused(server, call):
-            self._place(call)
-            return None
-        return Busy(
-            f"every server of {self.channel!r} is full ({len(call.tried)} of them turned it away)"
-        )
-
-    def _settle(self, call: Call, outcome: Outcome | None, reader: Call | None = None) -> None:
-        if outcome is not None:
-            call.outcome = outcome
-            if call is not reader:
-                call.slot.wake()
-
-    def _place(self, call: Call) -> bool:
-        """Send to the server that owes least and has room, if there is one."""
-        full: tuple[ServerAccount[Call], ...] = ()
-        while (server := self.table.choose(call, full)) is not None:
-            connection = self._connections[server]
-            if send_parts(connection.socket, self._parts(call, connection.compression)):
-                self.table.placed(call, server)
-                self.counters.sent += 1
-                self.counters.bytes_sent += call.message.size
-                return True
-            full = (*full, server)
-        return False
-
-    def _place_waiting(self) -> None:
-        """Place those that wait, the first first."""
-        for call in list(islice(self.table.waiting.values(), _PLACED_AT_ONCE)):
-            if not self._place(call) and not call.tried:
-                return  # those behind it fare no better
-
-    def _parts(self, call: Call, compression: Compression | None) -> list[Part]:
-        remaining = FOR_EVER
-        if call.deadline is not None:
-            left_s = call.deadline - time.monotonic()
-            remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
-        return call.message.parts(
-            self._wire,
-            Kind.REQUEST,
-            sender=self._home.node_id,
-            seq=call.seq,
-            remaining=remaining,
-            compression=compression,
-        )
-
-    # -- The ends of a call ------------------------------------------------------------------
-
-    def abandon(self, call: Call) -> None:
-        """The caller waits no longer: forget the call, and tell the server that has it."""
-        with contextlib.suppress(Closed):  # `close` has told the servers
-            self.link.run(lambda: self._forget(call))
-
-    def _forget(self, call: Call) -> None:
-        if call.outcome is not None:
-            self.counters.dropped["late reply"] += 1
-        elif (server := self.table.abandon(call)) is not None:
-            self._cancel(call, server)
-
-    def _cancel(self, call: Call, server: ServerAccount[Call]) -> None:
-        parts = _CANCEL.parts(self._wire, Kind.CANCEL, sender=self._home.node_id, seq=call.seq)
-        # No room: then the server finds out by itself.
-        send_parts(self._connections[server].socket, parts)
-
-    def result(self, call: Call) -> Any:
-        """What the server returned. Raises what it answered instead."""
-        outcome = call.outcome
-        assert outcome is not None
-        if isinstance(outcome, MeshError):
-            raise outcome
-        try:
-            payloads, _ = codec.unpack_frame(outcome, self._home.transport.message_bytes_max)
-            if len(payloads) != 1:
-                raise Malformed("malformed")
-        except Malformed as fault:
-            with self.link.lock:
-                error = self._undecodable(fault, outcome.sender)
-            raise error from None
-        return payloads[0]
-
-    def _undecodable(self, fault: Malformed, peer: int) -> RemoteError:
-        self.counters.dropped[fault.reason] += 1
-        text = f"the answer of server {node_text(peer)} of {self.channel!r} cannot be decoded"
-        return RemoteError("Malformed", text, "")
-
-    def late(self, call: Call) -> Timeout:
-        """What to tell a caller whose deadline has passed."""
-        if isinstance(call.server, ServerAccount):
-            missing = f"answer of service {self.channel!r} (server {node_text(call.server.peer)})"
-        elif self.table.servers:
-            missing = f"server of {self.channel!r} with room"
-        else:
-            missing = f"server of {self.channel!r}"
-        limit = f"within {call.timeout:g} s" if call.timeout else "at once"
-        return Timeout(f"no {missing} {limit}")
-
-    # -- Servers -----------------------------------------------------------------------------
-
-    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
-        with self.link:
-            if self.table.find(peer, offer.key) is None:
-                self._connect(peer, offer.key, endpoint)
-
-    def _connect(self, peer: int, key: int, endpoint: str) -> None:
-        try:
-            connection = _Connection(self._home, endpoint)
-        except zmq.ZMQError as error:
-            self.counters.dropped["offer out of reach"] += 1
-            text = "%s: no way to server %s at %s: %s"
-            logger.warning(text, self.link.what, node_text(peer), endpoint, error)
-            return
-        self.link.add(connection.socket)
-        self._connections[self.table.join(peer, key)] = connection
-        self.link.wake_all()  # the first to look has all that wait placed
-
-    def detach(self, peer: int, key: int, reason: str) -> None:
-        """Answers that came in before count; what is outstanding then has lost its server."""
-        with self.link:
-            server = self.table.find(peer, key)
-            if server is None:
-                return
-            self._disconnect(server, f"is gone ({reason})")
-            self._read()  # and place those that go to another
-
-    def _disconnect(self, server: ServerAccount[Call], what: str) -> None:
-        connection = self._connections.pop(server)
-        for _ in range(_ANSWERS_LEFT_MAX // _FRAMES_PER_ATTEMPT):
-            if not has_input(connection.socket):
-                break
-            self._read_from(server, connection.socket, None)
-        connection.watch.close()
-        self.link.discard(connection.socket)
-        text = (
-            f"server {node_text(server.peer)} of {self.channel!r} {what}; "
-            "whether the request ran is not known"
-        )
-        for call in self.table.leave(server):
-            self._settle(call, PeerLost(text))
-
-    def tick(self) -> None:
-        """Take notice of answers that nobody waits for any more, of room, and of connections that
-        were lost though the peer is there: what was under way on them will not be answered."""
-        with self.link:
-            for server, connection in list(self._connections.items()):
-                lost, _ = connection.watch.look()
-                if lost:
-                    self.counters.dropped["connection lost"] += 1
-                    self._disconnect(server, "lost its connection")
-                    self._connect(server.peer, server.key, connection.endpoint)
-            self._read()
-
-    def close(self, linger_ms: int) -> None:
-        """Whoever waits gets `Closed`; servers are told to forget what they have not started."""
-        self.link.close(linger_ms, first=self._cancel_all)
-
-    def _cancel_all(self) -> None:
-        for server, connection in self._connections.items():
-            connection.watch.close()
-            for call in list(server.requests.values()):
-                self.table.abandon(call)  # or its caller might be told that it was cancelled
-                self._cancel(call, server)
-
-
-Outcome = Frame | MeshError
-
-
-class Call(Outstanding):
-    """One request as its caller sees it: a context, which abandons it if it ends in an error."""
-
-    __slots__ = ("_core", "deadline", "message", "outcome", "slot", "timeout")
-
-    def __init__(
-        self, core: Requests, message: Outgoing, timeout: float | None, retry: bool
-    ) -> None:
-        super().__init__(retry)
-        self._core = core
-        self.message = message
-        self.timeout = timeout
-        self.deadline = None if timeout is None else time.monotonic() + timeout
-        self.outcome: Outcome | None = None
-        self.slot = Slot()
-
-    def attempt(self) -> bool | None:
-        """For the link to wait with."""
-        return self._core.look(self) if self.seq else self._core.begin(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if error is None:
-            return
-        self._core.abandon(self)
-        if isinstance(error, Timeout):
-            raise self._core.late(self) from None
 
 
 class Client(Handle):
@@ -399,9 +59,18 @@ class Client(Handle):
         raised, or its result has no form to send; `NotSerializable` and `PayloadTooLarge` before
         anything is sent; `Closed`.
         """
-        with self._call(payload, headers, timeout, retry) as call:
-            self._core.link.wait(call.attempt, call.timeout, "answer", slot=call.slot)
-        return self._core.result(call)
+        core = self._core
+        message = encode(payload, headers, core.bytes_max)
+        call = Call(core, message, check_timeout(timeout), retry)
+        try:
+            core.link.wait(call.attempt, call.timeout, "answer", slot=call)
+        except Timeout:
+            core.abandon(call)
+            raise core.late(call) from None
+        except BaseException:
+            core.abandon(call)
+            raise
+        return core.result(call)
 
     async def arequest(
         self,
@@ -412,9 +81,18 @@ class Client(Handle):
         retry: bool = False,
     ) -> Any:
         """`request` for asyncio. Cancelled, the request is not run unless it has been started."""
-        with self._call(payload, headers, timeout, retry) as call:
-            await self._core.link.wait_async(call.attempt, call.timeout, "answer", slot=call.slot)
-        return self._core.result(call)
+        core = self._core
+        message = encode(payload, headers, core.bytes_max)
+        call = Call(core, message, check_timeout(timeout), retry)
+        try:
+            await core.link.wait_async(call.attempt, call.timeout, "answer", slot=call)
+        except Timeout:
+            core.abandon(call)
+            raise core.late(call) from None
+        except BaseException:
+            core.abandon(call)
+            raise
+        return core.result(call)
 
     def wait_for(self, count: int, *, timeout: float | None = None) -> None:
         """Block until at least `count` servers are connected. Raises `Timeout`, `Closed`."""
@@ -428,13 +106,6 @@ class Client(Handle):
         """Give the client back; whoever waits gets `Closed`. Does not block; idempotent."""
         self._core.close(_LINGER_MS)
         super().close()
-
-    def _call(
-        self, payload: Any, headers: codec.Headers | None, timeout: float | None, retry: bool
-    ) -> Call:
-        core = self._core
-        message = encode_message(payload, headers, core._home.transport.message_bytes_max)
-        return Call(core, message, check_timeout(timeout), retry)
 
     def _connected(self, count: int, timeout: float | None) -> tuple[Any, float | None, str]:
         check_count(count, "count", 0, limits.PEERS_MAX)

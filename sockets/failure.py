@@ -14,12 +14,13 @@ No I/O. Text is cut, and what UTF-8 has no form for is escaped, so that every er
 from __future__ import annotations
 
 import traceback
-from typing import Final
+from typing import Any, Final
 
 from mesh.errors import RemoteError
 from mesh.sockets import codec
-from mesh.sockets.frame import Frame, Malformed
+from mesh.sockets.frame import Malformed
 from mesh.sockets.outgoing import Outgoing
+from mesh.sockets.single import Message
 
 REMOTE: Final = "remote"
 PAYLOAD: Final = "payload"
@@ -32,25 +33,22 @@ TEXT_CHARS_MAX: Final = 10_000
 TRACEBACK_CHARS_MAX: Final = 50_000
 
 
-def encode_failure(code: str, type: str = "", text: str = "", trace: str = "") -> Outgoing:
+def encode_failure(code: str, type: str = "", text: str = "", trace: str = "") -> Message:
     """The message of an ERROR frame. Of a long traceback the end is kept: it names the error."""
     fields = (code, type[:TYPE_CHARS_MAX], text[:TEXT_CHARS_MAX], trace[-TRACEBACK_CHARS_MAX:])
     sendable = [field.encode(errors="backslashreplace").decode() for field in fields]
     return Outgoing(codec.pack_body([codec.pack(sendable)]))
 
 
-def describe(code: str, error: BaseException) -> Outgoing:
+def describe(code: str, error: BaseException) -> Message:
     """The message about what was raised on this side, traceback and all."""
     trace = "".join(traceback.format_exception(error))
     return encode_failure(code, type(error).__name__, _text(error), trace)
 
 
-def read_failure(frame: Frame, bytes_max: int) -> tuple[str, RemoteError]:
-    """The code of an ERROR frame, and what to raise if it stands for that. Raises `Malformed`."""
-    payloads, _ = codec.unpack_frame(frame, bytes_max)
-    if len(payloads) != 1:
-        raise Malformed("malformed")
-    fields = payloads[0]
+def read_failure(fields: Any) -> tuple[str, RemoteError]:
+    """The code in the payload of an ERROR frame, and what to raise if it stands for that. Raises
+    `Malformed`."""
     if type(fields) is not list or [type(field) for field in fields] != [str] * 4:
         raise Malformed("malformed")
     code, kind, text, trace = fields

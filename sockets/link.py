@@ -17,18 +17,24 @@ for, or None after having read their sockets until these were empty. Knows nothi
 from __future__ import annotations
 
 import math
-import os
 import select
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import zmq
+from zmq.backend import Socket as _Socket
+from zmq.backend import zmq_poll
 
 from mesh.errors import Closed, Forked, Timeout
 from mesh.sockets.frame import Part, is_array
+from mesh.sockets.sleeping import NAP_S as NAP_S
+from mesh.sockets.sleeping import Sleeper
+from mesh.sockets.sleeping import Waker as Waker
+from mesh.sockets.sleeping import own as _own
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -39,58 +45,23 @@ T = TypeVar("T")
 
 # As plain integers: an enum member costs more than the call it is for.
 _EVENTS = int(zmq.EVENTS)
-_RCVMORE = int(zmq.RCVMORE)
+RCVMORE = int(zmq.RCVMORE)
 _POLLIN = int(zmq.POLLIN)
-_NOBLOCK = int(zmq.NOBLOCK)
+NOBLOCK = int(zmq.NOBLOCK)
+"""For sockets' own `recv` and for `send`: passing an integer costs less than passing a flag."""
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+send = _Socket.send
+"""What `zmq.Socket.send` calls after looking for options of draft sockets: a third of its time."""
 
 NO_COPY_BYTES_MIN: Final = 128 * 1024
 """A part from here on is sent without a copy. It costs a wake-up of pyzmq's own thread, which at
 64 KiB is as dear as the copy; at 128 KiB it made 1.1 times as much, at 1 MiB 1.4 times."""
 
-
-NAP_S = 0.5
-"""Longest sleep of a thread, waking for nothing but Python's own sake: a signal that comes just
-before the call that sleeps is noticed only after it (Ctrl-C would be lost until the next one)."""
-
-
-class Waker:
-    """A descriptor that a sleeping thread watches. One for each thread, for all its waits."""
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def wake(self) -> None:
-        os.eventfd_write(self._fd, 1)
-
-    def drain(self) -> None:
-        try:
-            os.eventfd_read(self._fd)
-        except BlockingIOError:
-            return  # nobody woke us
-
-    def __del__(self) -> None:
-        os.close(self._fd)
-
-
-class _Own(threading.local):
-    def __init__(self) -> None:
-        self.waker = Waker()
-
-
-_own = _Own()
-
-
-def _fresh_wakers() -> None:
-    """A forked child shares its parent's descriptors: a wake-up meant for one would reach both."""
-    global _own
-    _own = _Own()
-
-
-os.register_at_fork(after_in_child=_fresh_wakers)
+look: Callable[[list[tuple[zmq.Socket[bytes], int]], int], list[tuple[zmq.Socket[bytes], int]]]
+look = zmq_poll  # type: ignore[assignment]
+"""``look(link.looks, 0)`` are the sockets that have something to read, looked at in one call. Under
+the lock."""
+_serials = count(1)
 
 
 class Waiter(Protocol):
@@ -98,17 +69,16 @@ class Waiter(Protocol):
         """Have it attempt again. Called under the link's lock, from any thread."""
 
 
-class Slot:
-    """For a directed wake-up: a pattern keeps it with a call, the link says who waits."""
+class Recipient(Waiter, Protocol):
+    def hand(self, result: Any) -> None:
+        """Have it return `result`. Called under the link's lock, from any thread."""
 
-    __slots__ = ("waiter",)
 
-    def __init__(self) -> None:
-        self.waiter: Waiter | None = None
+class Slot(Protocol):
+    """For `Link.hand` and directed wake-ups: a pattern keeps it with a call, the link says who
+    waits."""
 
-    def wake(self) -> None:
-        if self.waiter is not None:
-            self.waiter.wake()
+    waiter: Recipient | None
 
 
 class Link:
@@ -125,9 +95,18 @@ class Link:
         self.lock = threading.Lock()
         self.attempts = 0
         """How often waiters were woken to try again; a busy loop would show here."""
+        self.rang = False
+        """Under the lock, in an attempt: the descriptor has just said that a socket has something,
+        so that who has one socket may read at once. Looking first costs as much as reading."""
         self._poll = select.epoll()
+        self._fd = self._poll.fileno()
+        self._serial = next(_serials)
+        self._stirred = False
+        """Whether all were woken: so that who attempts, and does not wait yet, does not miss it."""
         self._sockets: dict[zmq.Socket[bytes], int] = {}
-        self._threads: list[_ThreadWaiter] = []
+        self.looks: list[tuple[zmq.Socket[bytes], int]] = []
+        """The sockets, as `look` wants them."""
+        self._threads: list[Sleeper] = []
         self._waiting_loops: list[LoopWaiter] = []
         self.loops: dict[AbstractEventLoop, LoopWaiter] = {}
         self._closed: Closed | None = None
@@ -140,22 +119,44 @@ class Link:
         assert isinstance(fd, int)
         self._poll.register(fd, select.EPOLLIN)
         self._sockets[socket] = fd
+        self.looks.append((socket, _POLLIN))
 
     def discard(self, socket: zmq.Socket[bytes], linger_ms: int = 0) -> None:
         """Close `socket` and forget it. What it still has to send goes on for `linger_ms`."""
         fd = self._sockets.pop(socket)
+        self.looks.remove((socket, _POLLIN))
         self._poll.unregister(fd)
         socket.close(linger=linger_ms)
 
     def readable(self) -> bool:
         """Whether a socket has something to read. Takes notice of all that came since."""
-        return any([has_input(socket) for socket in self._sockets])
+        return bool(look(self.looks, 0))
 
     def wake_all(self) -> None:
         """Have every waiter attempt again: something other than a message changed."""
+        self._stirred = True
         waiters: list[Waiter] = [*self._threads, *self._waiting_loops]
         for waiter in waiters:
             waiter.wake()
+
+    def hand(self, slot: Slot, result: object) -> None:
+        """What the wait with `slot` is for is here: have it return `result`, which needs neither
+        the lock nor another attempt. If it does not wait yet, its first attempt finds that out."""
+        waiter, slot.waiter = slot.waiter, None
+        if waiter is None:
+            return
+        threads = self._threads
+        if isinstance(waiter, Sleeper) and waiter in threads:
+            led = threads[0] is waiter
+            threads.remove(waiter)
+            if led and threads:
+                threads[0].wake()  # somebody has to watch the sockets
+        waiter.hand(result)
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody waits. Under the lock."""
+        return not self._threads and not self._waiting_loops
 
     # -- Waiting -----------------------------------------------------------------------------
 
@@ -174,43 +175,89 @@ class Link:
         "no … within 2 s" of `Timeout`. With `retry_s` it is tried again at least that often.
         Raises `Timeout`, `Closed`, and whatever `attempt` raises. Safe from any thread.
         """
-        result = self.run(attempt)
-        if result is not None:
-            return result
-        if timeout == 0:
-            raise Timeout(f"no {what} at once")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiter = _ThreadWaiter(_own.waker)
+        sleeper = _own.sleeper
+        if sleeper.busy:
+            sleeper = Sleeper()  # a signal handler waits in the midst of a wait
+        threads = self._threads
         try:
             with self.lock:
-                self.check_open()
-                self._threads.append(waiter)
-                if slot is not None:
-                    slot.waiter = waiter
-                self.attempts += 1
-                result = attempt()  # what came since, when nobody was waiting for it yet
+                result = self._first(attempt)
                 if result is not None:
                     return result
-                leads = self._threads[0] is waiter
-            while True:
-                waiter.sleep(self._poll if leads else None, deadline, retry_s)
-                with self.lock:
-                    self.check_open()
-                    self.attempts += 1
-                    result = attempt()
-                    if result is not None:
-                        return result
-                    leads = self._threads[0] is waiter
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise Timeout(f"no {what} within {timeout:g} s")
+                if timeout == 0:
+                    raise Timeout(f"no {what} at once")
+                # Under the lock still: nothing that anybody took notice of can have come since.
+                sleeper.busy = True
+                sleeper.result = None
+                threads.append(sleeper)
+                if slot is not None:
+                    slot.waiter = sleeper
+                leads = threads[0] is sleeper
+                if self._stirred:
+                    sleeper.wake()
+            return self._sleep(sleeper, leads, attempt, timeout, what, slot, retry_s)
         finally:
-            if waiter in self._threads:
-                with self.lock:
-                    led = self._threads[0] is waiter
-                    self._threads.remove(waiter)
-                    if slot is not None:
-                        slot.waiter = None
-                    self._pass_on(led)
+            if sleeper.busy:
+                if sleeper in threads:
+                    with self.lock:
+                        self._leave(sleeper, slot)
+                sleeper.busy = False
+
+    def _sleep(
+        self,
+        sleeper: Sleeper,
+        leads: bool,
+        attempt: Callable[[], T | None],
+        timeout: float | None,
+        what: str,
+        slot: Slot | None,
+        retry_s: float | None,
+    ) -> T:
+        """The part of `wait` that waits."""
+        left_s = math.inf if timeout is None else timeout
+        until = time.monotonic() + left_s
+        while True:
+            if retry_s is not None and retry_s < left_s:
+                left_s = retry_s
+            rang = sleeper.sleep(self._fd if leads else -1, self._serial, left_s)
+            if sleeper.result is not None:
+                return cast(T, sleeper.result)
+            with self.lock:
+                if self._closed is not None:
+                    raise self._closed_error()
+                self.attempts += 1
+                self.rang = rang
+                result = attempt()
+                if result is not None:
+                    self._leave(sleeper, slot)
+                    return result
+                leads = self._threads[0] is sleeper
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise Timeout(f"no {what} within {timeout:g} s")
+
+    def _first(self, attempt: Callable[[], T | None]) -> T | None:
+        """The first attempt of a wait. Under the lock."""
+        if self._closed is not None:
+            raise self._closed_error()
+        self.rang = self._stirred = False
+        if not (self._threads or self._waiting_loops):
+            return attempt()
+        try:
+            return attempt()
+        finally:
+            self._pass_on(False)
+
+    def _leave(self, sleeper: Sleeper, slot: Slot | None) -> None:
+        """A thread waits no longer. Under the lock."""
+        if sleeper not in self._threads:
+            return
+        led = self._threads[0] is sleeper
+        self._threads.remove(sleeper)
+        if slot is not None:
+            slot.waiter = None
+        if self._threads or self._waiting_loops:
+            self._pass_on(led)
 
     async def wait_async(
         self,
@@ -226,16 +273,27 @@ class Link:
 
         A result that came together with the cancellation goes to `give_back`, under the lock.
         """
-        result = self.run(attempt)
-        if result is not None:
-            return result
-        if timeout == 0:
-            raise Timeout(f"no {what} at once")
-        from mesh.sockets.link_asyncio import loop_waiter
+        from mesh.sockets.link_asyncio import CancelledError, loop_waiter, running_loop
 
-        return await loop_waiter(self).wait(
-            attempt, timeout, what, give_back=give_back, slot=slot, retry_s=retry_s
-        )
+        loop = running_loop()
+        with self.lock:
+            result = self._first(attempt)
+            if result is not None:
+                return result
+            if timeout == 0:
+                raise Timeout(f"no {what} at once")
+            waiter = self.loops.get(loop) or loop_waiter(self, loop)
+            wait = waiter.begin(attempt, timeout, what, slot, retry_s)
+            if self._stirred:
+                waiter.wake()
+        try:
+            return await wait.future
+        except CancelledError:
+            waiter.end(wait, give_back)
+            raise
+        finally:
+            # It may hold an error, whose traceback holds this frame: a circle around the link.
+            del wait
 
     def run(self, operation: Callable[[], T]) -> T:
         """Do `operation` under the lock; if others wait, see that nothing is left lying that they
@@ -289,7 +347,8 @@ class Link:
     def leave(self, waiter: LoopWaiter) -> None:
         if waiter in self._waiting_loops:
             self._waiting_loops.remove(waiter)
-            self._pass_on(False)
+            if self._threads or self._waiting_loops:
+                self._pass_on(False)
 
     def check_open(self) -> None:
         if self._closed is not None:
@@ -297,7 +356,7 @@ class Link:
 
     def fileno(self) -> int:
         """Readable while a socket wants to be looked at; for a poll set, never to be read."""
-        return self._poll.fileno()
+        return self._fd
 
     # -- Its end -----------------------------------------------------------------------------
 
@@ -321,6 +380,8 @@ class Link:
                 for socket in list(self._sockets):
                     self.discard(socket, linger_ms)
                 self.wake_all()
+                for waiter in self.loops.values():
+                    waiter.wake()  # also one that watches though nobody waits
                 self.loops.clear()  # they refer to this link
 
     def abandon(self) -> None:
@@ -333,33 +394,11 @@ class Link:
         self._threads.clear()
         self._waiting_loops.clear()
         self._sockets.clear()
+        self.looks.clear()
 
     def _closed_error(self) -> Closed:
         assert self._closed is not None
         return type(self._closed)(*self._closed.args)
-
-
-class _ThreadWaiter:
-    def __init__(self, waker: Waker) -> None:
-        self._waker = waker
-        self.wake = waker.wake
-
-    def sleep(
-        self, sockets: select.epoll | None, deadline: float | None, retry_s: float | None
-    ) -> None:
-        poller = select.poll()
-        waker = self._waker.fileno()
-        poller.register(waker, select.POLLIN)
-        if sockets is not None:
-            poller.register(sockets, select.POLLIN)
-        until = math.inf if deadline is None else deadline
-        if retry_s is not None:
-            until = min(until, time.monotonic() + retry_s)
-        fired: list[tuple[int, int]] = []
-        while not fired and (left := until - time.monotonic()) > 0:
-            fired = poller.poll(math.ceil(min(left, NAP_S) * 1000))
-        if any(fd == waker for fd, _ in fired):
-            self._waker.drain()
 
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:
@@ -375,29 +414,36 @@ def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[Part] | None:
     frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes just then.
     """
     try:
-        parts: list[Part] = [socket.recv(_NOBLOCK)]
+        parts: list[Part] = [socket.recv(NOBLOCK)]
     except zmq.Again:
         return None
-    while socket.getsockopt(_RCVMORE):
+    if socket.getsockopt(RCVMORE):
+        read_rest(socket, parts, parts_max)
+    return parts
+
+
+def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> None:
+    """Append to `parts` those that belong to what was just read, if any."""
+    while socket.getsockopt(RCVMORE):
         if len(parts) == parts_max - 1 and is_array(parts[-1]):
-            parts.append(socket.recv(_NOBLOCK, copy=False).buffer)
+            parts.append(socket.recv(NOBLOCK, copy=False).buffer)
             continue
-        part = socket.recv(_NOBLOCK)
+        part = socket.recv(NOBLOCK)
         if len(parts) <= parts_max:
             parts.append(part)
-    return parts
 
 
 def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
     """Send one message without waiting; False if there is no room for it (nothing was sent). A
     large part is not copied: it must not change before it has left, whenever that is."""
     try:
-        if len(parts) == 1:
-            socket.send(parts[0], _NOBLOCK)
+        for part in parts[:-1]:
+            send(socket, part, _NOBLOCK_MORE)
+        last = parts[-1]
+        if len(last) < NO_COPY_BYTES_MIN:
+            send(socket, last, NOBLOCK)
         else:
-            for part in parts[:-1]:
-                socket.send(part, _NOBLOCK_MORE)
-            socket.send(parts[-1], _NOBLOCK, copy=len(parts[-1]) < NO_COPY_BYTES_MIN)
+            socket.send(last, NOBLOCK, copy=False)
     except zmq.Again:
         return False
     return True

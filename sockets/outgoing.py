@@ -41,8 +41,7 @@ class Outgoing:
         self._packed: bytes | None = b""
         """What is compressed of it; None if that does not pay, empty before it was tried."""
 
-    @property
-    def size(self) -> int:
+    def __len__(self) -> int:
         """Bytes of payload and headers, before compression."""
         return len(self.body) + len(self.detached or b"")
 

@@ -189,14 +189,14 @@ class Dispatch:
         )
         # Before it is sent: should a KeyboardInterrupt come between, the worker finds a gap.
         self.ledger.sent(account, task.count)
-        self.batch.remove(len(items), task.size)
+        self.batch.remove(len(items), len(task))
         if not send_parts(socket, parts):
             self.batch.put_back(items)  # first: interrupted between, they show as a gap
             self.ledger.not_sent(account, task.count)
             return False
         self._frames += 1
         self.counters.sent += task.count
-        self.counters.bytes_sent += task.size
+        self.counters.bytes_sent += len(task)
         return True
 
     def read_credit(self) -> None:

@@ -78,20 +78,43 @@ class RequestTable(Generic[R]):
                 f"{self._open:,} requests to {self._channel!r} are outstanding, which is the limit"
             )
         self._open += 1
-        self._seq += 1
-        request.seq = self._seq
+        self._seq = seq = self._seq + 1
+        request.seq = seq
+        self.waiting[seq] = request
+
+    def assign(self, request: R) -> ServerAccount[R] | None:
+        """Admit a request and place it in one go: the server that has it now, if there is one."""
+        servers = self._servers
+        if len(servers) != 1 or self._open >= self._requests_max:
+            self.admit(request)
+            if (best := self.choose(request)) is not None:
+                self.placed(request, best)
+            return best
+        self._open += 1
+        self._seq = seq = self._seq + 1
+        for server in servers.values():
+            request.seq = seq
+            request.server = server
+            server.requests[seq] = request
+            return server
+        return None
+
+    def put_back(self, request: R, server: ServerAccount[R]) -> None:
+        """There was no room for it after all: it waits."""
+        del server.requests[request.seq]
+        request.server = None
         self.waiting[request.seq] = request
 
     def choose(self, request: R, full: Iterable[ServerAccount[R]] = ()) -> ServerAccount[R] | None:
         """Of the servers not tried and not `full` the one that owes least; of equals the one
         longest unused."""
         best: ServerAccount[R] | None = None
+        least = 0
         for server in self._servers.values():
-            if (best is None or server.owes < best.owes) and not (
-                server in request.tried or server in full
-            ):
-                best = server
-                if not server.owes:
+            owes = len(server.requests) + server.abandoned
+            if (best is None or owes < least) and not (server in request.tried or server in full):
+                best, least = server, owes
+                if not owes:
                     break
         return best
 

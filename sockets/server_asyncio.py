@@ -7,14 +7,17 @@ thread of its own. Imported when first needed, so that blocking programs never i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh.errors import Closed
 
 if TYPE_CHECKING:
-    from mesh.sockets.server import Server
+    from mesh.sockets.server import Request, Server
 
 logger = logging.getLogger(__name__)
 
@@ -31,50 +34,68 @@ def loop_runner(server: Server) -> LoopTasks | OwnLoop:
 
 
 class LoopTasks:
-    """Tasks of an event loop: one that waits for a request, and one for each handler that runs."""
+    """Tasks of an event loop: one that waits for requests, and one for each handler that runs."""
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._reader: asyncio.Task[None] | None = None
+        self._name = f"mesh service {server.channel}"
+        self._context = contextvars.copy_context()
+        self._tasks: dict[asyncio.Task[None], Request | None] = {}
+        """Each with the request that it has not begun with."""
 
     def start(self) -> None:
-        """Have a task wait for the next request. Each serves one, so that it has a context of its
-        own."""
-        name = f"mesh service {self._server.channel}"
-        self._reader = self._loop.create_task(self._serve(), name=name)
-        self._tasks.add(self._reader)
-        self._reader.add_done_callback(self._ended)
+        reader = self._loop.create_task(self._read(), name=self._name)
+        self._tasks[reader] = None
+        reader.add_done_callback(self._read_ended)
 
-    async def _serve(self) -> None:
-        server = self._server
-        try:
-            request = await server.link.wait_async(
-                server.take, None, "request", give_back=server.refuse
+    async def _read(self) -> None:
+        with contextlib.suppress(Closed):
+            await self._server.link.wait_async(self._begin, None, "request")
+
+    def _begin(self) -> None:
+        """Begin with all requests that may be started. An attempt that goes on for ever."""
+        while (request := self._server.take()) is not None:
+            # Each has a task, and a context, of its own.
+            task = self._loop.create_task(
+                self._serve(request), name=self._name, context=self._context.copy()
             )
-        except Closed:
-            return
-        self.start()
+            self._tasks[task] = request
+            task.add_done_callback(self._served)
+
+    async def _serve(self, request: Request) -> None:
+        server = self._server
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks[task] = None
         try:
             answer = server.result(await server.handler(server.payload(request)))
         except BaseException as error:
-            server.finish(request, server.failed(error))
+            server.finish(request, server.failed(error), self._begin)
             if isinstance(error, asyncio.CancelledError) or _is_ctrl_c(error):
                 raise  # meant for the loop; anything else is the handler's
         else:
-            server.finish(request, answer)
+            server.finish(request, answer, self._begin)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task is self._reader and not self._server.closing:
-            # Cancelled before it could hand the reading on, perhaps before it began. The handlers
-            # that run are cancelled with it, and their callers are told so.
+    def _served(self, task: asyncio.Task[None]) -> None:
+        request = self._tasks.pop(task)
+        if request is not None:  # cancelled before it began
+            with contextlib.suppress(Closed):
+                self._server.link.run(partial(self._server.refuse, request))
+
+    def _read_ended(self, reader: asyncio.Task[None]) -> None:
+        del self._tasks[reader]
+        if not self._server.closing:
+            # It was cancelled, perhaps before it began. The handlers that run are cancelled with
+            # it, and their callers are told so.
             logger.warning("service %r ends with its event loop", self._server.channel)
             self._server.close(_LAST_ANSWERS_MS)
 
     def over(self) -> bool:
         return self._loop.is_closed()
+
+    def end(self) -> None:
+        """The tasks notice by themselves."""
 
     async def until_closed(self) -> None:
         """For a loop that has nothing else to do."""
@@ -94,6 +115,9 @@ class OwnLoop:
 
     def over(self) -> bool:
         return False
+
+    def end(self) -> None:
+        """Its tasks notice by themselves."""
 
     def _work(self) -> None:
         asyncio.run(self._main())

@@ -211,7 +211,7 @@ class Topics:
             # given twice would make a repeat of the next message.
             topic.seq = seq + message.count
             if held:
-                topic.batch.remove(held, message.size)
+                topic.batch.remove(held, len(message))
                 held = 0
             if send_parts(bound.socket, parts):
                 taken = True
@@ -234,7 +234,7 @@ class Topics:
             topic.dirty = True
             self._dirty[topic] = -1
         self.counters.sent += message.count
-        self.counters.bytes_sent += message.size
+        self.counters.bytes_sent += len(message)
         return True
 
     def _compression(self, topic: Topic, bound: Bound) -> Compression | None:

@@ -19,7 +19,7 @@ import pytest
 from mesh import Closed, InvalidOption, Node, PeerLost, presence
 from mesh.discovery import local
 from mesh.discovery.seeds import SeedsSource
-from mesh.sockets.client import Requests
+from mesh.sockets.calls import Requests
 from tests.support.homes import Homes
 from tests.support.processes import Programs
 from tests.support.waiting import until

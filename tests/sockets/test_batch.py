@@ -39,7 +39,7 @@ def frames_of(batch: Batch, count_max: int = MESSAGES_MAX) -> list[list[Item]]:
         items = batch.next(count_max)
         message = encode_batch(items)
         frames.append(items[: message.count])
-        batch.remove(message.count, message.size)
+        batch.remove(message.count, len(message))
     return frames
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import select
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import zmq
@@ -277,18 +279,16 @@ def test_a_coroutine_tries_again_as_often_as_it_was_told_to(inbox: Inbox) -> Non
 def test_what_comes_before_a_loop_watches_is_not_overlooked(
     context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first attempt something comes, and another thread takes notice of it: the
-    descriptor says no more of it to whoever begins to watch then."""
+    """After the first attempt something comes."""
     sender = push(context, endpoint_of(inbox))
-    watch = LoopWaiter._watch
+    begin = LoopWaiter.begin
 
-    def late(waiter: LoopWaiter) -> None:
+    def late(waiter: LoopWaiter, *wait: Any) -> Any:
         sender.send(b"x")
-        with inbox.link.lock:
-            until(inbox.link.readable)
-        watch(waiter)
+        assert select.select([inbox.link], [], [], 5)[0]
+        return begin(waiter, *wait)
 
-    monkeypatch.setattr(LoopWaiter, "_watch", late)
+    monkeypatch.setattr(LoopWaiter, "begin", late)
     assert asyncio.run(inbox.link.wait_async(inbox.take, 2, "message")) == b"x"
     sender.close()
 
@@ -509,3 +509,21 @@ def test_a_wait_may_be_longer_than_any_timer(box: Box) -> None:
     with pytest.raises(Closed):
         box.link.wait(box.take, 1e12, "message")
     closing.join(5)
+
+
+def test_who_is_told_to_look_again_during_his_first_attempt_does_so(box: Box) -> None:
+    """He does not wait yet: an attempt that has read enough for once, and leaves the rest."""
+
+    def attempt() -> int | None:
+        if not box.items:
+            box.put(1)
+            box.link.wake_all()
+            return None
+        return box.take()
+
+    assert box.link.wait(attempt, 5, "message") == 1
+
+    async def run() -> int:
+        return await box.link.wait_async(attempt, 5, "message")
+
+    assert asyncio.run(run()) == 1

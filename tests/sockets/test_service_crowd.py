@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from mesh.errors import PeerLost, Timeout
-from mesh.sockets.client import Call, Client
+from mesh.sockets.calls import Call
+from mesh.sockets.client import Client
 from mesh.sockets.frame import Kind
 from mesh.sockets.link import has_input
+from mesh.sockets.link_asyncio import LoopWaiter
+from mesh.sockets.sleeping import Sleeper
 from mesh.sockets.transport import Transport
 from tests.support.homes import Homes
 from tests.support.services import Gate, Net, RawServer, calls, core_of, nothing_left
@@ -149,7 +153,7 @@ def test_whoever_reads_hands_the_reading_on_when_its_own_answer_comes(
             with core_of(client).link.lock:
                 reader = core_of(client).link._threads[0]
                 calling = next(iter(core_of(client).table._servers.values())).requests
-                seq = next(seq for seq, call in calling.items() if call.slot.waiter is reader)
+                seq = next(seq for seq, call in calling.items() if call.waiter is reader)
             raw_server.reply(waiting.pop(seq), seq, f"for {seq}")
             until(partial(_no_longer_waits, client, reader))
     assert sorted(results) == [f"for {seq}" for seq in sorted(by_seq)]
@@ -166,7 +170,7 @@ def test_whoever_reads_wakes_those_whose_answers_came(net: Net, raw_server: RawS
         with core_of(client).link.lock:
             reader = core_of(client).link._threads[0]
             calling = next(iter(core_of(client).table._servers.values())).requests
-            last = next(seq for seq, call in calling.items() if call.slot.waiter is reader)
+            last = next(seq for seq, call in calling.items() if call.waiter is reader)
         requests.sort(key=lambda request: request[1].seq == last)
         for caller, frame in requests:
             left = len(core_of(client).link._threads)
@@ -183,30 +187,45 @@ def _fewer_wait(client: Client, than: int) -> bool:
     return len(core_of(client).link._threads) < than
 
 
-@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "def"])
-def test_an_answer_that_comes_before_its_caller_waits_is_not_overlooked(
-    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+def test_an_answer_that_comes_before_its_caller_sleeps_is_not_overlooked(
+    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its first attempt has read all there was; and somebody else takes notice of it."""
+    """After its first attempt has read all there was; and somebody else takes notice of it, which
+    swallows what the descriptor would say."""
     client = net.client()
-    core, run = core_of(client), core_of(client).link.run
+    core, sleep = core_of(client), Sleeper.sleep
     raw_server.attach(client)
 
-    def late(operation: Callable[[], Any]) -> Any:
-        result = run(operation)
-        monkeypatch.setattr(core.link, "run", run)
+    def late(sleeper: Sleeper, *where: Any) -> bool:
+        monkeypatch.setattr(Sleeper, "sleep", sleep)
         caller, frame = raw_server.recv()
         raw_server.reply(caller, frame.seq, "early")
-        with core.link.lock:
+        with core.link:
             until(core.link.readable)
-        return result
+        return sleep(sleeper, *where)
 
-    monkeypatch.setattr(core.link, "run", late)
+    monkeypatch.setattr(Sleeper, "sleep", late)
     began = time.monotonic()
-    if asynchronous:
-        assert asyncio.run(client.arequest("x", timeout=10)) == "early"
-    else:
-        assert client.request("x", timeout=10) == "early"
+    assert client.request("x", timeout=10) == "early"
+    assert time.monotonic() - began < 9, "its deadline made it look again"
+
+
+def test_an_answer_that_comes_before_a_loop_watches_is_not_overlooked(
+    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = net.client()
+    link, begin = core_of(client).link, LoopWaiter.begin
+    raw_server.attach(client)
+
+    def late(waiter: LoopWaiter, *wait: Any) -> Any:
+        caller, frame = raw_server.recv()
+        raw_server.reply(caller, frame.seq, "early")
+        assert select.select([link], [], [], 5)[0]
+        return begin(waiter, *wait)
+
+    monkeypatch.setattr(LoopWaiter, "begin", late)
+    began = time.monotonic()
+    assert asyncio.run(client.arequest("x", timeout=10)) == "early"
     assert time.monotonic() - began < 9, "its deadline made it look again"
 
 
@@ -235,7 +254,7 @@ def test_an_answer_that_a_send_brought_to_light_is_not_overlooked(
 
 
 def _never_opened(client: Client) -> Any:
-    return client._call(None, None, 1, False)
+    return Call(core_of(client), b"\x91\xc0", 1, False)
 
 
 def test_an_answer_that_comes_while_another_request_is_sent_on_is_not_overlooked(net: Net) -> None:
@@ -253,10 +272,10 @@ def test_an_answer_that_comes_while_another_request_is_sent_on_is_not_overlooked
         other = asyncio.ensure_future(client.arequest("other", timeout=10))
         other_caller, other_frame = await asyncio.to_thread(second.recv)
 
-        def placing(call: Any) -> bool:
+        def placing(call: Any, *full: Any) -> bool:
             first.reply(one_caller, one_frame.seq, "answer")
             until(partial(has_input, next(iter(core._connections.values())).socket))
-            return place(call)
+            return place(call, *full)
 
         core._place = placing  # type: ignore[method-assign]
         second.reply(other_caller, other_frame.seq, ["busy", "", "", ""], kind=Kind.ERROR)

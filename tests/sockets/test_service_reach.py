@@ -13,6 +13,7 @@ import zmq
 
 from mesh.errors import PeerLost, Timeout
 from mesh.sockets import transport
+from mesh.sockets.calls import Call
 from mesh.sockets.client import Client
 from mesh.sockets.connections import Accepted
 from mesh.sockets.control import Offer
@@ -120,7 +121,7 @@ def test_an_answer_that_came_before_the_connection_was_lost_counts(
     client = net.client()
     core = core_of(client)
     raw_server.attach(client)
-    call = client._call("x", None, 20, False)
+    call = Call(core, b"\x91\xa1x", 20, False)
     with core.link:
         core.begin(call)
     caller, frame, connection = _recv_by(raw_server)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,23 +11,20 @@ from hypothesis import strategies as st
 from mesh.errors import Busy
 from mesh.sockets import failure
 from mesh.sockets.backlog import Backlog, Request, Verdict
-from mesh.sockets.codec import DETACH_BYTES_MIN, pack_body
 from mesh.sockets.failure import describe, encode_failure, read_failure
-from mesh.sockets.frame import FOR_EVER, Frame, Kind, Malformed, decode, encode, wire_name
-from mesh.sockets.outgoing import encode_message
+from mesh.sockets.frame import FOR_EVER, Kind, Malformed, wire_name
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
+from mesh.sockets.single import Message, Writer, payload_of, receive
 
 NAME = wire_name("add")
 Table = RequestTable[Outstanding]
 Account = ServerAccount[Outstanding]
 
 
-def frame(seq: int, remaining: int = FOR_EVER) -> Frame:
-    return decode([encode(NAME, Kind.REQUEST, b"", sender=1, seq=seq, remaining=remaining)])
-
-
-def request(seq: int, now: float = 0.0, remaining: int = FOR_EVER) -> Request[str]:
-    return Request("caller", frame(seq, remaining), now)
+def request(
+    seq: int, now: float = 0.0, remaining: int = FOR_EVER, *, caller: str = "caller"
+) -> Request[str]:
+    return Request(caller, seq, remaining, b"", now)
 
 
 def opened(table: Table, *, retry: bool = False) -> Outstanding:
@@ -146,7 +145,7 @@ def test_an_answer_of_another_server_is_nobodys() -> None:
 
 @pytest.mark.slow
 @settings(max_examples=50)
-@given(st.lists(st.tuples(st.sampled_from("oparlj"), st.integers(0, 3)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from("oqparlj"), st.integers(0, 3)), max_size=60))
 def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, int]]) -> None:
     table = Table("add", requests_max=1000)
     requests: list[Outstanding] = []
@@ -155,6 +154,11 @@ def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, i
         match what:
             case "o":
                 requests.append(opened(table, retry=n == 0))
+            case "q":
+                requests.append(Outstanding(n == 0))
+                placed = table.assign(requests[-1])
+                if placed is not None and n == 3:
+                    table.put_back(requests[-1], placed)
             case "j" if server is None:
                 table.join(n, 1)
             case "p":
@@ -182,19 +186,19 @@ def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, i
 
 def test_no_more_run_than_may_and_no_more_wait_than_fit() -> None:
     backlog = Backlog[str](2, 3)
-    verdicts = [backlog.arrive(request(seq), 0.0) for seq in range(1, 8)]
+    verdicts = [backlog.arrive(request(seq)) for seq in range(1, 8)]
     assert verdicts == [Verdict.WAIT] * 5 + [Verdict.BUSY] * 2
     start(backlog, 1)
     start(backlog, 2)
     assert (backlog.running, len(backlog)) == (2, 3)
     assert not backlog.can_start()
     assert backlog.start(0.0) == (None, [])
-    assert backlog.arrive(request(8), 0.0) is Verdict.BUSY
+    assert backlog.arrive(request(8)) is Verdict.BUSY
     backlog.done()
     assert backlog.can_start()
     started, _ = backlog.start(0.0)
     assert started is not None
-    assert started.frame.seq == 3, "the first that waits"
+    assert started.seq == 3, "the first that waits"
     assert backlog.running == 2
 
 
@@ -202,13 +206,13 @@ def start(backlog: Backlog[str], seq: int) -> None:
     """The next to be started is that one."""
     started, expired = backlog.start(0.0)
     assert started is not None
-    assert (started.frame.seq, expired) == (seq, [])
+    assert (started.seq, expired) == (seq, [])
 
 
 def test_requests_are_started_in_the_order_of_their_arrival() -> None:
     backlog = Backlog[str](1, 2)
     for seq in (2, 1, 3):
-        backlog.arrive(request(seq), 0.0)
+        backlog.arrive(request(seq))
     for seq in (2, 1, 3):
         start(backlog, seq)
         backlog.done()
@@ -217,12 +221,12 @@ def test_requests_are_started_in_the_order_of_their_arrival() -> None:
 def test_an_expired_request_is_never_started() -> None:
     """Its remaining time counts from its arrival."""
     backlog = Backlog[str](1, 5)
-    assert backlog.arrive(request(1, 100.0, 0), 100.0) is Verdict.EXPIRED
-    backlog.arrive(request(2, 100.0), 100.0)
+    assert backlog.arrive(request(1, 100.0, 0)) is Verdict.EXPIRED
+    backlog.arrive(request(2, 100.0))
     backlog.start(100.0)
     short, long = request(3, 100.0, 50), request(4, 100.0, 500)
-    backlog.arrive(short, 100.0)
-    backlog.arrive(long, 100.0)
+    backlog.arrive(short)
+    backlog.arrive(long)
     backlog.done()
     assert backlog.start(100.051) == (long, [short])
     backlog.done()
@@ -231,20 +235,20 @@ def test_an_expired_request_is_never_started() -> None:
 
 def test_the_expired_leave_the_backlog_without_a_free_handler() -> None:
     backlog = Backlog[str](1, 1)
-    backlog.arrive(request(1), 0.0)
+    backlog.arrive(request(1))
     start(backlog, 1)
     short = request(2, 0.0, 50)
-    backlog.arrive(short, 0.0)
+    backlog.arrive(short)
     assert backlog.expire(0.049) == []
     assert backlog.expire(0.05) == [short]
-    assert backlog.arrive(request(3), 0.05) is Verdict.WAIT
+    assert backlog.arrive(request(3)) is Verdict.WAIT
 
 
 def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it() -> None:
     backlog = Backlog[str](1, 5)
-    mine, theirs = request(2), Request("other caller", frame(2), 0.0)
+    mine, theirs = request(2), request(2, caller="other caller")
     for each in (request(1), mine, theirs):
-        backlog.arrive(each, 0.0)
+        backlog.arrive(each)
     start(backlog, 1)
     assert backlog.cancel("caller", 1) is None, "it runs"
     assert backlog.cancel("caller", 9) is None
@@ -255,8 +259,8 @@ def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it
 
 def test_a_repeated_request_is_refused() -> None:
     backlog = Backlog[str](1, 5)
-    assert backlog.arrive(request(2), 0.0) is Verdict.WAIT
-    assert backlog.arrive(request(2), 0.0) is Verdict.REPEATED
+    assert backlog.arrive(request(2)) is Verdict.WAIT
+    assert backlog.arrive(request(2)) is Verdict.REPEATED
 
 
 def test_nobody_waits_for_a_server_that_left_after_all_others_turned_it_away() -> None:
@@ -278,15 +282,18 @@ def test_nobody_waits_for_a_server_that_left_after_all_others_turned_it_away() -
 # -- What is answered instead of a result ------------------------------------------------------
 
 
-def error_frame(body: bytes) -> Frame:
-    return decode([encode(NAME, Kind.ERROR, body, sender=1, seq=1)])
+def payload(message: Message) -> Any:
+    """As it arrives at the other side."""
+    frame = receive(Writer(NAME, Kind.ERROR, 1).parts(message, 1), NAME)
+    assert (frame.kind, frame.sender, frame.seq) == (Kind.ERROR, 1, 1)
+    return payload_of(frame, 1 << 20)
 
 
 def test_an_error_travels_with_type_text_and_traceback() -> None:
     try:
         dict[str, int]()["missing"]
     except KeyError as error:
-        code, raised = read_failure(error_frame(describe(failure.REMOTE, error).body), 1 << 20)
+        code, raised = read_failure(payload(describe(failure.REMOTE, error)))
     assert code == "remote"
     assert (raised.type, raised.text) == ("KeyError", "'missing'")
     assert 'dict[str, int]()["missing"]' in raised.traceback
@@ -294,7 +301,7 @@ def test_an_error_travels_with_type_text_and_traceback() -> None:
 
 def test_an_error_is_cut_and_escaped_so_that_it_can_always_be_sent() -> None:
     message = encode_failure("remote", "T" * 1000, "\ud800" + "x" * 20_000, "old" + "t" * 60_000)
-    _, raised = read_failure(error_frame(message.body), 1 << 20)
+    _, raised = read_failure(payload(message))
     assert raised.type == "T" * failure.TYPE_CHARS_MAX
     assert raised.text.startswith("\\ud800x")
     assert len(raised.text) < failure.TEXT_CHARS_MAX + 10
@@ -306,25 +313,13 @@ def test_an_error_whose_text_raises_is_told_all_the_same() -> None:
         def __str__(self) -> str:
             raise ValueError
 
-    _, raised = read_failure(error_frame(describe(failure.REMOTE, Mute()).body), 1 << 20)
+    _, raised = read_failure(payload(describe(failure.REMOTE, Mute())))
     assert (raised.type, raised.text) == ("Mute", "<its text cannot be had: ValueError>")
 
 
 @pytest.mark.parametrize(
-    "payload", [None, [], ["remote", "T", "text"], ["remote", "T", "text", 5], {"a": 1}, "remote"]
+    "fields", [None, [], ["remote", "T", "text"], ["remote", "T", "text", 5], {"a": 1}, "remote"]
 )
-def test_a_malformed_error_is_malformed(payload: object) -> None:
-    body = encode_message(payload, None, 1 << 20).body
+def test_a_malformed_error_is_malformed(fields: object) -> None:
     with pytest.raises(Malformed):
-        read_failure(error_frame(body), 1 << 20)
-    with pytest.raises(Malformed):
-        read_failure(error_frame(pack_body([])), 1 << 20)
-
-
-def test_large_bytes_travel_apart_and_small_ones_do_not() -> None:
-    large = bytes(DETACH_BYTES_MIN)
-    assert encode_message(large, None, 1 << 20).detached is large
-    assert encode_message(large[1:], None, 1 << 20).detached is None
-    parts = encode_message(large, {"k": 1}, 1 << 20).parts(NAME, Kind.REQUEST, sender=1, seq=1)
-    assert parts[1] is large
-    assert decode(parts).detached is large
+        read_failure(fields)

@@ -13,7 +13,8 @@ import zmq
 from mesh.errors import RemoteError
 from mesh.options import ServiceOptions
 from mesh.sockets import codec
-from mesh.sockets.client import Client, Requests
+from mesh.sockets.calls import Requests
+from mesh.sockets.client import Client
 from mesh.sockets.control import Offer
 from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Kind, decode, encode, wire_name
@@ -198,7 +199,7 @@ class RawCaller:
         """The error that answers `seq`, which has to be the next answer."""
         frame = self.recv()
         assert (frame.kind, frame.seq) == (Kind.ERROR, seq)
-        return read_failure(frame, 1 << 26)
+        return read_failure(codec.unpack_frame(frame, 1 << 26)[0][0])
 
     def close(self) -> None:
         self.context.destroy(linger=0)

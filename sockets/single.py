@@ -1,0 +1,161 @@
+"""A frame with one message: how requests, answers and cancellations travel.
+
+The same layout as any frame (`mesh.sockets.frame`), written and read the short way: a round trip
+pays four times what a batch of hundreds spreads over all of them, each time right after a wake-up,
+when everything costs two or three times as much. A *plain* message (no headers, no LZ4, no part of
+its own) is the `bytes` of its body; its frame begins with bytes that are known beforehand. What is
+out of the ordinary goes the general way. Encoded in its sender's thread, before any lock is taken.
+Knows frames, not sockets.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any, Final
+
+import msgpack
+
+from mesh import limits
+from mesh.sockets import codec
+from mesh.sockets.compression import Compression
+from mesh.sockets.frame import HEADER, VERSION, Codec, Frame, Kind, Malformed, Part, decode
+from mesh.sockets.outgoing import Outgoing, encode_message
+
+REQUEST: Final = Kind.REQUEST
+REPLY: Final = Kind.REPLY
+ERROR: Final = Kind.ERROR
+CANCEL: Final = Kind.CANCEL
+
+_BEGINNING: Final = struct.Struct("<BBBBI")
+"""Version, kind, codec, flags, count: known beforehand."""
+_REST: Final = struct.Struct("<QQQI")
+"""Sender, seq, time, remaining. With the beginning it makes `HEADER`."""
+assert _BEGINNING.size + _REST.size == HEADER.size
+_SEQ_END: Final = 1 << 63
+
+_unpack: Final = msgpack.unpackb
+_QUICK: Final = frozenset({bytes, str, int, float, bool, type(None)})
+_ARRAY_OF_ONE: Final = b"\x91"
+_NOT_SCALAR: Final = frozenset(
+    [*range(0x80, 0xA0), 0xC1, *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)]
+)
+"""First bytes of what MessagePack nests or extends, or never uses: to be decoded within bounds."""
+
+
+class _Own(threading.local):
+    """A packer for each thread: one packer must not be used by two at a time."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+_own = _Own()
+
+
+Message = bytes | Outgoing
+"""Encoded. A plain one is its body."""
+
+
+def encode(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Message:
+    """Encode `payload`. Raises `NotSerializable`; `PayloadTooLarge` beyond `bytes_max`, or for
+    headers that a frame has no room for."""
+    if not headers and type(payload) in _QUICK:
+        try:
+            body: bytes = _ARRAY_OF_ONE + _own.pack(payload)
+        except (ValueError, OverflowError):
+            pass  # it has no form: told below
+        else:
+            if len(body) < limits.COMPRESS_BYTES_MIN and len(body) <= bytes_max:
+                return body
+    message = encode_message(payload, headers, bytes_max)
+    if message.flags or len(message.body) >= limits.COMPRESS_BYTES_MIN:
+        return message
+    return message.body
+
+
+class Writer:
+    """Frames messages of one kind, of one sender, on one channel."""
+
+    __slots__ = ("_beginning", "_kind", "_name", "_sender")
+
+    def __init__(self, name: bytes, kind: int, sender: int) -> None:
+        self._name = name
+        self._kind = kind
+        self._sender = sender
+        self._beginning = _beginning(name, kind)
+
+    def parts(
+        self,
+        message: Message,
+        seq: int,
+        remaining: int = 0,
+        compression: Compression | None = None,
+    ) -> list[Part]:
+        """The ZeroMQ message. `compression`: what decides whether to compress it, for tcp."""
+        if type(message) is bytes:
+            return [self._beginning + _REST.pack(self._sender, seq, 0, remaining) + message]
+        assert type(message) is Outgoing
+        return message.parts(
+            self._name,
+            self._kind,
+            sender=self._sender,
+            seq=seq,
+            remaining=remaining,
+            compression=compression,
+        )
+
+
+class Reader:
+    """Reads frames of one kind, on one channel: such as are plain, quickly."""
+
+    __slots__ = ("_beginning", "_body_at", "_rest_at")
+
+    def __init__(self, name: bytes, kind: int) -> None:
+        self._beginning = _beginning(name, kind)
+        self._rest_at = len(self._beginning)
+        self._body_at = self._rest_at + _REST.size
+
+    def read(self, part: bytes) -> tuple[int, int, int, bytes] | None:
+        """(sender, seq, remaining, message) of a frame that is this part alone; None if it is not
+        plain, or nothing that is read here: see `receive`."""
+        if not part.startswith(self._beginning) or len(part) < self._body_at:
+            return None
+        sender, seq, _, remaining = _REST.unpack_from(part, self._rest_at)
+        return (sender, seq, remaining, part[self._body_at :]) if seq < _SEQ_END else None
+
+
+def receive(parts: list[Part], name: bytes) -> Frame:
+    """The frame of one message on the channel `name`, whatever it is. Raises `Malformed`."""
+    frame = decode(parts)
+    if frame.name != name or frame.count != 1:
+        raise Malformed("malformed")
+    return frame
+
+
+def payload_of(message: bytes | Frame, bytes_max: int) -> Any:
+    """The payload in a frame, or in the body of one that is plain. Raises `Malformed`."""
+    if type(message) is not bytes:
+        assert type(message) is Frame
+        payloads, _ = codec.unpack_frame(message, bytes_max)
+        return payloads[0]
+    if message[:1] != _ARRAY_OF_ONE or len(message) < 2:
+        raise Malformed("malformed")
+    if message[1] in _NOT_SCALAR:
+        items = codec.unpack(
+            message,
+            depth_max=limits.DEPTH_MAX + 1,
+            containers_max=limits.CONTAINERS_MAX + 2,
+            ext_hook=codec.restore,
+        )
+        if type(items) is not list or len(items) != 1:
+            raise Malformed("malformed")
+        return items[0]
+    try:
+        return _unpack(message[1:])
+    except (ValueError, msgpack.UnpackException) as error:
+        raise Malformed("malformed") from error
+
+
+def _beginning(name: bytes, kind: int) -> bytes:
+    return name + _BEGINNING.pack(VERSION, kind, Codec.MSGPACK, 0, 1)
