@@ -58,11 +58,13 @@ class Batch:
         """What the next frame is to hold at most, still in here."""
         return self.items[: min(count_max, MESSAGES_MAX)]
 
-    def remove(self, count: int, size: int) -> None:
+    def remove(self, count: int, size: int, room_max: int = MESSAGES_MAX) -> None:
         """The first `count`, of `size` bytes together, are on their way. How many may follow goes
-        by how large they were."""
-        if self.room and count:
-            self.room = min(max(1, BYTES_MAX * count // size), MESSAGES_MAX)
+        by how large they were, and is at most `room_max`, before anybody sees that there are
+        fewer."""
+        if self.room:
+            fitting = max(1, BYTES_MAX * count // size) if count else self.room
+            self.room = min(fitting, MESSAGES_MAX, room_max)
         del self.items[:count]
 
     def put_back(self, items: Sequence[Item]) -> None:

@@ -189,7 +189,7 @@ class Dispatch:
         )
         # Before it is sent: should a KeyboardInterrupt come between, the worker finds a gap.
         self.ledger.sent(account, task.count)
-        self.batch.remove(len(items), len(task))
+        self.batch.remove(len(items), len(task), self.ledger.room)
         if not send_parts(socket, parts):
             self.batch.put_back(items)  # first: interrupted between, they show as a gap
             self.ledger.not_sent(account, task.count)

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.001
 """A publisher that sends again within that leaves reading subscriptions to the flusher."""
+LOOK_S_MAX: Final = 0.005
+"""Which does so at least that often."""
 
 
 class Topics:
@@ -143,8 +145,11 @@ class Topics:
     def close_batches(self) -> bool:
         """Send what has been waiting for a window; a topic of which nothing was sent in one goes
         back to sending each message at once. False if none of them has room."""
+        if self._all_young():
+            return True
         blocked = 0
         with contextlib.suppress(Closed), self.link:
+            self._looked_at = time.monotonic()
             self.read_subscriptions()
             for topic, frames in list(self._open.items()):
                 if frames == topic.frames and not self._flush(topic):
@@ -156,6 +161,17 @@ class Topics:
             if not self._open:
                 self._home.flusher.forget(self)
         return not blocked or blocked < len(self._open)
+
+    def _all_young(self) -> bool:
+        """Whether all that are open were closed by their senders in the last window, so that there
+        is no need for the lock, which they fight for."""
+        if not self._open or time.monotonic() - self._looked_at > LOOK_S_MAX:
+            return False
+        for topic, frames in list(self._open.items()):
+            if frames == topic.frames:
+                return False
+            self._open[topic] = topic.frames
+        return True
 
     def settle(self, topic: Topic, item: Item) -> None:
         """A sender appended to a batch that was shut meanwhile. Takes the lock. Raises `Closed` if

@@ -114,6 +114,22 @@ def test_where_nothing_leaves_the_room_stays() -> None:
     assert (batch.room, len(batch.items)) == (200, 3)
 
 
+def test_room_is_lowered_before_anybody_sees_that_there_are_fewer() -> None:
+    batch = filled(items_of([10] * 300))
+    rooms: list[int] = []
+
+    class Watched(list[Item]):
+        def __delitem__(self, which: Any) -> None:
+            rooms.append(batch.room)
+            super().__delitem__(which)
+
+    batch.items = Watched(batch.items)
+    batch.remove(100, 1000, 250)
+    batch.remove(0, 1, 240)
+    batch.remove(200, 2000, 0)
+    assert rooms == [250, 240, 0]
+
+
 def test_a_batch_that_is_shut_stays_so_until_it_begins() -> None:
     batch = filled(items_of([10] * 3))
     batch.shut()

@@ -190,6 +190,29 @@ def test_no_more_waits_in_a_batch_than_the_workers_have_room_for(net: Net) -> No
     pusher.send("there is room again", timeout=0)
 
 
+def test_while_a_batch_is_dealt_out_no_more_is_let_in_than_there_is_room_for(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pusher = net.pusher()
+    for _ in range(3):
+        net.puller(prefetch=200)
+    core = core_of(pusher)
+    rooms: list[tuple[int, int]] = []
+
+    def looking(socket: zmq.Socket[bytes], parts: list[bytes]) -> bool:
+        rooms.append((core.batch.room, core.ledger.room))
+        return send_parts(socket, parts)
+
+    monkeypatch.setattr(pusher_module, "send_parts", looking)
+    pusher.send_many(range(400), timeout=0)
+    pusher.send("alone", headers={"h": 1}, timeout=0)
+    pusher.send_many(range(199), timeout=0)
+    all_leave(net)
+    assert len(rooms) >= 7
+    assert all(room <= there_is for room, there_is in rooms)
+    assert rooms[-1] == (0, 0)
+
+
 def test_tasks_of_all_kinds_keep_their_order(net: Net) -> None:
     luck = random.Random(4)
     pusher, puller = net.pusher(), net.puller(prefetch=1024)
@@ -304,6 +327,20 @@ def test_a_worker_that_dies_with_batches_outstanding_is_counted_exactly(net: Net
 # -- Taking tasks without the lock
 
 
+def standing(net: Net) -> list[str]:
+    """Where everything is, for a failure that is rare."""
+    lines = []
+    for home, core in net.dispatches:
+        accounts = [(each.sent, each.settled) for each in core.ledger._accounts.values()]
+        waiting, batch = len(core.link._threads), f"{len(core.batch.items)} of {core.batch.room}"
+        watched, readable = core in home.flusher._cores, core.link.readable()
+        lines.append(f"{core._open=} {watched=} {batch=} {accounts=} {waiting=} {readable=}")
+    for _, intake in net.intakes:
+        waiting, readable = len(intake.link._threads), intake.link.readable()
+        lines.append(f"{len(intake.inbox)=} {intake.counters=} {waiting=} {readable=}")
+    return lines
+
+
 def by_recv(puller: Puller, take: Callable[[Any], object]) -> None:
     while True:
         take([puller.recv()])
@@ -369,7 +406,7 @@ def test_a_pusher_never_starves_and_nothing_stays_outstanding(
     for thread in workers + senders:
         thread.start()
     for i in range(6000):
-        assert done.acquire(timeout=10), f"{i} tasks came"
+        assert done.acquire(timeout=10), f"{i} tasks came: {standing(net)}"
     for thread in senders:
         thread.join()
     try:
@@ -432,6 +469,7 @@ def test_recv_after_recv_many_is_done_with_all_of_them(net: Net) -> None:
     all_leave(net)
     received(puller, 1)
     assert len(puller.recv_many(timeout=5, count_max=100)) == 100
+    net.until(lambda: outstanding(pusher) == 299)
     for _ in range(3):
         net.tick()
     assert outstanding(pusher) == 299, "101 were taken, of which this thread holds the hundred"
