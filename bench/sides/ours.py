@@ -76,9 +76,10 @@ class _Reader(Receiver):
             if self.setting.many:
                 recv_many = self.handle.recv_many
                 while got < count:
-                    for message in recv_many():
+                    messages = recv_many()
+                    for message in messages:
                         total += message.payload[key]
-                        got += 1
+                    got += len(messages)
             else:
                 recv = self.handle.recv
                 while got < count:
