@@ -54,7 +54,6 @@ class Publisher(Sending):
     def send(
         self,
         payload: Any,
-        *,
         headers: codec.Headers | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -106,7 +105,6 @@ class Publisher(Sending):
     async def asend(
         self,
         payload: Any,
-        *,
         headers: codec.Headers | None = None,
         timeout: float | None = None,
     ) -> None:

@@ -295,7 +295,7 @@ class Puller(Receiving[Message]):
     def prefetch(self) -> int:
         return self._core.prefetch
 
-    def recv(self, *, timeout: float | None = None) -> Message:
+    def recv(self, timeout: float | None = None) -> Message:
         """The next task, blocking up to `timeout` seconds (None: for ever, 0: not at all).
 
         What this thread received before is done with, even if none comes. Raises `Timeout`,
@@ -314,7 +314,7 @@ class Puller(Receiving[Message]):
                 return message
         return self.recv_many(timeout=timeout, count_max=1)[0]
 
-    async def arecv(self, *, timeout: float | None = None) -> Message:
+    async def arecv(self, timeout: float | None = None) -> Message:
         """`recv` for asyncio. Cancelling it loses nothing."""
         return (await self.arecv_many(timeout=timeout, count_max=1))[0]
 

@@ -343,7 +343,6 @@ class Pusher(Sending):
     def send(
         self,
         payload: Any,
-        *,
         headers: codec.Headers | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -369,7 +368,6 @@ class Pusher(Sending):
     async def asend(
         self,
         payload: Any,
-        *,
         headers: codec.Headers | None = None,
         timeout: float | None = None,
     ) -> None:

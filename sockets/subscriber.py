@@ -42,7 +42,7 @@ class Subscriber(Receiving[Message]):
         """Have `hook` called with each `Loss`, in the node's hook thread, soon after it is seen."""
         self._core.on_loss = hook
 
-    def recv(self, *, timeout: float | None = None) -> Message:
+    def recv(self, timeout: float | None = None) -> Message:
         """The next message, blocking up to `timeout` seconds (None: for ever, 0: not at all).
 
         Raises `Timeout`, `Closed`.
@@ -52,7 +52,7 @@ class Subscriber(Receiving[Message]):
         except IndexError:
             return self._core.link.wait(self._core.take, check_timeout(timeout), self._awaited)
 
-    async def arecv(self, *, timeout: float | None = None) -> Message:
+    async def arecv(self, timeout: float | None = None) -> Message:
         """`recv` for asyncio. Cancelling it loses nothing."""
         core = self._core
         return await core.link.wait_async(
