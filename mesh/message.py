@@ -5,7 +5,7 @@ Immutable values without behaviour; whoever makes them is elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -29,21 +29,72 @@ class Array(msgspec.Struct, frozen=True):
     """The bytes, in C order: read-only, in memory of their own."""
 
 
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """What the messages of one frame have in common."""
+
+    channel: str
+    sender: str
+    seq: int
+    """Of the first of them."""
+    time_ns: int
+    headers: Sequence[Mapping[str, Any]] | None = None
+    """Of each of them, if any has some."""
+
+
 class Message(msgspec.Struct, frozen=True, gc=False):
     """A message of a topic or a queue, as received."""
 
     payload: Any
     """What the sender sent, through MessagePack: tuples arrive as lists, NumPy arrays as read-only
     arrays over the memory they were received in."""
-    channel: str
-    sender: str
-    """Node id of the sender: 16 hexadecimal digits, new for each run of a node."""
-    seq: int
-    """The sender's own counter, from 1: of its messages on this topic, or of its tasks to this
-    worker."""
-    time_ns: int
-    """The sender's wall clock when it was sent, nanoseconds since 1970."""
-    headers: Mapping[str, Any] = EMPTY
+    _index: int
+    _origin: Origin
+    # Of many messages only the payload is ever looked at: the rest is put together when it is.
+
+    @property
+    def channel(self) -> str:
+        """The topic or queue it came by."""
+        return self._origin.channel
+
+    @property
+    def sender(self) -> str:
+        """Node id of the sender: 16 hexadecimal digits, new for each run of a node."""
+        return self._origin.sender
+
+    @property
+    def seq(self) -> int:
+        """The sender's own counter, from 1: of its messages on this topic, or of its tasks to this
+        worker."""
+        return self._origin.seq + self._index
+
+    @property
+    def time_ns(self) -> int:
+        """The sender's wall clock when it was sent, nanoseconds since 1970; of messages that shared
+        a frame, when that left."""
+        return self._origin.time_ns
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What the sender sent beside the payload; empty if there was nothing."""
+        headers = self._origin.headers
+        return EMPTY if headers is None else headers[self._index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash((self.sender, self.channel, self.seq))
+
+    def __repr__(self) -> str:
+        return (
+            f"Message(payload={self.payload!r}, channel={self.channel!r}, sender={self.sender!r}, "
+            f"seq={self.seq}, time_ns={self.time_ns}, headers={dict(self.headers)!r})"
+        )
+
+    def _fields(self) -> tuple[Any, ...]:
+        return self.sender, self.channel, self.seq, self.time_ns, self.payload, self.headers
 
 
 class PeerInfo(msgspec.Struct, frozen=True):

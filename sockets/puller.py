@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from mesh import limits
-from mesh.message import EMPTY, Message
+from mesh.message import Message, Origin
 from mesh.names import check_name
 from mesh.options import PullerOptions, check_count, check_timeout
 from mesh.sockets import codec
@@ -178,15 +178,9 @@ class Intake:
             raise
         self.counters.received += len(payloads) - repeats
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
-        messages = map(
-            Message,
-            payloads,
-            repeat(self.channel),
-            repeat(node_text(frame.sender)),
-            range(frame.seq, frame.seq + len(payloads)),
-            repeat(frame.time_ns),
-            repeat(EMPTY) if headers is None else headers,
-        )
+        sender = node_text(frame.sender)
+        origin = Origin(self.channel, sender, frame.seq, frame.time_ns, headers)
+        messages = map(Message, payloads, range(len(payloads)), repeat(origin))
         self.inbox.extend(zip(repeat(account), islice(messages, repeats, None), strict=False))
 
     # -- Credit: under the lock --------------------------------------------------------------

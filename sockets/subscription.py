@@ -20,7 +20,7 @@ from typing import Any
 import zmq
 
 from mesh import limits
-from mesh.message import EMPTY, Loss, Message
+from mesh.message import Loss, Message, Origin
 from mesh.names import check_pattern, is_name, literal_prefix, matches
 from mesh.options import SubscriberOptions
 from mesh.sockets import codec
@@ -200,15 +200,9 @@ class Subscription:
         if first:
             self._missed(frame.sender, channel, first, frame.seq - 1)
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
-        messages = map(
-            Message,
-            payloads,
-            repeat(channel),
-            repeat(node_text(frame.sender)),
-            range(frame.seq, frame.seq + len(payloads)),
-            repeat(frame.time_ns),
-            repeat(EMPTY) if headers is None else headers,
-        )
+        sender = node_text(frame.sender)
+        origin = Origin(channel, sender, frame.seq, frame.time_ns, headers)
+        messages = map(Message, payloads, range(len(payloads)), repeat(origin))
         self._deliver(islice(messages, skip, None) if skip else messages, len(payloads) - skip)
 
     def _accept_own(self, frame: Frame) -> None:
@@ -234,7 +228,8 @@ class Subscription:
         self._missed(frame.sender, channel, first, frame.seq - 1)
         if not skip:
             sender = node_text(frame.sender)
-            last = Message(payload, channel, sender, frame.seq, frame.time_ns, headers)
+            origin = Origin(channel, sender, frame.seq, frame.time_ns, [headers])
+            last = Message(payload, 0, origin)
             self._deliver([last], 1)
 
     def _accept_mark(self, frame: Frame, standing: Any) -> None:

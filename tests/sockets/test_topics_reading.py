@@ -13,7 +13,7 @@ import zmq
 
 from mesh import limits
 from mesh.errors import InvalidOption, Timeout
-from mesh.message import Loss, Message
+from mesh.message import Loss, Message, Origin
 from mesh.options import SubscriberOptions
 from mesh.sockets import codec, subscription
 from mesh.sockets.control import Offer
@@ -413,7 +413,7 @@ def test_of_what_a_cancelled_receiver_had_taken_latest_only_keeps_the_newest(
     reading: Reading,
 ) -> None:
     core = reading.core("a", latest_only=True)
-    old, new = (Message(n, "a", "s", n, 0, {}) for n in (1, 2))
+    old, new = (Message(n, 0, Origin("a", "s", n, 0)) for n in (1, 2))
     core.give_back([old])
     assert core.take() == old
     core._deliver([new], 1)
