@@ -39,9 +39,9 @@ from mesh.presence import Presence
 from mesh.sockets.control import Card, Marked, Offer
 from mesh.sockets.control_link import ControlLink
 from mesh.sockets.curve import Keys, derive_keys
+from mesh.sockets.dispatch import Dispatch
 from mesh.sockets.flusher import Flusher
 from mesh.sockets.home import Core, Counters, Home, node_text
-from mesh.sockets.pusher import Dispatch
 from mesh.sockets.topic import Topic
 from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Transport

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from mesh import Forked, Node, Timeout
-from mesh.sockets import pusher as pusher_module
+from mesh.sockets import dispatch as dispatch_module
 from mesh.sockets import topics
 from tests.support.processes import Programs
 from tests.support.waiting import until
@@ -134,7 +134,7 @@ def test_a_child_of_a_busy_node_is_refused_and_its_parent_goes_on_unharmed(
 ) -> None:
     """Its batches are open, and the inboxes full: nothing of that is the child's."""
     monkeypatch.setattr(topics, "BUSY_S", 3600.0)  # however slow this machine is
-    monkeypatch.setattr(pusher_module, "BUSY_S", 3600.0)
+    monkeypatch.setattr(dispatch_module, "BUSY_S", 3600.0)
     with Node("busy", batch_window_ms=1000) as node, Node("other") as other:
         publisher, subscriber = node.publisher("t"), other.subscriber("t")
         pusher, puller = node.pusher("q"), other.puller("q", prefetch=4096)

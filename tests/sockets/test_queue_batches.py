@@ -20,7 +20,7 @@ from mesh import limits
 from mesh.errors import Closed, PayloadTooLarge, Timeout
 from mesh.message import Message, TasksLost
 from mesh.sockets import codec
-from mesh.sockets import pusher as pusher_module
+from mesh.sockets import dispatch as dispatch_module
 from mesh.sockets.batch import Batch, Item
 from mesh.sockets.home import node_text
 from mesh.sockets.link import send_parts
@@ -55,7 +55,7 @@ def net(nets: Callable[..., Net]) -> Net:
 def nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow this machine is, one task follows another closely; and a wake-up that goes
     missing shows: a sender would find the room at its next retry."""
-    monkeypatch.setattr(pusher_module, "BUSY_S", 3600.0)
+    monkeypatch.setattr(dispatch_module, "BUSY_S", 3600.0)
     monkeypatch.setattr(limits, "TICK_S", 60.0)
 
 
@@ -203,7 +203,7 @@ def test_while_a_batch_is_dealt_out_no_more_is_let_in_than_there_is_room_for(
         rooms.append((core.batch.room, core.ledger.room))
         return send_parts(socket, parts)
 
-    monkeypatch.setattr(pusher_module, "send_parts", looking)
+    monkeypatch.setattr(dispatch_module, "send_parts", looking)
     pusher.send_many(range(400), timeout=0)
     pusher.send("alone", headers={"h": 1}, timeout=0)
     pusher.send_many(range(199), timeout=0)
@@ -727,7 +727,7 @@ def test_a_batch_whose_dealing_is_interrupted_is_never_repeated_nor_leaks_credit
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pusher_module, "send_parts", interrupted)
+        patch.setattr(dispatch_module, "send_parts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pusher.send("by itself", headers={"so": "the batch leaves first"}, timeout=0)
     pusher.send_many(["next", "but one"], timeout=0)
@@ -754,7 +754,7 @@ def test_an_interrupt_when_a_socket_took_nothing_loses_nothing_silently(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pusher_module, "send_parts", lambda socket, parts: False)
+        patch.setattr(dispatch_module, "send_parts", lambda socket, parts: False)
         patch.setattr(Batch, "put_back", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pusher.send("by itself", headers={"so": "the batch leaves first"}, timeout=0)

@@ -8,10 +8,11 @@ import pytest
 
 from mesh.errors import InvalidName, NotSerializable, PayloadTooLarge, Timeout
 from mesh.options import PullerOptions
+from mesh.sockets.dispatch import Dispatch
 from mesh.sockets.frame import Codec, Flag, Kind, encode, wire_name
 from mesh.sockets.home import node_text
 from mesh.sockets.puller import Intake
-from mesh.sockets.pusher import Dispatch, Pusher
+from mesh.sockets.pusher import Pusher
 from tests.support.homes import Homes
 from tests.support.queues import PULLING, PUSHING, QUEUE, Net, core_of, outstanding, push_together
 

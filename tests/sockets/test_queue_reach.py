@@ -17,11 +17,12 @@ from mesh.message import TasksLost
 from mesh.options import PullerOptions
 from mesh.sockets import transport
 from mesh.sockets.control import Offer
+from mesh.sockets.dispatch import Dispatch
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import node_text
 from mesh.sockets.link import has_input
 from mesh.sockets.puller import Intake, Puller
-from mesh.sockets.pusher import Dispatch, Pusher
+from mesh.sockets.pusher import Pusher
 from mesh.wiring import Wiring
 from tests.support.homes import Homes
 from tests.support.queues import PULLING, PUSHING, QUEUE, Net, core_of, outstanding

@@ -16,10 +16,11 @@ from mesh.options import PullerOptions
 from mesh.sockets.codec import pack, pack_body
 from mesh.sockets.control import Offer
 from mesh.sockets.credit import Ledger, WorkerAccount
+from mesh.sockets.dispatch import Dispatch
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import Home
 from mesh.sockets.puller import Intake, Puller
-from mesh.sockets.pusher import Dispatch, Pusher
+from mesh.sockets.pusher import Pusher
 from mesh.sockets.transport import Socket
 from tests.support.homes import Homes
 
