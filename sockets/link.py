@@ -52,6 +52,8 @@ NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 send = _Socket.send
 """What `zmq.Socket.send` calls after looking for options of draft sockets: a third of its time."""
+getsockopt = _Socket.get
+"""What `zmq.Socket.getsockopt` calls after looking the option up in an enum: half of its time."""
 
 NO_COPY_BYTES_MIN: Final = 128 * 1024
 """A part from here on is sent without a copy. It costs a wake-up of pyzmq's own thread, which at
@@ -403,7 +405,7 @@ class Link:
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:
     """Whether `socket` has something to read. Looking re-arms its descriptor."""
-    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
+    return bool(int(getsockopt(socket, _EVENTS)) & _POLLIN)
 
 
 def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[Part] | None:
@@ -417,14 +419,14 @@ def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[Part] | None:
         parts: list[Part] = [socket.recv(NOBLOCK)]
     except zmq.Again:
         return None
-    if socket.getsockopt(RCVMORE):
+    if getsockopt(socket, RCVMORE):
         read_rest(socket, parts, parts_max)
     return parts
 
 
 def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> None:
     """Append to `parts` those that belong to what was just read, if any."""
-    while socket.getsockopt(RCVMORE):
+    while getsockopt(socket, RCVMORE):
         if len(parts) == parts_max - 1 and is_array(parts[-1]):
             parts.append(socket.recv(NOBLOCK, copy=False).buffer)
             continue

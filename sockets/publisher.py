@@ -74,9 +74,10 @@ class Publisher(Sending):
                     self._topics.settle(self._topic, item)
                 return
         attempt = self._sending(payload, headers)
-        self._topics.link.wait(
-            attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
-        )
+        if self._topics.link.run(attempt) is None:
+            self._topics.link.wait(
+                attempt, check_timeout(timeout), self._room, retry_s=limits.WAIT_FOR_ROOM_S
+            )
 
     def send_many(self, payloads: Iterable[Any], *, timeout: float | None = None) -> int:
         """Send each of `payloads` in order; returns how many. `timeout` is for each of them.

@@ -49,6 +49,11 @@ _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: all may be for others."""
 _FRAMES_AHEAD = 4096
 """Read at most so many at a time to come to what is newest: several times what libzmq holds."""
+_AHEAD = 32
+_FOUND_MANY = 3
+"""Who found a message so many times without sleeping reads up to so many small ones at a time: each
+time the lock is taken costs as much as a message."""
+_SMALL_BYTES = 4096
 _NAMES_CACHED = 10_000
 _ASKING_TICKS = 20
 """Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
@@ -89,6 +94,10 @@ class Subscription:
         self._watches: dict[str, Watch] = {}
         self._turns: deque[Socket] = deque()
         """The sockets, the one whose turn it is to be read first."""
+        self._found = 0
+        """How often in a row somebody who took a message found one."""
+        self._small = False
+        """Whether the last frame was small."""
         self._drained = False
         """Whether there was nothing left to read when last there was a look."""
         self.inbox: deque[Message] = deque()
@@ -116,7 +125,15 @@ class Subscription:
     def take(self) -> Message | None:
         """The next message, or None after reading all there is."""
         self._fill(1, _FRAMES_AHEAD if self._latest_only else _FRAMES_PER_ATTEMPT)
-        return self._pop()
+        message = self._pop()
+        if message is None:
+            self._found = 0
+        elif self._found < _FOUND_MANY:
+            self._found += 1
+        else:  # nobody slept for a while: the next are there, too
+            while self._small and len(self.inbox) < _AHEAD and self._read():
+                pass
+        return message
 
     def take_many(self, count_max: int) -> list[Message] | None:
         """All messages there are, up to `count_max`, or None."""
@@ -172,6 +189,7 @@ class Subscription:
                 self._turns.rotate(-1)
                 if is_pad(parts[0]):
                     return True
+                self._small = len(parts) == 1 and len(parts[0]) < _SMALL_BYTES
                 try:
                     self._accept(decode(parts))
                 except Malformed as fault:
