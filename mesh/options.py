@@ -111,8 +111,9 @@ class NodeOptions:
     frame is one message, or a batch of them while the topic is busy."""
 
     buffer_bytes: int = limits.BUFFER_BYTES
-    """Bytes kept for each peer by each end of a topic, 64 KiB or more: 64 MiB. The frames of one
-    peer are as many as both limits allow; one that is larger than its share counts as several."""
+    """Bytes kept for each peer by each end of a topic, 256 KiB or more: 64 MiB. The frames of one
+    peer are as many as both limits allow, at 256 KiB or more for each: 256 by default. One that is
+    larger than its share counts as several."""
 
     message_bytes_max: int = limits.MESSAGE_BYTES_MAX
     """Largest message, sent or received, in bytes as encoded: 64 MiB."""

@@ -26,7 +26,7 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import Ledger, WorkerAccount
 from mesh.sockets.frame import Kind, Malformed, Part, decode, encode, wire_name
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, has_input, read_parts, send_parts
+from mesh.sockets.link import Link, read_parts, send_parts
 from mesh.sockets.outgoing import Outgoing, encode_batch
 from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
 
@@ -192,8 +192,6 @@ class Dispatch:
         """Take notice of all that workers have said."""
         news = 0
         for bound in self._bound:
-            if not has_input(bound.socket):
-                continue  # asking costs half of a recv that fails
             for _ in range(_FRAMES_PER_ATTEMPT):
                 if (parts := read_parts(bound.socket, 1)) is None:
                     break

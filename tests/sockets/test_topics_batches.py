@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
+from mesh import limits
 from mesh.errors import Closed, PayloadTooLarge, Timeout
 from mesh.message import Loss, Message
 from mesh.options import WhenFull
@@ -612,7 +613,11 @@ def test_a_send_that_races_with_the_close_is_refused_delivered_or_counted(
     monkeypatch.setattr(topics_module, "send_parts", gate)
     for _ in range(25):
         full.clear()
-        net = nets(window_s=luck.choice([WINDOW_S, 60]), buffer_messages=100_000)
+        net = nets(
+            window_s=luck.choice([WINDOW_S, 60]),
+            buffer_messages=100_000,
+            buffer_bytes=100_000 * limits.SLOT_BYTES_MIN,
+        )
         publisher, subscriber = net.publisher("a", when_full=when_full), net.subscriber("a")
         sent: list[list[Any]] = [[] for _ in range(4)]
 

@@ -35,7 +35,7 @@ NODE = """
         if line.strip() == "publish":
             other.send("not asked for")
             publisher.send({"t": 20.5}, headers={"unit": "C"})
-            publisher.send(bytes(100_000))
+            publisher.send(bytes(300_000))
         elif line.strip() == "publish arrays":
             publisher.send({"a": Array("<f4", (2, 1), memoryview(b"12345678"))})
             publisher.send([Array("|u1", (70_000,), memoryview(bytes(70_000)))])
@@ -115,7 +115,7 @@ def test_a_plain_program_subscribes_to_a_topic(plain: Plain, node: Program) -> N
     first, payload = subscriber.recv_multipart()
     name, header, body = fields(first)
     assert header[:7] == (1, DATA, RAW, DETACHED, 1, int(node_id, 16), 2)
-    assert (payload, body) == (bytes(100_000), b"")
+    assert (payload, body) == (bytes(300_000), b"")
 
     name, header, body = fields(subscriber.recv())
     pad = (1, PAD, MSGPACK, 0, 1, 0, 0, 0, 0)
@@ -129,7 +129,7 @@ def test_a_plain_program_subscribes_to_a_topic(plain: Plain, node: Program) -> N
     newcomer.subscribe(b"@fedcba9876543210:sensors/kitchen\0")
     name, header, body = fields(newcomer.recv())
     assert (name, header[1], header[6]) == (b"@fedcba9876543210:sensors/kitchen", LAST, 2)
-    assert msgpack.unpackb(body) == [["sensors/kitchen", bytes(100_000), None]]
+    assert msgpack.unpackb(body) == [["sensors/kitchen", bytes(300_000), None]]
 
 
 def test_a_plain_program_subscribes_to_arrays(plain: Plain, node: Program) -> None:
