@@ -20,8 +20,8 @@ from mesh.message import Message, Origin
 from mesh.sockets import codec
 from mesh.sockets.batch import MESSAGES_MAX
 from mesh.sockets.frame import Kind, decode, wire_name
-from mesh.sockets.link import has_input, send_parts
 from mesh.sockets.outgoing import encode_batch, encode_message
+from mesh.sockets.parts import has_input, send_parts
 from mesh.sockets.sequences import Sequences
 
 SIZE = 100

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from mesh.errors import Closed
-from mesh.sockets.link import NAP_S, Waker
+from mesh.sockets.sleeping import NAP_S, Waker
 
 logger = logging.getLogger(__name__)
 

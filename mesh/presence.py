@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from types import MappingProxyType
 
 from mesh.message import PeerEvent, PeerInfo
-from mesh.sockets.link import NAP_S
+from mesh.sockets.sleeping import NAP_S
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import NOBLOCK, RCVMORE, Link, Recipient, look, read_rest, send, send_parts
+from mesh.sockets.link import Link, Recipient
+from mesh.sockets.parts import NOBLOCK, RCVMORE, look, read_rest, send, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.single import (
     CANCEL,

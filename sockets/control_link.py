@@ -22,7 +22,7 @@ from mesh import limits
 from mesh.sockets.control import ControlMessage, decode_control, encode_control
 from mesh.sockets.curve import ZAP_ENDPOINT, answer_zap
 from mesh.sockets.frame import Kind, Malformed, decode, encode
-from mesh.sockets.link import has_input
+from mesh.sockets.parts import has_input
 from mesh.sockets.transport import Bound, Socket, Transport
 
 LinkKey = int | bytes

@@ -26,8 +26,9 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.credit import Ledger, WorkerAccount
 from mesh.sockets.frame import Kind, Malformed, Part, decode, encode, wire_name
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, read_parts, send_parts
+from mesh.sockets.link import Link
 from mesh.sockets.outgoing import Outgoing, encode_batch
+from mesh.sockets.parts import read_parts, send_parts
 from mesh.sockets.transport import Bound, Socket, endpoints_of, scheme_of
 
 logger = logging.getLogger(__name__)

@@ -20,20 +20,16 @@ import math
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import zmq
-from zmq.backend import Socket as _Socket
-from zmq.backend import zmq_poll
 
 from mesh.errors import Closed, Forked, Timeout
-from mesh.sockets.frame import Part, is_array
-from mesh.sockets.sleeping import NAP_S as NAP_S
+from mesh.sockets.parts import POLLIN, look
 from mesh.sockets.sleeping import Sleeper
-from mesh.sockets.sleeping import Waker as Waker
 from mesh.sockets.sleeping import own as _own
 
 if TYPE_CHECKING:
@@ -43,26 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# As plain integers: an enum member costs more than the call it is for.
-_EVENTS = int(zmq.EVENTS)
-RCVMORE = int(zmq.RCVMORE)
-_POLLIN = int(zmq.POLLIN)
-NOBLOCK = int(zmq.NOBLOCK)
-"""For sockets' own `recv` and for `send`: passing an integer costs less than passing a flag."""
-_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-send = _Socket.send
-"""What `zmq.Socket.send` calls after looking for options of draft sockets: a third of its time."""
-getsockopt = _Socket.get
-"""What `zmq.Socket.getsockopt` calls after looking the option up in an enum: half of its time."""
-
-NO_COPY_BYTES_MIN: Final = 128 * 1024
-"""A part from here on is sent without a copy. It costs a wake-up of pyzmq's own thread, which at
-64 KiB is as dear as the copy; at 128 KiB it made 1.1 times as much, at 1 MiB 1.4 times."""
-
-look: Callable[[list[tuple[zmq.Socket[bytes], int]], int], list[tuple[zmq.Socket[bytes], int]]]
-look = zmq_poll  # type: ignore[assignment]
-"""``look(link.looks, 0)`` are the sockets that have something to read, looked at in one call. Under
-the lock."""
 _serials = count(1)
 
 
@@ -121,12 +97,12 @@ class Link:
         assert isinstance(fd, int)
         self._poll.register(fd, select.EPOLLIN)
         self._sockets[socket] = fd
-        self.looks.append((socket, _POLLIN))
+        self.looks.append((socket, POLLIN))
 
     def discard(self, socket: zmq.Socket[bytes], linger_ms: int = 0) -> None:
         """Close `socket` and forget it. What it still has to send goes on for `linger_ms`."""
         fd = self._sockets.pop(socket)
-        self.looks.remove((socket, _POLLIN))
+        self.looks.remove((socket, POLLIN))
         self._poll.unregister(fd)
         socket.close(linger=linger_ms)
 
@@ -401,53 +377,3 @@ class Link:
     def _closed_error(self) -> Closed:
         assert self._closed is not None
         return type(self._closed)(*self._closed.args)
-
-
-def has_input(socket: zmq.Socket[bytes]) -> bool:
-    """Whether `socket` has something to read. Looking re-arms its descriptor."""
-    return bool(int(getsockopt(socket, _EVENTS)) & _POLLIN)
-
-
-def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[Part] | None:
-    """One whole ZeroMQ message without waiting, or None. Parts beyond `parts_max` are read and
-    thrown away, all but one, so that the caller sees that there were too many.
-
-    The bytes of an array are a view of what libzmq received. Nothing else is: while the main thread
-    frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes just then.
-    """
-    if not has_input(socket):
-        return None  # looking costs a tenth of a `recv` that fails
-    try:
-        parts: list[Part] = [socket.recv(NOBLOCK)]
-    except zmq.Again:
-        return None
-    if getsockopt(socket, RCVMORE):
-        read_rest(socket, parts, parts_max)
-    return parts
-
-
-def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> None:
-    """Append to `parts` those that belong to what was just read, if any."""
-    while getsockopt(socket, RCVMORE):
-        if len(parts) == parts_max - 1 and is_array(parts[-1]):
-            parts.append(socket.recv(NOBLOCK, copy=False).buffer)
-            continue
-        part = socket.recv(NOBLOCK)
-        if len(parts) <= parts_max:
-            parts.append(part)
-
-
-def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
-    """Send one message without waiting; False if there is no room for it (nothing was sent). A
-    large part is not copied: it must not change before it has left, whenever that is."""
-    try:
-        for part in parts[:-1]:
-            send(socket, part, _NOBLOCK_MORE)
-        last = parts[-1]
-        if len(last) < NO_COPY_BYTES_MIN:
-            send(socket, last, NOBLOCK)
-        else:
-            socket.send(last, NOBLOCK, copy=False)
-    except zmq.Again:
-        return False
-    return True

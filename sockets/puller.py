@@ -41,7 +41,8 @@ from mesh.sockets.credit import (
 from mesh.sockets.frame import Frame, Kind, Malformed, Part, decode, encode, wire_name
 from mesh.sockets.handle import Receiving, put_all_back
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, read_parts, send_parts
+from mesh.sockets.link import Link
+from mesh.sockets.parts import read_parts, send_parts
 from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 if TYPE_CHECKING:

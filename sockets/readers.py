@@ -17,7 +17,7 @@ from mesh.names import is_pattern, matches
 from mesh.sockets import codec
 from mesh.sockets.connections import Accepted
 from mesh.sockets.frame import QUESTION, Kind, encode, pattern_of
-from mesh.sockets.link import send_parts
+from mesh.sockets.parts import send_parts
 from mesh.sockets.topic import Topic
 from mesh.sockets.transport import Socket
 

@@ -37,7 +37,8 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import describe, encode_failure
 from mesh.sockets.frame import Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home
-from mesh.sockets.link import NOBLOCK, Link, look, read_rest, send_parts
+from mesh.sockets.link import Link
+from mesh.sockets.parts import NOBLOCK, look, read_rest, send_parts
 from mesh.sockets.server_threads import Threads
 from mesh.sockets.single import (
     CANCEL,

@@ -41,7 +41,8 @@ from mesh.sockets.frame import (
 )
 from mesh.sockets.handle import put_all_back
 from mesh.sockets.home import Counters, Home, node_text
-from mesh.sockets.link import Link, read_parts
+from mesh.sockets.link import Link
+from mesh.sockets.parts import read_parts
 from mesh.sockets.sequences import Sequences
 from mesh.sockets.transport import Socket, scheme_of
 

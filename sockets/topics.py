@@ -29,8 +29,9 @@ from mesh.sockets.compression import Compression
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import Flag, Kind, Part, encode
 from mesh.sockets.home import Counters, Home
-from mesh.sockets.link import Link, has_input, send_parts
+from mesh.sockets.link import Link
 from mesh.sockets.outgoing import Outgoing, encode_batch
+from mesh.sockets.parts import has_input, send_parts
 from mesh.sockets.readers import Readers
 from mesh.sockets.topic import Topic
 from mesh.sockets.transport import Bound, Socket, endpoints_of

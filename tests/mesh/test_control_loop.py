@@ -174,7 +174,12 @@ class Core:
     def __init__(self, note: Notes) -> None:
         self.note = note
         self.counters = Counters(sent=1)
-        self.link = SimpleNamespace(what="core", closed=False, abandon=lambda: note("abandoned"))
+        self.link = SimpleNamespace(
+            what="core",
+            closed=False,
+            lock=threading.Lock(),
+            abandon=lambda: note("abandoned"),
+        )
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         self.note("attach", offer.key, endpoint)
@@ -198,7 +203,11 @@ class Topics:
         self.note = note
         self.counters = Counters()
         self.fd = os.eventfd(0)
-        self.link = SimpleNamespace(fileno=lambda: self.fd, abandon=lambda: note("abandoned"))
+        self.link = SimpleNamespace(
+            fileno=lambda: self.fd,
+            lock=threading.Lock(),
+            abandon=lambda: note("abandoned"),
+        )
 
     def look(self) -> None: ...
 

@@ -100,7 +100,7 @@ def test_an_async_service_whose_event_loop_ended_is_no_longer_offered(
     [
         "mesh.sockets.transport.Transport.connecting",
         "mesh.sockets.subscription.Watch",
-        "mesh.sockets.client.Watch",
+        "mesh.sockets.calls.Watch",
     ],
 )
 def test_what_could_not_be_connected_is_connected_once_it_can_be(

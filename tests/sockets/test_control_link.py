@@ -13,7 +13,7 @@ import zmq
 from mesh.sockets.control import Ping, encode_control
 from mesh.sockets.control_link import ControlLink, Heard
 from mesh.sockets.frame import Kind, encode
-from mesh.sockets.link import has_input
+from mesh.sockets.parts import has_input
 from tests.support.homes import Homes
 from tests.support.waiting import until
 

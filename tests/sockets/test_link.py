@@ -18,8 +18,9 @@ import pytest
 import zmq
 
 from mesh.errors import Closed, Timeout
-from mesh.sockets.link import Link, read_parts
+from mesh.sockets.link import Link
 from mesh.sockets.link_asyncio import LoopWaiter
+from mesh.sockets.parts import read_parts
 from tests.support.waiting import until
 
 MESSAGES = 400

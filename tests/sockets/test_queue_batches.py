@@ -23,7 +23,7 @@ from mesh.sockets import codec
 from mesh.sockets import dispatch as dispatch_module
 from mesh.sockets.batch import Batch, Item
 from mesh.sockets.home import node_text
-from mesh.sockets.link import send_parts
+from mesh.sockets.parts import send_parts
 from mesh.sockets.puller import Puller
 from mesh.sockets.pusher import Pusher
 from tests.support.homes import ByHand, Homes

@@ -20,7 +20,7 @@ from mesh.sockets.control import Offer
 from mesh.sockets.dispatch import Dispatch
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import node_text
-from mesh.sockets.link import has_input
+from mesh.sockets.parts import has_input
 from mesh.sockets.puller import Intake, Puller
 from mesh.sockets.pusher import Pusher
 from mesh.wiring import Wiring

@@ -17,8 +17,8 @@ from mesh.errors import PeerLost, Timeout
 from mesh.sockets.calls import Call
 from mesh.sockets.client import Client
 from mesh.sockets.frame import Kind
-from mesh.sockets.link import has_input
 from mesh.sockets.link_asyncio import LoopWaiter
+from mesh.sockets.parts import has_input
 from mesh.sockets.sleeping import Sleeper
 from mesh.sockets.transport import Transport
 from tests.support.homes import Homes

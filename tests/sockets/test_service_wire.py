@@ -13,7 +13,7 @@ import pytest
 from mesh.errors import Closed, RemoteError, Timeout
 from mesh.sockets.calls import Call
 from mesh.sockets.frame import FOR_EVER, Codec, Flag, Kind, encode, wire_name
-from mesh.sockets.link import has_input
+from mesh.sockets.parts import has_input
 from mesh.sockets.server import Request
 from mesh.sockets.transport import Transport
 from tests.support.homes import Homes

@@ -23,7 +23,7 @@ from mesh.sockets import codec
 from mesh.sockets import topics as topics_module
 from mesh.sockets.batch import Batch, Item
 from mesh.sockets.frame import Frame, Kind, wire_name
-from mesh.sockets.link import send_parts
+from mesh.sockets.parts import send_parts
 from mesh.sockets.publisher import Publisher
 from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.topics import Topics

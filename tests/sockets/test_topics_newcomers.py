@@ -18,8 +18,8 @@ from mesh.sockets import codec
 from mesh.sockets import readers as readers_module
 from mesh.sockets import topics as topics_module
 from mesh.sockets.frame import QUESTION, Frame, Kind, encode
-from mesh.sockets.link import send_parts
 from mesh.sockets.outgoing import Outgoing
+from mesh.sockets.parts import send_parts
 from mesh.sockets.topics import Topics
 from tests.support.homes import Homes
 from tests.support.topics import (

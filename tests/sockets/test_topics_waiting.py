@@ -12,7 +12,7 @@ import zmq
 from mesh.errors import Closed, MeshError, Timeout
 from mesh.sockets import topics as topics_module
 from mesh.sockets.home import node_text
-from mesh.sockets.link import send_parts
+from mesh.sockets.parts import send_parts
 from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Socket
