@@ -154,12 +154,10 @@ class Caller(Role, ABC):
         """What calls it once and returns the answer's payload; one for each thread."""
 
     def calls(self, count: int, threads: int, seconds: float) -> dict[str, Any]:
-        """`count` calls in each of so many threads at once: what each took, in seconds."""
+        """`count` calls in each of so many threads at once: what each took, in seconds. The main
+        thread keeps the deadline: by a signal, which no caller is to have to do with."""
         payload = self.setting.payloads()[0]
         functions = self._functions(threads)
-        if threads == 1:
-            with at_most(seconds):
-                return _timed([_calling(functions[0], payload, count)])
         found: list[list[float]] = []
         barrier = threading.Barrier(threads + 1)
 

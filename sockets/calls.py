@@ -23,10 +23,12 @@ from mesh.names import check_name
 from mesh.sockets import failure
 from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.exchange import Exchange
 from mesh.sockets.failure import read_failure
 from mesh.sockets.frame import FOR_EVER, Frame, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, Recipient
+from mesh.sockets.moment import CALM_S, MOMENT_MS, MOMENT_S, may_hold
 from mesh.sockets.parts import NOBLOCK, RCVMORE, look, read_rest, send, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.single import (
@@ -55,16 +57,17 @@ _PLACED_AT_ONCE = 256
 class _Connection:
     """The DEALER to one server."""
 
-    __slots__ = ("compression", "endpoint", "socket", "watch")
+    __slots__ = ("compression", "endpoint", "scheme", "socket", "watch")
 
     def __init__(self, home: Home, endpoint: str) -> None:
         """Raises `zmq.ZMQError`; nothing is left then."""
-        scheme = scheme_of(endpoint)
+        self.scheme = scheme = scheme_of(endpoint)
         self.endpoint = endpoint
         self.compression = home.compression() if scheme == "tcp" else None
         self.socket = home.transport.connecting(zmq.DEALER, scheme)
         with contextlib.ExitStack() as undo:
             undo.callback(self.socket.close, linger=0)
+            self.socket.setsockopt(zmq.RCVTIMEO, MOMENT_MS)
             self.watch = Watch(self.socket)
             undo.callback(self.watch.close)
             self.socket.connect(endpoint)
@@ -93,6 +96,9 @@ class Requests:
         self._only: tuple[Socket, ServerAccount[Call]] | None = None
         """The only server there is, and with it a few shorter ways."""
         self._read_at = -1
+        self.exchange: Exchange | None = None
+        """A shorter way, while it is open. Under the lock."""
+        self._exchange: Exchange | None = None
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
@@ -108,6 +114,15 @@ class Requests:
         self._read_at = link.attempts
         return None
 
+    def adopt(
+        self, message: Message, timeout: float, retry: bool, seq: int, server: ServerAccount[Call]
+    ) -> Call:
+        """A call that `Exchange` has sent, and whose answer did not come within a moment."""
+        call = Call(self, message, timeout, retry)
+        call.began -= MOMENT_S
+        self.table.adopt(call, server, seq)
+        return call
+
     def look(self, call: Call) -> bool | None:
         """Whether it has its outcome; None after reading all there is.
 
@@ -118,11 +133,20 @@ class Requests:
         link = self.link
         if link.rang and self._only is not None:
             link.rang = False
-            socket, server = self._only
-            self._read_one(socket, server, call)
+            self._read_one(*self._only, call, NOBLOCK)
             if call.outcome is not None:
+                self._hurry(call)
                 return True
         return None if self._read_at == link.attempts else self._read(call)
+
+    def _hurry(self, call: Call) -> None:
+        """It had its answer quickly: perhaps the next can have its in one go."""
+        if self.link.loops or self._exchange is None:
+            return  # a loop is never to wait for the lock
+        now = time.monotonic()
+        if now - call.began < MOMENT_S and now - self.link.met_at > CALM_S and may_hold():
+            self.exchange = self._exchange
+            self.exchange.renew()
 
     def _read(self, reader: Call | None = None) -> bool | None:
         """Read until `reader` has its outcome, or nothing is left to read; place what waits."""
@@ -130,7 +154,7 @@ class Requests:
         for _ in range(_FRAMES_PER_ATTEMPT):
             inputs = look(link.looks, 0)
             for socket, _ in inputs:
-                self._read_one(socket, by_socket[socket], reader)
+                self._read_one(socket, by_socket[socket], reader, NOBLOCK)
                 if reader is not None and reader.outcome is not None:
                     return True  # what else there is, the next reads: see `Link._pass_on`
             if not inputs:
@@ -143,17 +167,19 @@ class Requests:
         link.wake_all()  # there may be more
         return None
 
-    def _read_one(self, socket: Socket, server: ServerAccount[Call], reader: Call | None) -> bool:
-        """Read one answer; False if there is none."""
+    def _read_one(
+        self, socket: Socket, server: ServerAccount[Call], reader: Call | None, flags: int
+    ) -> bool:
+        """Read one answer; False if there is none. Without `NOBLOCK` it waits a moment."""
         try:
-            first = socket.recv(NOBLOCK)
+            first = socket.recv(flags)
         except zmq.Again:
             return False
         reply = None if socket.getsockopt(RCVMORE) else self._replies.read(first)
         if reply is None:
             parts: list[Part] = [first]
             read_rest(socket, parts, 2)
-            self._accept(server, parts, reader)
+            self.accept(server, parts, reader)
             return True
         sender, seq, _, message = reply
         if sender != server.peer:
@@ -169,7 +195,7 @@ class Requests:
             self._unexpected(server, REPLY)
         return True
 
-    def _accept(self, server: ServerAccount[Call], parts: list[Part], reader: Call | None) -> None:
+    def accept(self, server: ServerAccount[Call], parts: list[Part], reader: Call | None) -> None:
         """An answer that is no plain reply."""
         try:
             frame = receive(parts, self._wire)
@@ -235,18 +261,22 @@ class Requests:
     def _send(self, call: Call, server: ServerAccount[Call]) -> bool:
         """False if there is no room."""
         remaining = FOR_EVER
-        if call.deadline is not None:
-            left_s = call.deadline - time.monotonic()
+        if call.timeout is not None:
+            left_s = call.began + call.timeout - time.monotonic()
             remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
         connection, message = self._connections[server], call.message
-        parts = self._requests.parts(message, call.seq, remaining, connection.compression)
-        if len(parts) > 1:
-            if not send_parts(connection.socket, parts):
+        if type(message) is bytes:
+            try:
+                send(
+                    connection.socket,
+                    self._requests.frame(message, call.seq, remaining),
+                    NOBLOCK,
+                )
+            except zmq.Again:
                 return False
         else:
-            try:
-                send(connection.socket, parts[0], NOBLOCK)
-            except zmq.Again:
+            parts = self._requests.parts(message, call.seq, remaining, connection.compression)
+            if not send_parts(connection.socket, parts):
                 return False
         counters = self.counters
         counters.sent += 1
@@ -258,9 +288,9 @@ class Requests:
     def abandon(self, call: Call) -> None:
         """The caller waits no longer: forget the call, and tell the server that has it."""
         with contextlib.suppress(Closed):  # `close` has told the servers
-            self.link.run(lambda: self._forget(call))
+            self.link.run(lambda: self.forget(call))
 
-    def _forget(self, call: Call) -> None:
+    def forget(self, call: Call) -> None:
         if call.outcome is not None:
             self.counters.dropped["late reply"] += 1
         elif (server := self.table.abandon(call)) is not None:
@@ -280,9 +310,12 @@ class Requests:
             return payload_of(outcome, self.bytes_max)
         except Malformed as fault:
             assert isinstance(call.server, ServerAccount)
-            with self.link.lock:
-                error = self._undecodable(fault, call.server.peer)
-            raise error from None
+            raise self.undecodable(fault, call.server.peer) from None
+
+    def undecodable(self, fault: Malformed, peer: int) -> RemoteError:
+        """What to tell a caller whose answer is `fault`."""
+        with self.link.lock:
+            return self._undecodable(fault, peer)
 
     def _undecodable(self, fault: Malformed, peer: int) -> RemoteError:
         self.counters.dropped[fault.reason] += 1
@@ -325,6 +358,9 @@ class Requests:
     def _count_servers(self) -> None:
         each = list(self._by_socket.items())
         self._only = each[0] if len(each) == 1 else None
+        self.exchange = self._exchange = None
+        if self._only is not None and self._connections[self._only[1]].scheme == "ipc":
+            self._exchange = Exchange(self, self._wire, self._home.node_id, *self._only)
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         """Answers that came in before count; what is outstanding then has lost its server."""
@@ -338,7 +374,7 @@ class Requests:
     def _disconnect(self, server: ServerAccount[Call], what: str) -> None:
         connection = self._connections.pop(server)
         for _ in range(_ANSWERS_LEFT_MAX):
-            if not self._read_one(connection.socket, server, None):
+            if not self._read_one(connection.socket, server, None, NOBLOCK):
                 break
         del self._by_socket[connection.socket]
         self._count_servers()
@@ -368,6 +404,7 @@ class Requests:
         self.link.close(linger_ms, first=self._cancel_all)
 
     def _cancel_all(self) -> None:
+        self.exchange = None
         for server, connection in self._connections.items():
             connection.watch.close()
             for call in list(server.requests.values()):
@@ -381,7 +418,7 @@ Outcome = bytes | Frame | MeshError
 class Call(Outstanding):
     """One request as its caller sees it, and the slot in which its wait is found."""
 
-    __slots__ = ("_core", "deadline", "message", "outcome", "timeout", "waiter")
+    __slots__ = ("_core", "began", "message", "outcome", "timeout", "waiter")
 
     def __init__(
         self, core: Requests, message: Message, timeout: float | None, retry: bool
@@ -393,7 +430,7 @@ class Call(Outstanding):
         self._core = core
         self.message = message
         self.timeout = timeout
-        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.began = time.monotonic()
         self.outcome: Outcome | None = None
         self.waiter: Recipient | None = None
 

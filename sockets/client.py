@@ -17,8 +17,9 @@ from mesh.errors import Timeout
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
 from mesh.sockets.calls import Call, Requests
+from mesh.sockets.frame import Malformed
 from mesh.sockets.handle import Handle
-from mesh.sockets.single import encode
+from mesh.sockets.single import encode, payload_of
 
 _LINGER_MS = 200
 """Cancellations sent when a client is closed get this long to leave."""
@@ -60,15 +61,28 @@ class Client(Handle):
         anything is sent; `Closed`.
         """
         core = self._core
-        message = encode(payload, headers, core.bytes_max)
-        call = Call(core, message, check_timeout(timeout), retry)
+        call: Call | None = None
+        exchange = core.exchange
         try:
+            if exchange is not None and not headers:
+                answer = exchange.attempt(payload, timeout, retry)
+                if isinstance(answer, bytes):
+                    return payload_of(answer, core.bytes_max)
+                call = answer
+            if call is None:
+                message = encode(payload, headers, core.bytes_max)
+                call = Call(core, message, check_timeout(timeout), retry)
             core.link.wait(call.attempt, call.timeout, "answer", slot=call)
+        except Malformed as fault:
+            assert exchange is not None
+            raise core.undecodable(fault, exchange.peer) from None
         except Timeout:
+            assert call is not None
             core.abandon(call)
             raise core.late(call) from None
         except BaseException:
-            core.abandon(call)
+            if call is not None:
+                core.abandon(call)
             raise
         return core.result(call)
 

@@ -42,6 +42,18 @@ T = TypeVar("T")
 _serials = count(1)
 
 
+_loops: Any = None
+"""`mesh.sockets.link_asyncio`, once somebody needed it."""
+
+
+def _load_loops() -> Any:
+    global _loops
+    from mesh.sockets import link_asyncio
+
+    _loops = link_asyncio
+    return _loops
+
+
 class Waiter(Protocol):
     def wake(self) -> None:
         """Have it attempt again. Called under the link's lock, from any thread."""
@@ -76,6 +88,8 @@ class Link:
         self.rang = False
         """Under the lock, in an attempt: the descriptor has just said that a socket has something,
         so that who has one socket may read at once. Looking first costs as much as reading."""
+        self.met_at = -math.inf
+        """When a thread last found the lock taken as it was about to wait."""
         self._poll = select.epoll()
         self._fd = self._poll.fileno()
         self._serial = next(_serials)
@@ -85,6 +99,7 @@ class Link:
         self.looks: list[tuple[zmq.Socket[bytes], int]] = []
         """The sockets, as `look` wants them."""
         self._threads: list[Sleeper] = []
+        """Those that wait; the first watches the sockets."""
         self._waiting_loops: list[LoopWaiter] = []
         self.loops: dict[AbstractEventLoop, LoopWaiter] = {}
         self._closed: Closed | None = None
@@ -157,6 +172,8 @@ class Link:
         if sleeper.busy:
             sleeper = Sleeper()  # a signal handler waits in the midst of a wait
         threads = self._threads
+        if self.lock.locked():
+            self.met_at = time.monotonic()
         try:
             with self.lock:
                 result = self._first(attempt)
@@ -224,7 +241,7 @@ class Link:
         try:
             return attempt()
         finally:
-            self._pass_on(False)
+            self.pass_on(False)
 
     def _leave(self, sleeper: Sleeper, slot: Slot | None) -> None:
         """A thread waits no longer. Under the lock."""
@@ -235,7 +252,7 @@ class Link:
         if slot is not None:
             slot.waiter = None
         if self._threads or self._waiting_loops:
-            self._pass_on(led)
+            self.pass_on(led)
 
     async def wait_async(
         self,
@@ -251,22 +268,21 @@ class Link:
 
         A result that came together with the cancellation goes to `give_back`, under the lock.
         """
-        from mesh.sockets.link_asyncio import CancelledError, loop_waiter, running_loop
-
-        loop = running_loop()
+        loops = _loops or _load_loops()
+        loop = loops.running_loop()
         with self.lock:
             result = self._first(attempt)
             if result is not None:
                 return result
             if timeout == 0:
                 raise Timeout(f"no {what} at once")
-            waiter = self.loops.get(loop) or loop_waiter(self, loop)
+            waiter = self.loops.get(loop) or loops.loop_waiter(self, loop)
             wait = waiter.begin(attempt, timeout, what, slot, retry_s)
             if self._stirred:
                 waiter.wake()
         try:
             return await wait.future
-        except CancelledError:
+        except loops.CancelledError:
             waiter.end(wait, give_back)
             raise
         finally:
@@ -282,7 +298,7 @@ class Link:
                 return operation()
             finally:
                 if self._threads or self._waiting_loops:
-                    self._pass_on(False)
+                    self.pass_on(False)
 
     def __enter__(self) -> None:
         """`run` as a context, for a node's own threads, and for links that nobody else has yet: in
@@ -301,11 +317,11 @@ class Link:
     ) -> None:
         try:
             if self._threads or self._waiting_loops:
-                self._pass_on(False)
+                self.pass_on(False)
         finally:
             self.lock.release()
 
-    def _pass_on(self, led: bool) -> None:
+    def pass_on(self, led: bool) -> None:
         """Somebody leaves, or an operation ended: wake the next if there is something for it, or if
         it has to take over watching the sockets from a thread that `led`."""
         if self._closed is not None:
@@ -326,7 +342,7 @@ class Link:
         if waiter in self._waiting_loops:
             self._waiting_loops.remove(waiter)
             if self._threads or self._waiting_loops:
-                self._pass_on(False)
+                self.pass_on(False)
 
     def check_open(self) -> None:
         if self._closed is not None:

@@ -15,15 +15,17 @@ from zmq.backend import zmq_poll
 from mesh.sockets.frame import Part, is_array
 
 # As plain integers: an enum member costs more than the call it is for.
-_EVENTS = int(zmq.EVENTS)
+EVENTS = int(zmq.EVENTS)
 RCVMORE = int(zmq.RCVMORE)
 POLLIN = int(zmq.POLLIN)
 NOBLOCK = int(zmq.NOBLOCK)
 """For sockets' own `recv` and for `send`: passing an integer costs less than passing a flag."""
-_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+recv = _Socket.recv
+"""As a method it is looked up the slow way: `zmq.Socket` has a ``__getattr__``."""
 send = _Socket.send
 """What `zmq.Socket.send` calls after looking for options of draft sockets: a third of its time."""
-getsockopt = _Socket.get
+getsockopt: Callable[[zmq.Socket[bytes], int], int] = _Socket.get  # type: ignore[assignment]
 """What `zmq.Socket.getsockopt` calls after looking the option up in an enum: half of its time."""
 
 NO_COPY_BYTES_MIN: Final = 128 * 1024
@@ -38,7 +40,7 @@ the lock."""
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:
     """Whether `socket` has something to read. Looking re-arms its descriptor."""
-    return bool(int(getsockopt(socket, _EVENTS)) & POLLIN)
+    return bool(getsockopt(socket, EVENTS) & POLLIN)
 
 
 def read_parts(socket: zmq.Socket[bytes], parts_max: int) -> list[Part] | None:
@@ -75,7 +77,7 @@ def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
     large part is not copied: it must not change before it has left, whenever that is."""
     try:
         for part in parts[:-1]:
-            send(socket, part, _NOBLOCK_MORE)
+            send(socket, part, NOBLOCK_MORE)
         last = parts[-1]
         if len(last) < NO_COPY_BYTES_MIN:
             send(socket, last, NOBLOCK)

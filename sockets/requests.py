@@ -59,11 +59,12 @@ class RequestTable(Generic[R]):
         self._channel = channel
         self._requests_max = requests_max
         self._servers: OrderedDict[tuple[int, int], ServerAccount[R]] = OrderedDict()
-        self._open = 0
-        self._seq = 0
+        self.outstanding = 0
+        """How many there are."""
+        self.last_seq = 0
 
     def __len__(self) -> int:
-        return self._open
+        return self.outstanding
 
     @property
     def servers(self) -> int:
@@ -73,31 +74,39 @@ class RequestTable(Generic[R]):
 
     def admit(self, request: R) -> None:
         """A new request, which no server has yet. Raises `Busy` when the table is full."""
-        if self._open >= self._requests_max:
+        if self.outstanding >= self._requests_max:
             raise Busy(
-                f"{self._open:,} requests to {self._channel!r} are outstanding, which is the limit"
+                f"{self.outstanding:,} requests to {self._channel!r} are outstanding, "
+                "which is the limit"
             )
-        self._open += 1
-        self._seq = seq = self._seq + 1
+        self.outstanding += 1
+        self.last_seq = seq = self.last_seq + 1
         request.seq = seq
         self.waiting[seq] = request
 
     def assign(self, request: R) -> ServerAccount[R] | None:
         """Admit a request and place it in one go: the server that has it now, if there is one."""
         servers = self._servers
-        if len(servers) != 1 or self._open >= self._requests_max:
+        if len(servers) != 1 or self.outstanding >= self._requests_max:
             self.admit(request)
             if (best := self.choose(request)) is not None:
                 self.placed(request, best)
             return best
-        self._open += 1
-        self._seq = seq = self._seq + 1
+        self.outstanding += 1
+        self.last_seq = seq = self.last_seq + 1
         for server in servers.values():
             request.seq = seq
             request.server = server
             server.requests[seq] = request
             return server
         return None
+
+    def adopt(self, request: R, server: ServerAccount[R], seq: int) -> None:
+        """A request that has that number already, and that `server` was sent."""
+        self.outstanding += 1
+        request.seq = seq
+        request.server = server
+        server.requests[seq] = request
 
     def put_back(self, request: R, server: ServerAccount[R]) -> None:
         """There was no room for it after all: it waits."""
@@ -129,7 +138,7 @@ class RequestTable(Generic[R]):
         """`server` answered that request: it leaves the table. None if nobody waits for it."""
         request = server.requests.pop(seq, None)
         if request is not None:
-            self._open -= 1
+            self.outstanding -= 1
         return request
 
     def owed(self, server: ServerAccount[R]) -> bool:
@@ -148,20 +157,20 @@ class RequestTable(Generic[R]):
         request.server = None
         if self.choose(request) is None:
             return False
-        self._open += 1
+        self.outstanding += 1
         self.waiting[request.seq] = request
         return True
 
     def abandon(self, request: R) -> ServerAccount[R] | None:
         """The caller gave up: the server that has to be told, if any."""
         if self.waiting.pop(request.seq, None) is not None:
-            self._open -= 1
+            self.outstanding -= 1
             return None
         server = request.server
         if not isinstance(server, ServerAccount) or request.seq not in server.requests:
             return None
         del server.requests[request.seq]
-        self._open -= 1
+        self.outstanding -= 1
         server.abandoned += 1
         return server
 
@@ -187,7 +196,7 @@ class RequestTable(Generic[R]):
             if request.retry:
                 self.waiting[request.seq] = request
             else:
-                self._open -= 1
+                self.outstanding -= 1
                 lost.append(request)
         server.requests.clear()
         for request in self.waiting.values():

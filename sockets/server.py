@@ -17,18 +17,17 @@ caller that keeps to it never loses an answer; who does not, loses what it does 
 from __future__ import annotations
 
 import errno
-import inspect
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import zmq
 
 from mesh import limits
-from mesh.errors import Closed, NotSerializable, PayloadTooLarge
+from mesh.errors import NotSerializable, PayloadTooLarge
 from mesh.names import check_name
 from mesh.options import ServiceOptions
 from mesh.sockets import backlog, failure
@@ -38,31 +37,44 @@ from mesh.sockets.failure import describe, encode_failure
 from mesh.sockets.frame import Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link
-from mesh.sockets.parts import NOBLOCK, look, read_rest, send_parts
-from mesh.sockets.server_threads import Threads
+from mesh.sockets.moment import MOMENT_MS, MOMENT_S
+from mesh.sockets.parts import (
+    EVENTS,
+    NOBLOCK,
+    NOBLOCK_MORE,
+    POLLIN,
+    getsockopt,
+    look,
+    read_rest,
+    recv,
+    send,
+    send_parts,
+)
+from mesh.sockets.runner import Runner, runner_of
 from mesh.sockets.single import (
     CANCEL,
     ERROR,
     REPLY,
     REQUEST,
+    REST,
+    SEQ_END,
     Message,
     Reader,
     Writer,
+    beginning,
     encode,
-    payload_of,
+    quick_body,
     receive,
 )
 from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 logger = logging.getLogger(__name__)
 
+_unpack_rest = REST.unpack_from
+
+_NEITHER_TIME_NOR_REMAINING = bytes(12)
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before others get the lock."""
-_MOMENT_MS = 1
-"""After an answer the thread that gave it waits so long for the next request inside ZeroMQ, holding
-the lock, if nobody else is about: that takes 8 µs less than to sleep on descriptors. Once in vain,
-it does not until a request comes that soon again."""
-_MOMENT_S = _MOMENT_MS / 1000
 _LINGER_MS = 200
 """Answers given just before the service ended get this long to leave."""
 
@@ -88,7 +100,10 @@ class Server:
         self._requests = Reader(wire, REQUEST)
         self._replies = Writer(wire, REPLY, home.node_id)
         self._errors = Writer(wire, ERROR, home.node_id)
-        self._bytes_max = home.transport.message_bytes_max
+        self._reply = beginning(wire, REPLY) + home.node_id.to_bytes(8, "little")
+        self._request = beginning(wire, REQUEST)
+        self._body_at = len(self._request) + REST.size
+        self.bytes_max = home.transport.message_bytes_max
         self._backlog: Backlog[tuple[Socket, bytes]] = Backlog(options.concurrency, options.backlog)
         self.link = Link(f"service {channel!r}", self._backlog.can_start)
         self.on_end: Callable[[], object] = _nothing
@@ -103,14 +118,18 @@ class Server:
         )
         self._only = self._bound[0].socket if len(self._bound) == 1 else None
         """The socket, if it is the only one, and with it a few shorter ways."""
-        self._brisk = False
-        """Whether the last request came within a moment of the answer before it."""
+        self.brisk = False
+        """Whether the last request came so soon that `exchange` is worth trying."""
+        self.came_alone = False
+        """Whether nothing else was there besides the request just taken."""
+        self.started = 0
+        """Handlers, since the beginning."""
         self._answered = -math.inf
         with self.link:
             for bound in self._bound:
-                bound.socket.setsockopt(zmq.RCVTIMEO, _MOMENT_MS)
+                bound.socket.setsockopt(zmq.RCVTIMEO, MOMENT_MS)
                 self.link.add(bound.socket)
-        self._runner = _runner(self, options.concurrency)
+        self._runner: Runner = runner_of(self, options.concurrency)
         self._runner.start()
 
     def endpoints(self) -> tuple[str, ...]:
@@ -136,20 +155,18 @@ class Server:
 
     def take(self) -> Request | None:
         """The next request to run, now counted as running; None after reading all there is."""
-        link = self.link
-        if self._only is not None:
-            request = None
-            if link.rang:
-                link.rang = False
-                request = self._read_one(self._only, NOBLOCK)
-                self._brisk = time.monotonic() - self._answered < _MOMENT_S
-            elif self._brisk and link.alone and not self._closing and not self._backlog:
-                request = self._read_one(self._only, 0)
-                self._brisk = request is not None
+        self.came_alone = False
+        if self._only is not None and self.link.rang:
+            self.link.rang = False
+            request = self._read_one(self._only)
+            self.brisk = time.monotonic() - self._answered < MOMENT_S
             if request is not None:
+                self.came_alone = True
+                self.started += 1
                 return request
         self.read()
         request, expired = self._backlog.start(time.monotonic())
+        self.started += request is not None
         for each in expired:
             self._turn_away(each, failure.EXPIRED)
         if request is None and expired:
@@ -172,11 +189,11 @@ class Server:
                 self._read_next(socket)
         self.link.wake_all()  # there may be more
 
-    def _read_one(self, socket: Socket, flags: int) -> Request | None:
+    def _read_one(self, socket: Socket) -> Request | None:
         """Read one message, and start it at once if it is a request, nothing came after it, and
-        nothing is before it: as it mostly is. Without `NOBLOCK` it waits a moment."""
+        nothing is before it: as it mostly is."""
         try:
-            routing_id, first = socket.recv(flags), socket.recv(NOBLOCK)
+            routing_id, first = recv(socket, NOBLOCK), recv(socket, NOBLOCK)
         except zmq.Again:
             return None
         plain = None
@@ -187,8 +204,12 @@ class Server:
             read_rest(socket, parts, 3)
             self._accept(socket, parts)
             return None
-        request = self._arrived(socket, routing_id, plain)
-        if plain[2] and not self._closing and self._backlog.start_at_once():
+        _, seq, remaining, message = plain
+        counters, backlog = self.counters, self._backlog
+        counters.received += 1
+        counters.bytes_received += len(message)
+        request = Request((socket, routing_id), seq, remaining, message, time.monotonic())
+        if remaining and not self._closing and backlog.start_at_once():
             return request
         self._admit(request)
         return None
@@ -203,16 +224,12 @@ class Server:
         plain = self._requests.read(bytes(parts[1])) if len(parts) == 2 else None
         if plain is None:
             self._accept(socket, parts)
-        else:
-            self._admit(self._arrived(socket, routing_id, plain))
-
-    def _arrived(
-        self, socket: Socket, routing_id: bytes, plain: tuple[int, int, int, bytes]
-    ) -> Request:
+            return
         _, seq, remaining, message = plain
         self.counters.received += 1
         self.counters.bytes_received += len(message)
-        return Request((socket, routing_id), seq, remaining, message, time.monotonic())
+        caller = (socket, routing_id)
+        self._admit(Request(caller, seq, remaining, message, time.monotonic()))
 
     def _accept(self, socket: Socket, parts: list[Part]) -> None:
         """One message from a caller, whatever it is."""
@@ -262,7 +279,7 @@ class Server:
         compression = None if local else self._compression
         return [routing_id, *writer.parts(message, request.seq, 0, compression)]
 
-    def _send(self, request: Request, parts: list[Part], size: int) -> None:
+    def _send(self, request: Request, parts: Sequence[Part], size: int) -> None:
         counters = self.counters
         try:
             if send_parts(request.caller[0], parts):
@@ -271,20 +288,22 @@ class Server:
             else:
                 counters.dropped["caller full"] += 1
         except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
-                raise
-            counters.dropped["caller gone"] += 1
+            self._unsent(error)
+
+    def _unsent(self, error: zmq.ZMQError) -> None:
+        if isinstance(error, zmq.Again):
+            self.counters.dropped["caller full"] += 1
+        elif error.errno == errno.EHOSTUNREACH:
+            self.counters.dropped["caller gone"] += 1
+        else:
+            raise error
 
     # -- Running a handler: the lock is free -------------------------------------------------
-
-    def payload(self, request: Request) -> Any:
-        """What the handler is given. Raises `Malformed`."""
-        return payload_of(request.message, self._bytes_max)
 
     def result(self, value: Any) -> Answer:
         """The answer that carries what the handler returned."""
         try:
-            return REPLY, encode(value, None, self._bytes_max)
+            return REPLY, encode(value, None, self.bytes_max)
         except (NotSerializable, PayloadTooLarge) as error:
             return ERROR, describe(failure.PAYLOAD, error)
 
@@ -302,29 +321,74 @@ class Server:
     def finish(
         self, request: Request, answer: Answer, then: Callable[[], object] | None = None
     ) -> None:
-        """A handler has ended: answer its caller, and `then` take what else there is."""
-        parts, size = self._parts(request, answer), len(answer[1])
-
-        def send() -> bool:
-            self._backlog.done()
-            self._send(request, parts, size)
-            self._answered = time.monotonic()
-            return self._closing and not self._backlog.running
-
-        try:
-            if then is None:
-                last = self.link.run(send)
-            else:
-                with self.link.lock:
-                    self.link.check_open()
-                    last = send()
-                    then()
-        except Closed:
-            with self.link.lock:
+        """A handler has ended: answer its caller, and `then`, under the lock still, take all that
+        came."""
+        parts = self._parts(request, answer)
+        link, backlog = self.link, self._backlog
+        with link.lock:
+            if link.closed:
                 self.counters.dropped["answer after close"] += 1
-            return
+                return
+            backlog.done()
+            self._send(request, parts, len(answer[1]))
+            self._answered = time.monotonic()
+            if then is not None:
+                then()
+            elif not link.alone:
+                link.pass_on(False)
+            last = self._closing and not backlog.running
         if last:
             self._end()
+
+    def exchange(self, request: Request, value: Any) -> Request | None:
+        """Answer with `value`, which is of a quick type, and have the next request, if it comes
+        within a moment and nobody else is about (`mesh.sockets.moment`): all in one function, see
+        `mesh.sockets.exchange`. Only while `brisk`."""
+        link, backlog, counters = self.link, self._backlog, self.counters
+        socket, routing_id = request.caller
+        try:
+            body = quick_body(value)
+        except (ValueError, OverflowError):
+            self.finish(request, self.result(value))
+            return None
+        frame = self._reply + request.seq.to_bytes(8, "little") + _NEITHER_TIME_NOR_REMAINING + body
+        with link.lock:
+            # Looked at without a call each: `Link.alone`, `Link.closed`, `Backlog.__len__`.
+            if self._closing or link._closed or backlog._waiting or link._threads:
+                self.brisk = False
+            else:
+                backlog.running -= 1
+                try:
+                    send(socket, routing_id, NOBLOCK_MORE)
+                    send(socket, frame, NOBLOCK)
+                    counters.sent += 1
+                    counters.bytes_sent += len(body)
+                except zmq.ZMQError as error:
+                    self._unsent(error)
+                try:
+                    routing_id, first = recv(socket, 0), recv(socket, NOBLOCK)
+                except zmq.Again:
+                    self.brisk = False
+                    return None
+                # Another message, or another part of this one.
+                more = getsockopt(socket, EVENTS) & POLLIN
+                at = self._body_at
+                if not more and first.startswith(self._request) and len(first) >= at:
+                    _, seq, _, remaining = _unpack_rest(first, at - REST.size)
+                    if remaining and seq < SEQ_END:
+                        message = first[at:]
+                        counters.received += 1
+                        counters.bytes_received += len(message)
+                        backlog.running += 1
+                        self.started += 1
+                        # It is begun with at once: when it came does not matter any more.
+                        return Request((socket, routing_id), seq, remaining, message, 0.0)
+                parts: list[Part] = [routing_id, first]
+                read_rest(socket, parts, 3)
+                self._accept(socket, parts)
+                return None
+        self.finish(request, (REPLY, body))
+        return None
 
     # -- The rest of a core ------------------------------------------------------------------
 
@@ -377,32 +441,5 @@ class Server:
         self._ended.set()
 
 
-class Runner(Protocol):
-    """Whoever reads requests and runs the handler."""
-
-    def start(self) -> None:
-        """Begin to read."""
-
-    def over(self) -> bool:
-        """Whether it can read no more, though nobody closed the service."""
-
-    def end(self) -> None:
-        """The service has ended: nobody waits for anything now."""
-
-
 def _nothing() -> None:
     """Nobody has to be told."""
-
-
-def _runner(server: Server, concurrency: int) -> Runner:
-    if not _is_async(server.handler):
-        return Threads(server, concurrency)
-    from mesh.sockets.server_asyncio import loop_runner  # blocking programs never import asyncio
-
-    return loop_runner(server)
-
-
-def _is_async(handler: Callable[[Any], Any]) -> bool:
-    """Whether it is an ``async def``, or an object that is called like one."""
-    call = getattr(handler, "__call__", None)  # noqa: B004  to look at it, not whether it is there
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh.errors import Closed
+from mesh.sockets.single import payload_of
 
 if TYPE_CHECKING:
     from mesh.sockets.server import Request, Server
@@ -62,6 +63,8 @@ class LoopTasks:
             )
             self._tasks[task] = request
             task.add_done_callback(self._served)
+            if self._server.came_alone:
+                return
 
     async def _serve(self, request: Request) -> None:
         server = self._server
@@ -69,7 +72,8 @@ class LoopTasks:
         assert task is not None
         self._tasks[task] = None
         try:
-            answer = server.result(await server.handler(server.payload(request)))
+            payload = payload_of(request.message, server.bytes_max)
+            answer = server.result(await server.handler(payload))
         except BaseException as error:
             server.finish(request, server.failed(error), self._begin)
             if isinstance(error, asyncio.CancelledError) or _is_ctrl_c(error):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from mesh.errors import Closed
+from mesh.sockets.single import QUICK, payload_of
 
 if TYPE_CHECKING:
     from mesh.sockets.link import Recipient
@@ -37,9 +38,9 @@ class Threads:
         self._server = server
         self._concurrency = concurrency
         self._workers = 0
-        self._started = 0
-        """Handlers, since the beginning."""
         self._has_deputy = False
+        self._staffed = False
+        """Whether there are all the threads that may be."""
         self._parked = False
         """Whether the deputy waits for the bell. This and the like under the link's lock."""
         self._bell = threading.Lock()
@@ -67,26 +68,35 @@ class Threads:
     # -- Those who run the handler -----------------------------------------------------------
 
     def _work(self) -> None:
-        server = self._server
+        server, bytes_max = self._server, self._server.bytes_max
+        request: Request | None = None
         while True:
-            try:
-                request = server.link.wait(self._take, None, "request")
-            except Closed:
-                return
-            if server.running >= self._workers:
+            if request is None:
+                try:
+                    request = server.link.wait(self._take, None, "request")
+                except Closed:
+                    return
+            if not self._staffed and server.running >= self._workers:
                 self._hand_on()
             try:
-                answer = server.result(server.handler(server.payload(request)))
+                value = server.handler(payload_of(request.message, bytes_max))
             except BaseException as error:  # noqa: BLE001  the handler's: told to the caller
-                answer = server.failed(error)
-            server.finish(request, answer)
+                server.finish(request, server.failed(error))
+                request = None
+                continue
+            if server.brisk and type(value) in QUICK:
+                request = server.exchange(request, value)
+                if self._parked and request is not None:
+                    with server.link.lock:
+                        self._wake_deputy()
+            else:
+                server.finish(request, server.result(value))
+                request = None
 
     def _take(self) -> Request | None:
         request = self._server.take()
-        if request is not None:
-            self._started += 1
-            if self._server.running >= self._concurrency:
-                self._wake_deputy()
+        if request is not None and self._parked and self._server.running >= self._concurrency:
+            self._wake_deputy()
         if self.waiter is not None:
             self.waiter.wake()  # somebody else reads now
         return request
@@ -96,6 +106,7 @@ class Threads:
         with self._server.link.lock:
             worker = self._workers < self._concurrency
             if not worker and self._has_deputy:
+                self._staffed = True
                 return
             self._workers += worker
             self._has_deputy = self._has_deputy or not worker
@@ -117,9 +128,9 @@ class Threads:
     def _stand_by(self) -> None:
         link, quiet = self._server.link, 0
         while not link.closed:
-            started = self._started
+            started = self._server.started
             self._bell.acquire(timeout=NAP_S)  # which only the end of the service cuts short
-            if self._started != started:
+            if self._server.started != started:
                 quiet = 0
             elif self._server.running >= self._concurrency:
                 self._read(started)
@@ -130,7 +141,7 @@ class Threads:
 
     def _park(self, started: int) -> None:
         with self._server.link.lock:
-            if self._server.link.closed or self._started != started:
+            if self._server.link.closed or self._server.started != started:
                 return
             self._parked = True
         self._bell.acquire()
@@ -139,7 +150,7 @@ class Threads:
         """Read until a handler ends."""
 
         def attempt() -> bool | None:
-            if self._started != started or self._server.running < self._concurrency:
+            if self._server.started != started or self._server.running < self._concurrency:
                 return True
             self._server.read()
             return None

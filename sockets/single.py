@@ -29,18 +29,31 @@ CANCEL: Final = Kind.CANCEL
 
 _BEGINNING: Final = struct.Struct("<BBBBI")
 """Version, kind, codec, flags, count: known beforehand."""
-_REST: Final = struct.Struct("<QQQI")
+REST: Final = struct.Struct("<QQQI")
 """Sender, seq, time, remaining. With the beginning it makes `HEADER`."""
-assert _BEGINNING.size + _REST.size == HEADER.size
-_SEQ_END: Final = 1 << 63
+assert _BEGINNING.size + REST.size == HEADER.size
+SEQ_END: Final = 1 << 63
 
 _unpack: Final = msgpack.unpackb
-_QUICK: Final = frozenset({bytes, str, int, float, bool, type(None)})
-_ARRAY_OF_ONE: Final = b"\x91"
+QUICK: Final = frozenset({bytes, str, int, float, bool, type(None)})
+ARRAY_OF_ONE: Final = b"\x91"
 _NOT_SCALAR: Final = frozenset(
     [*range(0x80, 0xA0), 0xC1, *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)]
 )
 """First bytes of what MessagePack nests or extends, or never uses: to be decoded within bounds."""
+
+
+_BIN8: Final = 0xC4
+_BODY_OF: Final = [ARRAY_OF_ONE + bytes((_BIN8, size)) for size in range(256)]
+"""What stands before `bytes` of a size in a body that holds nothing else."""
+
+
+def quick_body(payload: Any) -> bytes:
+    """The body for a payload of a `QUICK` type. Raises `ValueError`, `OverflowError`."""
+    if type(payload) is bytes and len(payload) < 256:
+        return _BODY_OF[len(payload)] + payload
+    packed: bytes = _own.pack(payload)
+    return ARRAY_OF_ONE + packed
 
 
 class _Own(threading.local):
@@ -60,9 +73,9 @@ Message = bytes | Outgoing
 def encode(payload: Any, headers: codec.Headers | None, bytes_max: int) -> Message:
     """Encode `payload`. Raises `NotSerializable`; `PayloadTooLarge` beyond `bytes_max`, or for
     headers that a frame has no room for."""
-    if not headers and type(payload) in _QUICK:
+    if not headers and type(payload) in QUICK:
         try:
-            body: bytes = _ARRAY_OF_ONE + _own.pack(payload)
+            body = quick_body(payload)
         except (ValueError, OverflowError):
             pass  # it has no form: told below
         else:
@@ -83,7 +96,7 @@ class Writer:
         self._name = name
         self._kind = kind
         self._sender = sender
-        self._beginning = _beginning(name, kind)
+        self._beginning = beginning(name, kind)
 
     def parts(
         self,
@@ -94,7 +107,7 @@ class Writer:
     ) -> list[Part]:
         """The ZeroMQ message. `compression`: what decides whether to compress it, for tcp."""
         if type(message) is bytes:
-            return [self._beginning + _REST.pack(self._sender, seq, 0, remaining) + message]
+            return [self.frame(message, seq, remaining)]
         assert type(message) is Outgoing
         return message.parts(
             self._name,
@@ -105,6 +118,10 @@ class Writer:
             compression=compression,
         )
 
+    def frame(self, message: bytes, seq: int, remaining: int = 0) -> bytes:
+        """The only part of one that is plain."""
+        return self._beginning + REST.pack(self._sender, seq, 0, remaining) + message
+
 
 class Reader:
     """Reads frames of one kind, on one channel: such as are plain, quickly."""
@@ -112,17 +129,17 @@ class Reader:
     __slots__ = ("_beginning", "_body_at", "_rest_at")
 
     def __init__(self, name: bytes, kind: int) -> None:
-        self._beginning = _beginning(name, kind)
+        self._beginning = beginning(name, kind)
         self._rest_at = len(self._beginning)
-        self._body_at = self._rest_at + _REST.size
+        self._body_at = self._rest_at + REST.size
 
     def read(self, part: bytes) -> tuple[int, int, int, bytes] | None:
         """(sender, seq, remaining, message) of a frame that is this part alone; None if it is not
         plain, or nothing that is read here: see `receive`."""
         if not part.startswith(self._beginning) or len(part) < self._body_at:
             return None
-        sender, seq, _, remaining = _REST.unpack_from(part, self._rest_at)
-        return (sender, seq, remaining, part[self._body_at :]) if seq < _SEQ_END else None
+        sender, seq, _, remaining = REST.unpack_from(part, self._rest_at)
+        return (sender, seq, remaining, part[self._body_at :]) if seq < SEQ_END else None
 
 
 def receive(parts: list[Part], name: bytes) -> Frame:
@@ -139,8 +156,10 @@ def payload_of(message: bytes | Frame, bytes_max: int) -> Any:
         assert type(message) is Frame
         payloads, _ = codec.unpack_frame(message, bytes_max)
         return payloads[0]
-    if message[:1] != _ARRAY_OF_ONE or len(message) < 2:
+    if message[:1] != ARRAY_OF_ONE or len(message) < 2:
         raise Malformed("malformed")
+    if message[1] == _BIN8 and len(message) > 2 and message[2] == len(message) - 3:
+        return message[3:]
     if message[1] in _NOT_SCALAR:
         items = codec.unpack(
             message,
@@ -157,5 +176,5 @@ def payload_of(message: bytes | Frame, bytes_max: int) -> Any:
         raise Malformed("malformed") from error
 
 
-def _beginning(name: bytes, kind: int) -> bytes:
+def beginning(name: bytes, kind: int) -> bytes:
     return name + _BEGINNING.pack(VERSION, kind, Codec.MSGPACK, 0, 1)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import select
+import signal
 import threading
 import time
 import weakref
@@ -15,15 +16,17 @@ from functools import partial
 from typing import Any
 
 import pytest
+import uvloop
 import zmq
 
 from mesh.errors import Closed, Timeout
-from mesh.sockets.link import Link
+from mesh.sockets.link import Link, Recipient
 from mesh.sockets.link_asyncio import LoopWaiter
 from mesh.sockets.parts import read_parts
 from tests.support.waiting import until
 
 MESSAGES = 400
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 class Inbox:
@@ -522,9 +525,128 @@ def test_who_is_told_to_look_again_during_his_first_attempt_does_so(box: Box) ->
             return None
         return box.take()
 
+    began = time.monotonic()
     assert box.link.wait(attempt, 5, "message") == 1
 
     async def run() -> int:
         return await box.link.wait_async(attempt, 5, "message")
 
     assert asyncio.run(run()) == 1
+    assert time.monotonic() - began < 4, "a deadline made it look again"
+
+
+class Kept:
+    """A slot, as a pattern keeps it with a call."""
+
+    waiter: Recipient | None = None
+
+
+def test_what_a_waiting_thread_is_handed_it_returns_and_another_watches_the_sockets(
+    context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox
+) -> None:
+    slots = [Kept(), Kept()]
+    got: list[object] = []
+
+    def wait(slot: Kept) -> None:
+        got.append(inbox.link.wait(inbox.take, 10, "message", slot=slot))
+
+    threads = [threading.Thread(target=wait, args=(slot,)) for slot in slots]
+    for i, thread in enumerate(threads, 1):
+        thread.start()
+        until(partial(_wait, inbox.link, i))
+    with inbox.link.lock:
+        inbox.link.hand(slots[0], b"handed")
+    threads[0].join(5)
+    assert got == [b"handed"]
+    assert slots[0].waiter is None
+    began = time.monotonic()
+    with contextlib.closing(push(context, endpoint_of(inbox))) as peer:
+        peer.send(b"read")
+        threads[1].join(15)
+    assert got == [b"handed", b"read"]
+    assert time.monotonic() - began < 8, "its deadline made it look again"
+
+
+def _wait(link: Link, count: int) -> bool:
+    return len(link._threads) == count
+
+
+def test_a_signal_handler_that_waits_takes_no_wake_up_from_the_wait_it_interrupts(box: Box) -> None:
+    """Both in one thread, which has one descriptor to be woken by."""
+    other = Box()
+
+    def handler(number: int, frame: object) -> None:
+        box.link.run(lambda: box.put(1))  # wakes the wait that it interrupts
+        with pytest.raises(Timeout):
+            other.link.wait(other.take, 0.01, "message")
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        main = threading.main_thread().ident
+        assert main == threading.get_ident()
+
+        def interrupt() -> None:
+            until(lambda: box.link._threads, "the wait")
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        began = time.monotonic()
+        assert box.link.wait(box.take, 5, "message") == 1
+        assert time.monotonic() - began < 4, "its deadline made it look again"
+        interrupting.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        other.link.close()
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_each_wait_of_a_loop_ends_by_its_own_deadline(
+    box: Box, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Though one timer is there for all."""
+
+    async def one(timeout: float) -> float:
+        began = time.monotonic()
+        with pytest.raises(Timeout, match=f"no message within {timeout:g} s"):
+            await box.link.wait_async(box.take, timeout, "message")
+        return time.monotonic() - began - timeout
+
+    async def run() -> None:
+        late = await asyncio.gather(*map(one, [0.09, 0.03, 0.06, 0.01, 0.03]))
+        assert all(-0.005 < each < 2 for each in late)
+        assert late == [pytest.approx(each, abs=2) for each in late]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_loop_goes_on_watching_until_it_is_woken_for_nothing(
+    context: zmq.Context[zmq.Socket[bytes]],
+    inbox: Inbox,
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def run() -> None:
+        peer.send(b"1")
+        assert await inbox.link.wait_async(inbox.take, 5, "message") == b"1"
+        with pytest.raises(Timeout):
+            await inbox.link.wait_async(inbox.take, 0.001, "message")
+        waiter = inbox.link.loops[asyncio.get_running_loop()]
+        assert waiter._watching
+        peer.send(b"2")
+        while waiter._watching:
+            await asyncio.sleep(0.001)
+        assert not asyncio.get_running_loop().remove_reader(inbox.link.fileno())
+        assert await inbox.link.wait_async(inbox.take, 5, "message") == b"2"
+        with pytest.raises(Timeout):
+            await inbox.link.wait_async(inbox.take, 0.001, "message")
+        assert waiter._watching
+        inbox.link.close()
+        while waiter._watching:
+            await asyncio.sleep(0.001)
+        assert waiter._timer is None
+
+    peer = push(context, endpoint_of(inbox))
+    with contextlib.closing(peer), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run())

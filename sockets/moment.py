@@ -1,0 +1,55 @@
+"""A moment's wait inside ZeroMQ, holding the lock of a link that nobody else is about to use.
+
+Who exchanges one small message after another waits mostly for less than it takes to sleep on
+descriptors and to be woken: two system calls more, and above all a good deal of code that no cache
+holds just after a wake-up. So for a moment, which is short enough for others to wait for the lock,
+it blocks in `recv`. It does so only while that pays: where the last exchange was that quick, and no
+other thread has come upon the lock lately. Why: docs/decisions/009.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from threading import get_ident
+from typing import Final
+
+MOMENT_MS: Final = 1
+MOMENT_S: Final = MOMENT_MS / 1000
+CALM_S: Final = 0.1
+"""After two threads met at a lock neither waits with it held for so long."""
+
+_HANDLED: Final = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGTERM,
+    signal.SIGCHLD,
+)
+"""Signals that programs handle. To ask for all there are takes 0.1 ms."""
+_main = threading.main_thread().ident
+
+
+def _forked() -> None:
+    global _main
+    _main = get_ident()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def may_hold() -> bool:
+    """Whether this thread may wait so. The main thread may not where the program handles signals: a
+    handler runs in the midst of that wait, and may itself wait for one that waits for the lock.
+    Ctrl-C raises, which releases it."""
+    if get_ident() != _main:
+        return True
+    for number in _HANDLED:
+        handler = signal.getsignal(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            return False
+    return True
