@@ -1,8 +1,9 @@
 """A link: ZeroMQ sockets under one lock, used and waited for in the caller's own thread.
 
 Promises: whoever waits is woken when what it waits for may have come, from whichever socket or
-thread; nobody spins; every wait ends by its deadline, or when the link is closed. The lock is never
-held while waiting, so the control thread can always connect and disconnect peers.
+thread; nobody spins; every wait ends by its deadline, or when the link is closed. The lock is not
+held while waiting, but for a moment where nobody else is about (`mesh.sockets.moment`), so that the
+control thread can always connect and disconnect peers.
 
 Why it is written as it is. A ZeroMQ socket's descriptor says only "look at the socket", and any
 operation, by any thread, can swallow that: so whoever leaves the link while others wait looks
