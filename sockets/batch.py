@@ -38,10 +38,8 @@ class Batch:
 
     __slots__ = ("item_bytes_max", "items", "room")
 
-    def __init__(
-        self, items: list[Item] | None = None, message_bytes_max: int = ITEM_BYTES_MAX
-    ) -> None:
-        self.items: list[Item] = [] if items is None else items
+    def __init__(self, message_bytes_max: int = ITEM_BYTES_MAX) -> None:
+        self.items: list[Item] = []
         self.room = 0
         """Senders may append while there are fewer items. 0: the batch is shut."""
         self.item_bytes_max = min(ITEM_BYTES_MAX, message_bytes_max - _ITEM_HEADER_BYTES)

@@ -29,7 +29,7 @@ from mesh.sockets.frame import FOR_EVER, Frame, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, Recipient
 from mesh.sockets.moment import CALM_S, MOMENT_MS, MOMENT_S, may_hold
-from mesh.sockets.parts import NOBLOCK, RCVMORE, look, read_rest, send, send_parts
+from mesh.sockets.parts import NOBLOCK, RCVMORE, getsockopt, look, read_rest, send, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.single import (
     CANCEL,
@@ -133,7 +133,7 @@ class Requests:
         link = self.link
         if link.rang and self._only is not None:
             link.rang = False
-            self._read_one(*self._only, call, NOBLOCK)
+            self._read_one(*self._only, call)
             if call.outcome is not None:
                 self._hurry(call)
                 return True
@@ -154,7 +154,7 @@ class Requests:
         for _ in range(_FRAMES_PER_ATTEMPT):
             inputs = look(link.looks, 0)
             for socket, _ in inputs:
-                self._read_one(socket, by_socket[socket], reader, NOBLOCK)
+                self._read_one(socket, by_socket[socket], reader)
                 if reader is not None and reader.outcome is not None:
                     return True  # what else there is, the next reads: see `Link._pass_on`
             if not inputs:
@@ -167,15 +167,13 @@ class Requests:
         link.wake_all()  # there may be more
         return None
 
-    def _read_one(
-        self, socket: Socket, server: ServerAccount[Call], reader: Call | None, flags: int
-    ) -> bool:
-        """Read one answer; False if there is none. Without `NOBLOCK` it waits a moment."""
+    def _read_one(self, socket: Socket, server: ServerAccount[Call], reader: Call | None) -> bool:
+        """Read one answer; False if there is none."""
         try:
-            first = socket.recv(flags)
+            first = socket.recv(NOBLOCK)
         except zmq.Again:
             return False
-        reply = None if socket.getsockopt(RCVMORE) else self._replies.read(first)
+        reply = None if getsockopt(socket, RCVMORE) else self._replies.read(first)
         if reply is None:
             parts: list[Part] = [first]
             read_rest(socket, parts, 2)
@@ -374,7 +372,7 @@ class Requests:
     def _disconnect(self, server: ServerAccount[Call], what: str) -> None:
         connection = self._connections.pop(server)
         for _ in range(_ANSWERS_LEFT_MAX):
-            if not self._read_one(connection.socket, server, None, NOBLOCK):
+            if not self._read_one(connection.socket, server, None):
                 break
         del self._by_socket[connection.socket]
         self._count_servers()

@@ -77,13 +77,14 @@ def _array(value: Any) -> msgpack.ExtType:
 def _array_aside(value: Any) -> msgpack.ExtType:
     """Likewise; the first large one is put aside."""
     description, data = _describe(value)
-    if len(data) < DETACH_BYTES_MIN or _packers.aside:
+    if len(data) < DETACH_BYTES_MIN or packers.aside:
         return msgpack.ExtType(ARRAY, b"".join((description, data)))
-    _packers.aside.append(data)
+    packers.aside.append(data)
     return msgpack.ExtType(ARRAY, description)
 
 
-_packers = _Packers()
+packers = _Packers()
+"""The calling thread's: for `pack`, and for who knows that there is nothing to check."""
 _encode = msgspec.msgpack.Encoder().encode
 """For bytes and what is packed already, of which it makes what msgpack does, in half the time."""
 
@@ -93,7 +94,7 @@ def pack(value: Any) -> bytes:
     if type(value) not in _SCALARS:
         _check_outgoing(value)
     try:
-        return _packers.pack(value)  # type: ignore[no-any-return]
+        return packers.pack(value)  # type: ignore[no-any-return]
     except _UNPACKABLE as error:
         raise NotSerializable(f"MessagePack has no form for it: {error}") from error
 
@@ -103,9 +104,9 @@ def pack_aside(value: Any) -> tuple[bytes, memoryview | None]:
     if type(value) in _SCALARS:
         return pack(value), None
     _check_outgoing(value)
-    aside = _packers.aside
+    aside = packers.aside
     try:
-        packed: bytes = _packers.pack_aside(value)
+        packed: bytes = packers.pack_aside(value)
         return packed, aside[0] if aside else None
     except _UNPACKABLE as error:
         raise NotSerializable(f"MessagePack has no form for it: {error}") from error
@@ -152,7 +153,7 @@ def put_back(body: bytes, aside: memoryview) -> bytes:
         return msgpack.ExtType(code, data)
 
     value = msgpack.unpackb(body, strict_map_key=False, timestamp=3, ext_hook=whole)
-    return _packers.pack(value)  # type: ignore[no-any-return]
+    return packers.pack(value)  # type: ignore[no-any-return]
 
 
 def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[Headers] | None]:

@@ -11,7 +11,6 @@ Knows frames, not sockets.
 from __future__ import annotations
 
 import struct
-import threading
 from typing import Any, Final
 
 import msgpack
@@ -52,18 +51,8 @@ def quick_body(payload: Any) -> bytes:
     """The body for a payload of a `QUICK` type. Raises `ValueError`, `OverflowError`."""
     if type(payload) is bytes and len(payload) < 256:
         return _BODY_OF[len(payload)] + payload
-    packed: bytes = _own.pack(payload)
+    packed: bytes = codec.packers.pack(payload)
     return ARRAY_OF_ONE + packed
-
-
-class _Own(threading.local):
-    """A packer for each thread: one packer must not be used by two at a time."""
-
-    def __init__(self) -> None:
-        self.pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
-
-
-_own = _Own()
 
 
 Message = bytes | Outgoing
