@@ -246,7 +246,8 @@ def test_eight_threads_send_and_each_ones_order_is_kept(
     nets: Callable[..., Net], when_full: WhenFull, room: int
 ) -> None:
     """With much room, and with little and a reader that is slow."""
-    net = nets(window_s=WINDOW_S, buffer_messages=room)
+    room_bytes = room * limits.SLOT_BYTES_MIN
+    net = nets(window_s=WINDOW_S, buffer_messages=room, buffer_bytes=room_bytes)
     publisher, subscriber = net.publisher("a", when_full=when_full), net.subscriber("a")
     threads = sending_threads(publisher, 8, 1500)
     got: list[Message] = []
