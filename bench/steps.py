@@ -56,7 +56,7 @@ def busy(node: Node) -> dict[str, float]:
     batch.items.clear()
     per, count = MESSAGES_MAX, 400
     with node.subscriber("busy") as subscriber:
-        inbox = subscriber._core.inbox
+        inbox = subscriber._core.inbox.made
         inbox.extend([Message(b"", 0, origin)] * (RUNS * 100_000))
         popped = nanoseconds(subscriber.recv, 100_000)
     return {

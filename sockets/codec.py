@@ -156,7 +156,7 @@ def put_back(body: bytes, aside: memoryview) -> bytes:
     return packers.pack(value)  # type: ignore[no-any-return]
 
 
-def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[Headers] | None]:
+def unpack_frame(frame: Frame, bytes_max: int) -> tuple[list[Any], Sequence[Headers] | None]:
     """The payloads of a frame, and their headers if it has any. Raises `Malformed`."""
     body, detached = frame.body, frame.detached
     if frame.flags & Flag.LZ4:
@@ -170,8 +170,8 @@ def unpack_frame(frame: Frame, bytes_max: int) -> tuple[Sequence[Any], Sequence[
         if not has_headers:
             if body:
                 raise Malformed("malformed")
-            return (bytes(detached),), None
-        return (bytes(detached),), (read_headers(unpack(body)),)
+            return [bytes(detached)], None
+        return [bytes(detached)], [read_headers(unpack(body))]
     around = 2 if frame.kind == Kind.LAST else 1  # arrays around each payload
     restoring = None if detached is None else _Restoring(detached)
     items = unpack(

@@ -12,11 +12,9 @@ inbox. A handle keeps its node alive.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -24,33 +22,6 @@ from mesh.errors import Closed
 from mesh.sockets.codec import Headers
 
 T = TypeVar("T")
-
-
-def put_back(inbox: deque[T], item: T, order: Callable[[T], tuple[object, int]]) -> None:
-    """Put `item`, which was taken from the front, where it belongs: behind those of the same
-    sequence that come before it. Several that were taken may come back in any order."""
-    sequence, place = order(item)
-    behind = 0
-    for i, other in enumerate(inbox, 1):
-        if (at := order(other))[0] == sequence:
-            if at[1] > place:
-                break
-            behind = i
-    inbox.insert(behind, item)
-
-
-def put_all_back(
-    inbox: deque[T], items: Sequence[T], order: Callable[[T], tuple[object, int]]
-) -> None:
-    """`put_back` for an inbox that others may pop from meanwhile: they find it empty for a moment,
-    and then all of it in order."""
-    waiting: deque[T] = deque()
-    with contextlib.suppress(IndexError):
-        while True:
-            waiting.append(inbox.popleft())
-    for item in reversed(items):
-        put_back(waiting, item, order)
-    inbox.extend(waiting)
 
 
 class Handle:

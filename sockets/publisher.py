@@ -11,21 +11,25 @@ The handle; what it works on is in `mesh.sockets.topics`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
 
 from mesh import limits
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.batch import MESSAGES_MAX, Batch
+from mesh.sockets.batch import BYTES_MAX, MESSAGES_MAX, Batch, leading
 from mesh.sockets.handle import Sending
 from mesh.sockets.outgoing import Outgoing, encode_batch, encode_message
 from mesh.sockets.topic import Topic
 from mesh.sockets.topics import Topics
 
-_BYTES = frozenset({bytes})
+_TOGETHER_MIN: Final = 8
+"""Fewer that come together do not pay."""
+_ALONE: Final = 64
+"""How many to send one by one before it is looked again whether what follows goes together."""
 
 
 class Publisher(Sending):
@@ -40,7 +44,8 @@ class Publisher(Sending):
         self._topic = topic
         self._batch = topic.batch
         """The topic's, or once this handle is closed one that is shut."""
-        self._item_max = topic.batch.item_bytes_max
+        self._frame_bytes_max = min(BYTES_MAX, topics.message_bytes_max)
+        """So that no message in it is larger than a peer lets in."""
 
     @property
     def channel(self) -> str:
@@ -90,18 +95,27 @@ class Publisher(Sending):
         sent = 0
         while sent < len(payloads):
             chunk = payloads[sent : sent + MESSAGES_MAX]
-            if _BYTES.issuperset(map(type, chunk)) and len(max(chunk, key=len)) <= self._item_max:
-                frame = encode_batch(chunk)
-                self._topics.link.wait(
-                    self._sending_frame(frame),
-                    check_timeout(timeout),
-                    self._room,
-                    retry_s=limits.WAIT_FOR_ROOM_S,
-                )
-                sent += frame.count
-            else:
-                sent += super().send_many(chunk, timeout=timeout)
+            frame = self._frame_of(chunk)
+            if frame is None:
+                sent += super().send_many(chunk[:_ALONE], timeout=timeout)
+                continue
+            self._topics.link.wait(
+                self._sending_frame(frame),
+                check_timeout(timeout),
+                self._room,
+                retry_s=limits.WAIT_FOR_ROOM_S,
+            )
+            sent += frame.count
         return sent
+
+    def _frame_of(self, payloads: Sequence[Any]) -> Outgoing | None:
+        """Those of `payloads` that come first, in a frame; None if they do not go together."""
+        together = leading(payloads, self._frame_bytes_max)
+        if together < min(len(payloads), _TOGETHER_MIN):
+            return None
+        with contextlib.suppress(TypeError):  # buffers that are not bytes, such as arrays
+            return encode_batch(payloads[:together])
+        return None
 
     async def asend(
         self,

@@ -15,17 +15,17 @@ What came in one frame waits in the inbox; nothing more is read before that is t
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from mesh import limits
-from mesh.message import Message, Origin
+from mesh.message import Message, Messages, Origin, Run
 from mesh.names import check_name
 from mesh.options import PullerOptions, check_count, check_timeout
 from mesh.sockets import codec
@@ -39,8 +39,9 @@ from mesh.sockets.credit import (
     Pushers,
 )
 from mesh.sockets.frame import Frame, Kind, Malformed, Part, decode, encode, wire_name
-from mesh.sockets.handle import Receiving, put_all_back
+from mesh.sockets.handle import Receiving
 from mesh.sockets.home import Counters, Home, node_text
+from mesh.sockets.inbox import Inbox
 from mesh.sockets.link import Link
 from mesh.sockets.parts import read_parts, send_parts
 from mesh.sockets.transport import Bound, Socket, endpoints_of
@@ -72,8 +73,8 @@ class Intake:
         self.counters = Counters()
         self._home = home
         self._wire = wire_name(channel)
-        self.inbox: deque[tuple[PusherAccount | None, Message]] = deque()
-        """What is read and was not taken. Whoever has a `Hand` that allows it may pop from it
+        self.inbox = Inbox()
+        """What is read and was not taken. Whoever has a `Hand` that allows it may pop from `made`
         without the lock."""
         self.link = Link(f"puller {channel!r}", partial(bool, self.inbox))
         self.link.on_abandon = self.inbox.clear
@@ -93,46 +94,55 @@ class Intake:
 
     # -- Attempts: under the lock ------------------------------------------------------------
 
-    def take(self, hand: Hand, count_max: int) -> list[Message] | None:
-        """What was in that hand is done with; here are its next tasks, or None if there are
-        none."""
+    def take(self, hand: Hand) -> Message | None:
+        """What was in that hand is done with; here is its next task, or None if there is none."""
         self._settle(hand.take_back())
-        accounts: list[PusherAccount | None] = []
-        messages: list[Message] = []
-        while len(messages) < count_max and self._fill():
-            try:
-                account, message = self.inbox.popleft()
-            except IndexError:  # another took it, without the lock
-                continue
-            accounts.append(account)
-            messages.append(message)
-        if messages:
-            hand.accounts, hand.held = accounts, len(accounts)
-            hand.left = self.prefetch // 2 if self.prefetch > PREFETCH_SMALL else 0
+        while self._fill():
+            if (message := self.inbox.pop()) is not None:
+                self._put_in(hand, [message._origin.account])
+                return message
+        self._found_none()
+        return None
+
+    def take_many(self, hand: Hand, count_max: int) -> Messages | None:
+        """Likewise: all there are, up to `count_max` and about `limits.RECV_MANY_BYTES`."""
+        self._settle(hand.take_back())
+        self._fill(count_max, limits.RECV_MANY_BYTES)
+        if messages := self.inbox.pop_many(count_max):
+            self._put_in(hand, [origin.account for origin in messages.origins()])
             return messages
+        self._found_none()
+        return None
+
+    def _put_in(self, hand: Hand, accounts: list[PusherAccount | None]) -> None:
+        hand.accounts, hand.held = accounts, len(accounts)
+        hand.left = self.prefetch // 2 if self.prefetch > PREFETCH_SMALL else 0
+
+    def _found_none(self) -> None:
         self._settle(self._hands.take_back_done())
         self._pay()
-        return None
 
     def hand(self, caller: Caller) -> Hand:
         """What that thread or asyncio task has taken. Under the lock."""
         return self._hands.of(caller)
 
-    def give_back(self, hand: Hand, messages: list[Message]) -> None:
+    def give_back(self, hand: Hand, messages: Sequence[Message]) -> None:
         """The caller was cancelled before it saw them: they are for somebody else."""
-        pairs = list(zip(hand.take_back(), messages, strict=True))
-        put_all_back(self.inbox, pairs, _order)
+        hand.take_back()
+        self.inbox.put_back(messages, _order)
 
     # -- Reading: under the lock -------------------------------------------------------------
 
-    def _fill(self) -> bool:
-        """Read until there is a task in the inbox; False if there is none to read."""
+    def _fill(self, tasks: int = 1, bytes_max: float = math.inf) -> bool:
+        """Read until so many tasks are there, or so many bytes were read; False if there is no task
+        at all."""
+        enough = self.counters.bytes_received + bytes_max
         for _ in range(_FRAMES_PER_ATTEMPT):
-            if self.inbox:
+            if len(self.inbox) >= tasks or self.counters.bytes_received >= enough:
                 return True
             parts = self._read()
             if parts is None:
-                return False
+                return bool(self.inbox)
             try:
                 self._accept(decode(parts))
             except Malformed as fault:
@@ -180,17 +190,17 @@ class Intake:
         self.counters.received += len(payloads) - repeats
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
         sender = node_text(frame.sender)
-        origin = Origin(self.channel, sender, frame.seq, frame.time_ns, headers)
-        messages = map(Message, payloads, range(len(payloads)), repeat(origin))
-        self.inbox.extend(zip(repeat(account), islice(messages, repeats, None), strict=False))
+        origin = Origin(self.channel, sender, frame.seq, frame.time_ns, headers, account)
+        del payloads[:repeats]
+        self.inbox.add(Run(payloads, repeats, origin))
 
     # -- Credit: under the lock --------------------------------------------------------------
 
     def _settle(self, accounts: list[PusherAccount | None]) -> None:
         """These tasks are off this worker's hands."""
-        for account, count in Counter(accounts).items():
+        for account, settled in Counter(accounts).items():
             if account is not None:
-                account.settle(count)
+                account.settle(settled)
                 if account.worth_telling(self.prefetch):
                     self._tell(account)
                 else:
@@ -279,7 +289,7 @@ class Puller(Receiving[Message]):
     def __init__(self, core: Intake, owner: object, release: Callable[[], None]) -> None:
         super().__init__(core.link.what, owner, release)
         self._core = core
-        self._inbox = core.inbox
+        self._made = core.inbox.made
         self._own = _Own()
 
     @property
@@ -299,49 +309,62 @@ class Puller(Receiving[Message]):
         hand = self._own.hand
         if hand is not None and hand.left > 0:
             try:
-                account, message = self._inbox.popleft()
+                message = self._made.popleft()
             except IndexError:
                 pass
             else:
                 hand.left -= 1
                 hand.held = 1
-                hand.accounts.append(account)
+                hand.accounts.append(message._origin.account)
                 return message
-        return self.recv_many(timeout=timeout, count_max=1)[0]
+        core, hand = self._core, hand or self._new_hand()
+        return core.link.wait(lambda: core.take(hand), check_timeout(timeout), self._awaited)
 
     async def arecv(self, timeout: float | None = None) -> Message:
         """`recv` for asyncio. Cancelling it loses nothing."""
-        return (await self.arecv_many(timeout=timeout, count_max=1))[0]
+        core, hand = self._core, self._task_hand()
+        return await core.link.wait_async(
+            lambda: core.take(hand),
+            check_timeout(timeout),
+            self._awaited,
+            give_back=lambda message: core.give_back(hand, [message]),
+        )
 
-    def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> list[Message]:
-        """Wait for one task, and return all that are there, at most `count_max`.
+    def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> Messages:
+        """Wait for one task, and return all that are there, at most `count_max`; fewer if they are
+        large (`limits.RECV_MANY_BYTES`).
 
         All of them are in this thread's hands until it receives again.
         """
-        core, hand = self._core, self._own.hand
-        if hand is None:
-            caller = threading.current_thread()
-            hand = self._own.hand = core.link.run(lambda: core.hand(caller))
+        core, hand = self._core, self._own.hand or self._new_hand()
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return core.link.wait(
-            lambda: core.take(hand, count_max), check_timeout(timeout), self._awaited
+            lambda: core.take_many(hand, count_max), check_timeout(timeout), self._awaited
         )
 
-    async def arecv_many(
-        self, *, timeout: float | None = None, count_max: int = 1000
-    ) -> list[Message]:
+    async def arecv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> Messages:
         """`recv_many` for asyncio. Cancelling it loses nothing."""
-        from asyncio import current_task  # blocking programs never import asyncio
-
-        core, caller = self._core, current_task() or threading.current_thread()
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
-        hand = core.link.run(lambda: core.hand(caller))
+        core, hand = self._core, self._task_hand()
         return await core.link.wait_async(
-            lambda: core.take(hand, count_max),
+            lambda: core.take_many(hand, count_max),
             check_timeout(timeout),
             self._awaited,
             give_back=lambda messages: core.give_back(hand, messages),
         )
+
+    def _new_hand(self) -> Hand:
+        """This thread's."""
+        caller = threading.current_thread()
+        hand = self._own.hand = self._core.link.run(lambda: self._core.hand(caller))
+        return hand
+
+    def _task_hand(self) -> Hand:
+        """The running asyncio task's."""
+        from asyncio import current_task  # blocking programs never import asyncio
+
+        caller = current_task() or threading.current_thread()
+        return self._core.link.run(lambda: self._core.hand(caller))
 
     def close(self) -> None:
         """Stop receiving; whoever waits gets `Closed`. What was received last, and what waits here,
@@ -360,10 +383,9 @@ class _Own(threading.local):
     hand: Hand | None = None
 
 
-def _order(taken: tuple[PusherAccount | None, Message]) -> tuple[object, int]:
+def _order(task: Message) -> tuple[object, int]:
     """Whose sequence a task is part of, and its place in it."""
-    account, message = taken
-    return account or message.sender, message.seq
+    return task._origin.account or task.sender, task.seq
 
 
 def _is_over(caller: Caller) -> bool:

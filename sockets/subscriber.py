@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from mesh import limits
-from mesh.message import Loss, Message
+from mesh.message import Loss, Message, Messages
 from mesh.options import check_count, check_timeout
 from mesh.sockets.handle import Receiving
 from mesh.sockets.subscription import Subscription
@@ -26,7 +26,7 @@ class Subscriber(Receiving[Message]):
     def __init__(self, core: Subscription, owner: object, release: Callable[[], None]) -> None:
         super().__init__(core.link.what, owner, release)
         self._core = core
-        self._inbox = core.inbox
+        self._made = core.inbox.made
 
     @property
     def pattern(self) -> str:
@@ -48,7 +48,7 @@ class Subscriber(Receiving[Message]):
         Raises `Timeout`, `Closed`.
         """
         try:
-            return self._inbox.popleft()
+            return self._made.popleft()
         except IndexError:
             return self._core.link.wait(self._core.take, check_timeout(timeout), self._awaited)
 
@@ -62,16 +62,15 @@ class Subscriber(Receiving[Message]):
             give_back=lambda message: core.give_back([message]),
         )
 
-    def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> list[Message]:
-        """Wait for one message, and return all that are there, at most `count_max`."""
+    def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> Messages:
+        """Wait for one message, and return all that are there, at most `count_max`; fewer if they
+        are large (`limits.RECV_MANY_BYTES`)."""
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return self._core.link.wait(
             lambda: self._core.take_many(count_max), check_timeout(timeout), self._awaited
         )
 
-    async def arecv_many(
-        self, *, timeout: float | None = None, count_max: int = 1000
-    ) -> list[Message]:
+    async def arecv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> Messages:
         """`recv_many` for asyncio. Cancelling it loses nothing."""
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         core = self._core

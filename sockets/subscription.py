@@ -10,17 +10,17 @@ ahead until awaited marks have come.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
-from itertools import islice, repeat
 from typing import Any
 
 import zmq
 
 from mesh import limits
-from mesh.message import Loss, Message, Origin
+from mesh.message import Loss, Message, Messages, Origin, Run
 from mesh.names import check_pattern, is_name, literal_prefix, matches
 from mesh.options import SubscriberOptions
 from mesh.sockets import codec
@@ -39,8 +39,8 @@ from mesh.sockets.frame import (
     subscriptions,
     wire_name,
 )
-from mesh.sockets.handle import put_all_back
 from mesh.sockets.home import Counters, Home, node_text
+from mesh.sockets.inbox import Inbox
 from mesh.sockets.link import Link
 from mesh.sockets.parts import read_parts
 from mesh.sockets.sequences import Sequences
@@ -101,10 +101,8 @@ class Subscription:
         """Whether the last frame was small."""
         self._drained = False
         """Whether there was nothing left to read when last there was a look."""
-        self.inbox: deque[Message] = deque()
-        """What is read and was not taken. Whoever receives may pop from it without the lock."""
-        self._into: deque[Message] | list[Message] = self.inbox
-        """Where what is read goes."""
+        self.inbox = Inbox()
+        """What is read and was not taken."""
         self._latest: dict[tuple[str, str], Message] = {}
         self.link = Link(f"subscriber {pattern!r}", partial(_any, self.inbox, self._latest))
         self.link.on_abandon = self.inbox.clear
@@ -134,51 +132,43 @@ class Subscription:
         else:  # nobody slept for a while: the next are there, too
             while self._small and len(self.inbox) < _AHEAD and self._read():
                 pass
+            self.inbox.make()
         return message
 
-    def take_many(self, count_max: int) -> list[Message] | None:
-        """All messages there are, up to `count_max`, or None."""
-        messages: list[Message] = []
-        while len(messages) < count_max and (message := self._pop()) is not None:
-            messages.append(message)
-        if len(messages) < count_max:
-            if self._latest_only:
-                self._fill(1, _FRAMES_AHEAD)
-                while len(messages) < count_max and (message := self._pop()) is not None:
-                    messages.append(message)
-            else:
-                self._read_into(messages, count_max)
+    def take_many(self, count_max: int) -> Messages | None:
+        """All messages there are, up to `count_max` and about `limits.RECV_MANY_BYTES`, or None."""
+        if not self._latest_only:
+            self._fill(count_max, count_max, limits.RECV_MANY_BYTES)
+            return self.inbox.pop_many(count_max) or None
+        self._fill(1, _FRAMES_AHEAD)
+        latest: list[Message] = []
+        while len(latest) < count_max and (message := self._pop()) is not None:
+            latest.append(message)
+        messages = Messages()
+        messages.add(latest)
         return messages or None
 
-    def _read_into(self, messages: list[Message], count_max: int) -> None:
-        """The inbox is empty: have what is read go where it is to go at once."""
-        self._into = messages
-        try:
-            self._fill(count_max, count_max)
-        finally:
-            self._into = self.inbox
-            self.inbox.extend(messages[count_max:])
-            del messages[count_max:]
-
     def _pop(self) -> Message | None:
-        try:
-            return self.inbox.popleft()
-        except IndexError:  # another may just have taken it, without the lock
-            return self._latest.pop(next(iter(self._latest))) if self._latest else None
+        if not self._latest:
+            return self.inbox.pop()
+        return self._latest.pop(next(iter(self._latest)))
 
-    def give_back(self, messages: list[Message]) -> None:
+    def give_back(self, messages: Sequence[Message]) -> None:
         """Their receiver was cancelled before it saw them: they are for somebody else, in order."""
         if not self._latest_only:
-            put_all_back(self.inbox, messages, _order)
+            self.inbox.put_back(messages, _order)
             return
         for message in reversed(messages):
             if self._latest.setdefault((message.sender, message.channel), message) is not message:
                 self.counters.dropped["superseded"] += 1
 
-    def _fill(self, messages: int, frames_max: int) -> None:
-        """Read until so many messages are there, or nothing is left to read."""
+    def _fill(self, messages: int, frames_max: int, bytes_max: float = math.inf) -> None:
+        """Read until so many messages are there, or so many bytes were read, or nothing is left."""
+        enough = self.counters.bytes_received + bytes_max
         for _ in range(frames_max):
-            if len(self._into) >= messages or not self._read():
+            if len(self.inbox) >= messages or self.counters.bytes_received >= enough:
+                return
+            if not self._read():
                 return
         self.link.wake_all()  # there may be more
 
@@ -221,8 +211,9 @@ class Subscription:
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
         sender = node_text(frame.sender)
         origin = Origin(channel, sender, frame.seq, frame.time_ns, headers)
-        messages = map(Message, payloads, range(len(payloads)), repeat(origin))
-        self._deliver(islice(messages, skip, None) if skip else messages, len(payloads) - skip)
+        if skip:
+            del payloads[:skip]
+        self._deliver(Run(payloads, skip, origin))
 
     def _accept_own(self, frame: Frame) -> None:
         """What a publisher sent to this subscriber alone: a last value, or where it stands."""
@@ -248,8 +239,7 @@ class Subscription:
         if not skip:
             sender = node_text(frame.sender)
             origin = Origin(channel, sender, frame.seq, frame.time_ns, [headers])
-            last = Message(payload, 0, origin)
-            self._deliver([last], 1)
+            self._deliver(Run([payload], 0, origin))
 
     def _accept_mark(self, frame: Frame, standing: Any) -> None:
         if type(standing) is not dict:
@@ -265,12 +255,12 @@ class Subscription:
             self._awaiting.discard((frame.sender, waits))
             self._home.acknowledge(frame.sender, self._address.decode(), waits)
 
-    def _deliver(self, messages: Iterable[Message], count: int) -> None:
-        self.counters.received += count
+    def _deliver(self, run: Run) -> None:
+        self.counters.received += len(run)
         if not self._latest_only:
-            self._into.extend(messages)
+            self.inbox.add(run)
             return
-        for message in messages:
+        for message in run:
             key = (message.sender, message.channel)
             if key in self._latest:
                 self.counters.dropped["superseded"] += 1

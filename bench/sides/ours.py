@@ -76,10 +76,10 @@ class _Reader(Receiver):
             if self.setting.many:
                 recv_many = self.handle.recv_many
                 while got < count:
-                    messages = recv_many()
-                    for message in messages:
-                        total += message.payload[key]
-                    got += len(messages)
+                    payloads = recv_many().payloads
+                    for payload in payloads:
+                        total += payload[key]
+                    got += len(payloads)
             else:
                 recv = self.handle.recv
                 while got < count:

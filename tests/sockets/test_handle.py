@@ -6,44 +6,15 @@ import asyncio
 import contextlib
 import gc
 import os
-from collections import deque
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mesh.errors import Closed, Timeout
-from mesh.sockets.handle import Handle, put_back
+from mesh.sockets.handle import Handle
 from tests.support.homes import Homes
 from tests.support.topics import NETWORKED, Net
 from tests.support.waiting import until
-
-Item = tuple[str, int]
-
-
-@given(
-    st.lists(st.sampled_from("ab"), max_size=12),
-    st.integers(0, 12),
-    st.randoms(use_true_random=False),
-)
-def test_what_comes_back_in_any_order_is_in_order_again(
-    senders: list[str], taken: int, random: object
-) -> None:
-    """For each sequence by itself: that is what is promised."""
-    items = [(sender, place) for place, sender in enumerate(senders)]
-    back, inbox = items[:taken], deque(items[taken:])
-    random.shuffle(back)  # type: ignore[attr-defined]
-    for item in back:
-        put_back(inbox, item, lambda item: item)
-    for sender in "ab":
-        assert [i for i in inbox if i[0] == sender] == [i for i in items if i[0] == sender]
-
-
-def test_what_comes_back_is_first_of_what_it_has_no_order_with() -> None:
-    inbox: deque[Item] = deque([("b", 1), ("b", 2)])
-    put_back(inbox, ("a", 9), lambda item: item)
-    assert [*inbox] == [("a", 9), ("b", 1), ("b", 2)]
 
 
 def test_a_handle_is_given_back_once_however_often_it_is_closed() -> None:

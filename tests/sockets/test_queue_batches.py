@@ -527,7 +527,7 @@ def test_a_cancelled_recv_gives_a_batch_back_in_order(net: Net) -> None:
         await asyncio.sleep(0.01)
         receiving.cancel()
         await asyncio.wait([receiving])
-        return [] if receiving.cancelled() else receiving.result()
+        return [] if receiving.cancelled() else list(receiving.result())
 
     got = [message.payload for message in asyncio.run(main())]
     got += received(puller, 300 - len(got))

@@ -815,7 +815,7 @@ def test_a_cancelled_recv_puts_a_batch_back_in_order(net: Net) -> None:
         await asyncio.sleep(0.01)
         receiving.cancel()
         await asyncio.wait([receiving])
-        return [] if receiving.cancelled() else receiving.result()
+        return [] if receiving.cancelled() else list(receiving.result())
 
     got = asyncio.run(main())
     got += received(subscriber, 300 - len(got))

@@ -13,7 +13,7 @@ import zmq
 
 from mesh import limits
 from mesh.errors import InvalidOption, Timeout
-from mesh.message import Loss, Message, Origin
+from mesh.message import Loss, Message, Origin, Run
 from mesh.options import SubscriberOptions
 from mesh.sockets import codec, subscription
 from mesh.sockets.control import Offer
@@ -416,7 +416,7 @@ def test_of_what_a_cancelled_receiver_had_taken_latest_only_keeps_the_newest(
     old, new = (Message(n, 0, Origin("a", "s", n, 0)) for n in (1, 2))
     core.give_back([old])
     assert core.take() == old
-    core._deliver([new], 1)
+    core._deliver(Run([2], 0, Origin("a", "s", 2, 0)))
     core.give_back([old])
     assert [core.take(), core.take()] == [new, None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -102,7 +102,7 @@ class Net:
             core.close(0)
 
 
-def payloads(messages: list[Message]) -> list[Any]:
+def payloads(messages: Sequence[Message]) -> list[Any]:
     return [message.payload for message in messages]
 
 

@@ -1,0 +1,110 @@
+"""An inbox: messages that are read and were not taken. No I/O.
+
+Used under a link's lock, but for one thing: whoever receives may pop from `made` without it.
+
+What came in one frame stays as it is decoded, a *run*, until somebody wants single messages of it.
+Those that are made come before all runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mesh.message import Message, Messages, Run
+
+
+class Inbox:
+    """In the order they came."""
+
+    __slots__ = ("_runs", "_waiting", "made")
+
+    def __init__(self) -> None:
+        self.made: deque[Message] = deque()
+        self._runs: deque[Run] = deque()
+        self._waiting = 0
+        """Messages in the runs."""
+
+    def __len__(self) -> int:
+        return len(self.made) + self._waiting
+
+    def add(self, run: Run) -> None:
+        """A frame came, of which maybe nothing was new."""
+        if run:
+            self._waiting += len(run)
+            self._runs.append(run)
+
+    def make(self) -> None:
+        """Have all of them be there to be popped without the lock."""
+        while self._runs:
+            self.made.extend(self._take(self._runs.popleft()))
+
+    def pop(self) -> Message | None:
+        """The first; None if there is none: another may just have taken it, without the lock."""
+        if not self.made:
+            if not self._runs:
+                self._waiting = 0  # a KeyboardInterrupt may have come between two steps
+                return None
+            self.made.extend(self._take(self._runs.popleft()))
+        try:
+            return self.made.popleft()
+        except IndexError:
+            return None
+
+    def pop_many(self, count_max: int) -> Messages:
+        """The first of them, up to so many."""
+        messages = Messages()
+        made: list[Message] = []
+        with contextlib.suppress(IndexError):
+            while len(made) < count_max:
+                made.append(self.made.popleft())
+        if made:
+            messages.add(made)
+        while self._runs and len(messages) < count_max:
+            run, rest = self._runs.popleft().split(count_max - len(messages))
+            if rest is not None:
+                self._runs.appendleft(rest)
+            messages.add(self._take(run))
+        if not messages:
+            self._waiting = 0
+        return messages
+
+    def _take(self, run: Run) -> Run:
+        self._waiting -= len(run)
+        return run
+
+    def put_back(
+        self, messages: Sequence[Message], order: Callable[[Message], tuple[object, int]]
+    ) -> None:
+        """These were taken from the front, and not seen: each goes where it belongs, behind those
+        of the same sequence that come before it. Several that were taken may come back in any
+        order. Whoever pops meanwhile finds `made` empty for a moment, and then all of it in order.
+
+        `order`: whose sequence a message is part of, and its place in it.
+        """
+        waiting: deque[Message] = deque()
+        with contextlib.suppress(IndexError):
+            while True:
+                waiting.append(self.made.popleft())
+        for message in reversed(messages):
+            _insert(waiting, message, order)
+        self.made.extend(waiting)
+
+    def clear(self) -> None:
+        self.made.clear()
+        self._runs.clear()
+        self._waiting = 0
+
+
+def _insert(
+    waiting: deque[Message], message: Message, order: Callable[[Message], tuple[object, int]]
+) -> None:
+    sequence, place = order(message)
+    behind = 0
+    for i, other in enumerate(waiting, 1):
+        if (at := order(other))[0] == sequence:
+            if at[1] > place:
+                break
+            behind = i
+    waiting.insert(behind, message)
