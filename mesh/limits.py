@@ -22,13 +22,13 @@ SECRET_CHARACTERS_MIN: Final = 16
 # Frames
 MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Default of the option ``message_bytes_max``."""
-FRAME_OVERHEAD_BYTES_MAX: Final = 64 * 1024
-"""What name, header and headers may add to a payload on the wire."""
+FRAME_OVERHEAD_BYTES_MAX: Final = 128 * 1024
+"""What a frame may have over `message_bytes_max`: name, header and headers, or a batch."""
 FRAME_MESSAGES_MAX: Final = 4096
 HEADERS_MAX: Final = 64
 """Entries in one message's headers."""
 HEADERS_BYTES_MAX: Final = 32 * 1024
-"""All of them, as encoded: half of what a frame may have over its payload."""
+"""All of them, as encoded."""
 CONTROL_BYTES_MAX: Final = 1024 * 1024
 SMALL_FRAME_BYTES_MAX: Final = 1024
 """Of a frame without payloads: a subscription, credit. A larger one ends the connection."""
@@ -51,7 +51,7 @@ COMPRESS_BYTES_MIN: Final = 1024
 BUFFER_MESSAGES: Final = 1000
 """Default of ``buffer_messages``: libzmq's own high-water mark."""
 BUFFER_BYTES: Final = 64 * 1024 * 1024
-"""Default of ``buffer_bytes``: 256 full batches, which are 131,072 messages, or 64 of 1 MiB."""
+"""Default of ``buffer_bytes``: 256 full batches, or 64 messages of 1 MiB."""
 SLOT_BYTES_MIN: Final = 256 * 1024
 """Smallest share of a buffer that one frame takes. With 64 KiB the pads behind a frame of 1 MiB
 took a fifth of its time."""

@@ -20,9 +20,12 @@ BUSY_S: Final = 50e-6
 """A channel of which one message follows another this closely is busy. Sending one by itself takes
 some 7 us, so that a loop that does nothing else is; who waits for an answer in between is not."""
 MESSAGES_MAX: Final = 512
-BYTES_MAX: Final = 60 * 1024
+"""In one frame, of those that are waited for."""
+LIST_MESSAGES_MAX: Final = 1024
+"""In one frame, of those that are there already."""
+BYTES_MAX: Final = 124 * 1024
 """Of the items in one frame. With what MessagePack adds, 3 bytes to each, with name and header it
-stays within 64 KiB, which every peer lets in, however small its `message_bytes_max`."""
+stays within 128 KiB, which every peer lets in, however small its `message_bytes_max`."""
 ITEM_BYTES_MAX: Final = 4096
 """A larger message travels in a frame of its own: sharing one would save it little."""
 
@@ -92,7 +95,7 @@ def leading(payloads: Sequence[Any], bytes_max: int) -> int:
     than `bytes_max` together. Joining them tells both in a sixth of the time that looking at each
     of them takes; it is done to some at a time, since they may be large."""
     count = size = 0
-    while count < min(len(payloads), MESSAGES_MAX):
+    while count < min(len(payloads), LIST_MESSAGES_MAX):
         some = payloads[count : count + _STEP]
         try:
             size += len(b"".join(some))

@@ -194,7 +194,7 @@ class Dispatch:
         news = 0
         for bound in self._bound:
             for _ in range(_FRAMES_PER_ATTEMPT):
-                if (parts := read_parts(bound.socket, 1)) is None:
+                if (parts := read_parts(bound.socket)) is None:
                     break
                 try:
                     news += self._credit(parts)

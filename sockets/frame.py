@@ -200,6 +200,12 @@ def decode(parts: Sequence[Part]) -> Frame:
     return frame
 
 
+def announces_more(first: bytes) -> bool:
+    """Whether a second part belongs to it, if all is well."""
+    flags_at = first.find(b"\0", 0, _NAME_MAX) + 4
+    return len(first) > flags_at and first[flags_at] & _DETACHED != 0
+
+
 _CODEC_OF_ARRAYS: Final = bytes((Codec.MSGPACK,))
 _PAD: Final = HEADER.pack(VERSION, Kind.PAD, 1, 0, 1, 0, 0, 0, 0)
 

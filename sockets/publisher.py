@@ -20,7 +20,7 @@ import msgspec
 from mesh import limits
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.batch import BYTES_MAX, MESSAGES_MAX, Batch, leading
+from mesh.sockets.batch import BYTES_MAX, LIST_MESSAGES_MAX, Batch, leading
 from mesh.sockets.handle import Sending
 from mesh.sockets.outgoing import Outgoing, encode_batch, encode_message
 from mesh.sockets.topic import Topic
@@ -94,7 +94,7 @@ class Publisher(Sending):
             return super().send_many(payloads, timeout=timeout)
         sent = 0
         while sent < len(payloads):
-            chunk = payloads[sent : sent + MESSAGES_MAX]
+            chunk = payloads[sent : sent + LIST_MESSAGES_MAX]
             frame = self._frame_of(chunk)
             if frame is None:
                 sent += super().send_many(chunk[:_ALONE], timeout=timeout)

@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: none of them may hold a task."""
+_SURE_HITS = 2
+"""After so many frames in a row there is most likely another."""
 _LINGER_MS = 200
 """Credit that was given just before the puller was closed gets this long to leave."""
 
@@ -84,6 +86,8 @@ class Intake:
         self._owing: set[PusherAccount] = set()
         self._bound: list[Bound] = home.transport.bind(zmq.PULL, "pull")
         self._turns = deque(self._bound)
+        self._hits = 0
+        """How often in a row there was something to read."""
         with self.link:
             for bound in self._bound:
                 self.link.add(bound.socket)
@@ -152,10 +156,14 @@ class Intake:
 
     def _read(self) -> list[Part] | None:
         """From the sockets in turn."""
+        sure = (self._hits >= _SURE_HITS or self.link.rang) and len(self._turns) == 1
+        self.link.rang = False
         for bound in self._turns:
-            if (parts := read_parts(bound.socket, 2)) is not None:
+            if (parts := read_parts(bound.socket, sure=sure)) is not None:
+                self._hits += 1
                 self._turns.rotate(-1)
                 return parts
+        self._hits = 0
         return None
 
     def _accept(self, frame: Frame) -> None:

@@ -55,6 +55,8 @@ _FOUND_MANY = 3
 """Who found a message so many times without sleeping reads up to so many small ones at a time: each
 time the lock is taken costs as much as a message."""
 _SMALL_BYTES = 4096
+_SURE_HITS = 2
+"""After so many frames in a row there is most likely another."""
 _NAMES_CACHED = 10_000
 _ASKING_TICKS = 20
 """Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
@@ -97,6 +99,8 @@ class Subscription:
         """The sockets, the one whose turn it is to be read first."""
         self._found = 0
         """How often in a row somebody who took a message found one."""
+        self._hits = 0
+        """How often in a row there was something to read."""
         self._small = False
         """Whether the last frame was small."""
         self._drained = False
@@ -174,8 +178,11 @@ class Subscription:
 
     def _read(self) -> bool:
         """Take in one frame, from the sockets in turn; False if there is none."""
+        sure = (self._hits >= _SURE_HITS or self.link.rang) and len(self._turns) == 1
+        self.link.rang = False
         for socket in self._turns:
-            if (parts := read_parts(socket, 2)) is not None:
+            if (parts := read_parts(socket, sure=sure)) is not None:
+                self._hits += 1
                 self._drained = False
                 self._turns.rotate(-1)
                 if is_pad(parts[0]):
@@ -186,6 +193,7 @@ class Subscription:
                 except Malformed as fault:
                     self.counters.dropped[fault.reason] += 1
                 return True
+        self._hits = 0
         self._drained = True
         return False
 

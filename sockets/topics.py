@@ -140,7 +140,7 @@ class Topics:
 
     def send_frame(self, topic: Topic, frame: Outgoing) -> bool | None:
         """An attempt to send a frame that is full already."""
-        self.read_subscriptions()
+        self._look_by_and_by(time.monotonic())
         return (self._flush(topic) and self._send(topic, frame)) or None
 
     def close_batches(self) -> bool:

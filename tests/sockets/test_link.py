@@ -41,7 +41,7 @@ class Inbox:
             self.link.add(self.socket)
 
     def take(self) -> bytes | None:
-        parts = read_parts(self.socket, 1)
+        parts = read_parts(self.socket)
         return None if parts is None else bytes(parts[0])
 
     def give_back(self, message: bytes) -> None:
@@ -193,7 +193,7 @@ def test_what_is_connected_while_somebody_sleeps_wakes_him(
     got: list[bytes] = []
 
     def take() -> bytes | None:
-        parts = read_parts(dealer, 1)
+        parts = read_parts(dealer)
         return None if parts is None else bytes(parts[0])
 
     waiting = threading.Thread(target=lambda: got.append(link.wait(take, 5, "message")))

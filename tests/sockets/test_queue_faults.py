@@ -53,7 +53,8 @@ MALFORMED = [
     [b""],
     [b"junk"],
     [b"/jobs\0" + bytes(36)],
-    [task_frame(), b"too", b"many", b"parts"],
+    [task_frame(codec=Codec.RAW, flags=Flag.DETACHED), b"too", b"many", b"parts"],
+    [task_frame(flags=Flag.DETACHED)],
     [encode(wire_name("other"), Kind.DATA, b"\x91\x2a", sender=5, seq=1)],
     [task_frame(kind=Kind.CREDIT)],
     [task_frame(kind=Kind.MARK)],
@@ -77,6 +78,17 @@ def test_a_puller_drops_and_counts_what_is_no_task(net: Net) -> None:
     assert intake.counters.received == 1
 
 
+def test_parts_that_a_task_does_not_announce_are_frames_of_their_own(net: Net) -> None:
+    puller = net.puller()
+    intake = net.intakes[0][1]
+    raw = net.stranger(intake.endpoints()[0])
+    raw.send_multipart([task_frame(), b"too", b"many"])
+    raw.send_multipart([task_frame(), task_frame()])
+    assert [puller.recv(timeout=5).payload for _ in range(3)] == [42] * 3
+    assert intake.counters.dropped["malformed"] == 2
+    assert intake.counters.received == 3
+
+
 def test_a_pusher_drops_and_counts_what_is_no_credit(net: Net) -> None:
     pusher, puller = net.pusher(), net.puller(prefetch=1)
     dispatch = core_of(pusher)
@@ -87,7 +99,8 @@ def test_a_pusher_drops_and_counts_what_is_no_credit(net: Net) -> None:
         [task_frame(kind=Kind.CREDIT, sender=PULLING, seq=9, remaining=number)],
         [encode(wire_name("other"), Kind.CREDIT, b"", sender=PULLING, seq=0, remaining=number)],
     ]
-    bad = [*MALFORMED[:5], *MALFORMED[6:], [task_frame()], *forged]
+    malformed = [parts for parts in MALFORMED if parts != [task_frame(kind=Kind.CREDIT)]]
+    bad = [*malformed, [task_frame()], *forged]
     for parts in bad:
         raw.send_multipart(parts)
     net.until(lambda: dispatch.counters.dropped.total() == len(bad))

@@ -140,7 +140,7 @@ def test_a_reply_over_the_callers_limit_is_a_lost_connection(homes: Homes) -> No
     try:
         net.serve(lambda length: "x" * length)
         client = net.client()
-        with calls(lambda: client.request(100_000, timeout=20)) as outcomes:
+        with calls(lambda: client.request(200_000, timeout=20)) as outcomes:
             until(ticking(client, lambda: outcomes[0] is not None))
         assert isinstance(outcomes[0], PeerLost)
         assert client.request(3, timeout=5) == "xxx"

@@ -249,7 +249,7 @@ class Flood:
         self.seqs: dict[zmq.Socket[bytes], Iterator[int]] = {}
         monkeypatch.setattr(subscription, "read_parts", self.read_parts)
 
-    def read_parts(self, socket: zmq.Socket[bytes], parts_max: int) -> list[bytes] | None:
+    def read_parts(self, socket: zmq.Socket[bytes], *, sure: bool) -> list[bytes] | None:
         if not self.left:
             return None
         self.left -= 1
