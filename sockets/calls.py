@@ -29,7 +29,7 @@ from mesh.sockets.frame import FOR_EVER, Frame, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, Recipient
 from mesh.sockets.moment import CALM_S, MOMENT_MS, MOMENT_S, may_hold
-from mesh.sockets.parts import NOBLOCK, RCVMORE, getsockopt, look, read_rest, send, send_parts
+from mesh.sockets.parts import NOBLOCK, look, parts_of, recv, send, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.single import (
     CANCEL,
@@ -170,14 +170,12 @@ class Requests:
     def _read_one(self, socket: Socket, server: ServerAccount[Call], reader: Call | None) -> bool:
         """Read one answer; False if there is none."""
         try:
-            first = socket.recv(NOBLOCK)
+            first: bytes = recv(socket, NOBLOCK)
         except zmq.Again:
             return False
-        reply = None if getsockopt(socket, RCVMORE) else self._replies.read(first)
+        reply = self._replies.read(first)
         if reply is None:
-            parts: list[Part] = [first]
-            read_rest(socket, parts, 2)
-            self.accept(server, parts, reader)
+            self.accept(server, parts_of(socket, first), reader)
             return True
         sender, seq, _, message = reply
         if sender != server.peer:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from mesh import limits
-from mesh.sockets.frame import Part
 from mesh.sockets.moment import MOMENT_S
-from mesh.sockets.parts import NOBLOCK, RCVMORE, getsockopt, read_rest, recv, send
+from mesh.sockets.parts import NOBLOCK, parts_of, recv, send
 from mesh.sockets.single import QUICK, REPLY, REQUEST, REST, beginning, quick_body
 
 if TYPE_CHECKING:
@@ -107,8 +106,7 @@ class Exchange:
                 sent = True
                 counters.sent += 1
                 counters.bytes_sent += size
-                answer = recv(socket, 0)
-                more = getsockopt(socket, RCVMORE)
+                answer: bytes = recv(socket, 0)
             except zmq.Again:
                 core.exchange = None
                 return core.adopt(body, timeout, retry, seq, self._server) if sent else None
@@ -116,13 +114,11 @@ class Exchange:
                 core.forget(core.adopt(body, timeout, retry, seq, self._server))
                 raise
             at = self._body_at
-            if not more and answer.startswith(self._answers + number) and len(answer) >= at:
+            if answer.startswith(self._answers + number) and len(answer) >= at:
                 message = answer[at:]
                 counters.received += 1
                 counters.bytes_received += len(message)
                 return message
             call = core.adopt(body, timeout, retry, seq, self._server)
-            parts: list[Part] = [answer]
-            read_rest(socket, parts, 2)
-            core.accept(self._server, parts, call)
+            core.accept(self._server, parts_of(socket, answer), call)
             return call

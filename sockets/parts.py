@@ -47,9 +47,6 @@ def read_parts(socket: zmq.Socket[bytes], *, sure: bool = False) -> list[Part] |
     """One frame without waiting, or None. `sure`: there is most likely one, so do not look before:
     that takes six times as long as to read, but half as long as to fail.
 
-    A second part is looked for only where the first announces one: asking whether there is takes
-    four times as long as to read. Who sends another all the same has sent two frames.
-
     The bytes of an array are a view of what libzmq received. Nothing else is: while the main thread
     frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes just then.
     """
@@ -59,6 +56,13 @@ def read_parts(socket: zmq.Socket[bytes], *, sure: bool = False) -> list[Part] |
         first: bytes = recv(socket, NOBLOCK)
     except zmq.Again:
         return None
+    return parts_of(socket, first)
+
+
+def parts_of(socket: zmq.Socket[bytes], first: bytes) -> list[Part]:
+    """`first`, which was just read, and a second part if it announces one. Only then is it asked
+    whether there is one, which takes four times as long as to read. Who sends another all the same
+    has sent two frames."""
     parts: list[Part] = [first]
     if announces_more(first):
         read_rest(socket, parts, 2)

@@ -216,12 +216,12 @@ class Server:
 
     def _read_next(self, socket: Socket) -> None:
         try:
-            routing_id = socket.recv(NOBLOCK)
+            routing_id, first = recv(socket, NOBLOCK), recv(socket, NOBLOCK)
         except zmq.Again:
             return
-        parts: list[Part] = [routing_id]
+        parts: list[Part] = [routing_id, first]
         read_rest(socket, parts, 3)
-        plain = self._requests.read(bytes(parts[1])) if len(parts) == 2 else None
+        plain = self._requests.read(first) if len(parts) == 2 else None
         if plain is None:
             self._accept(socket, parts)
             return
