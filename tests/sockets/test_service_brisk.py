@@ -14,7 +14,7 @@ import pytest
 from mesh.errors import Busy, Closed, PeerLost, RemoteError, Timeout
 from mesh.sockets import exchange, moment, server_threads
 from mesh.sockets.client import Client
-from mesh.sockets.frame import FOR_EVER, Kind, encode, wire_name
+from mesh.sockets.frame import FOR_EVER, Flag, Kind, encode, wire_name
 from mesh.sockets.server import Server
 from mesh.sockets.server_threads import Threads
 from tests.support.homes import Homes
