@@ -16,7 +16,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from types import FrameType
 from typing import Any
 
 from bench.setting import Address, Setting
@@ -31,17 +30,19 @@ class Stalled(Exception):
     """A block took longer than it may."""
 
 
-def _stall(number: int, frame: FrameType | None) -> None:
-    raise Stalled
-
-
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise `Stalled` in this, the main thread, wherever it is by then. Costs nothing meanwhile."""
-    signal.signal(signal.SIGALRM, _stall)
+    """Raise `Stalled` in this, the main thread, wherever it is by then. Costs nothing meanwhile: it
+    is done by what handles Ctrl-C, with which everybody has to reckon anyway."""
+    until = time.monotonic() + seconds
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except KeyboardInterrupt:
+        if time.monotonic() < until:
+            raise
+        raise Stalled from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

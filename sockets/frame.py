@@ -97,7 +97,8 @@ _COPY_MAX: Final = 4096
 """Up to here a copy costs less than a view."""
 _DETACHED: Final = Flag.DETACHED
 _COUNT_MAX: Final = limits.FRAME_MESSAGES_MAX
-_NAME_MAX: Final = limits.SUBSCRIPTION_BYTES_MAX
+NAME_MAX: Final = limits.SUBSCRIPTION_BYTES_MAX
+"""Where the zero byte behind a name is at the latest."""
 _HEADER_BYTES: Final = HEADER.size
 _unpack_header: Final = HEADER.unpack_from
 
@@ -164,7 +165,7 @@ def encode(
 def decode(parts: Sequence[Part]) -> Frame:
     """The frame in `parts`, its header checked and bounded. Raises `Malformed`."""
     first = bytes(parts[0])
-    end = first.find(b"\0", 0, _NAME_MAX)
+    end = first.find(b"\0", 0, NAME_MAX)
     body_at = end + 1 + _HEADER_BYTES
     if end < 0 or len(first) < body_at:
         raise Malformed("malformed")
@@ -202,7 +203,7 @@ def decode(parts: Sequence[Part]) -> Frame:
 
 def announces_more(first: bytes) -> bool:
     """Whether a second part belongs to it, if all is well."""
-    flags_at = first.find(b"\0", 0, _NAME_MAX) + 4
+    flags_at = first.find(b"\0", 0, NAME_MAX) + 4
     return len(first) > flags_at and first[flags_at] & _DETACHED != 0
 
 

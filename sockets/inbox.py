@@ -35,6 +35,12 @@ class Inbox:
             self._waiting += len(run)
             self._runs.append(run)
 
+    def append(self, message: Message) -> None:
+        """A message came."""
+        if self._runs:
+            self.make()
+        self.made.append(message)
+
     def make(self) -> None:
         """Have all of them be there to be popped without the lock."""
         while self._runs:

@@ -12,6 +12,7 @@ import zmq
 from zmq.backend import Socket as _Socket
 from zmq.backend import zmq_poll
 
+from mesh.sockets import memory
 from mesh.sockets.frame import Part, announces_more, is_array
 
 # As plain integers: an enum member costs more than the call it is for.
@@ -21,7 +22,7 @@ POLLIN = int(zmq.POLLIN)
 NOBLOCK = int(zmq.NOBLOCK)
 """For sockets' own `recv` and for `send`: passing an integer costs less than passing a flag."""
 NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-recv = _Socket.recv
+recv: Callable[[zmq.Socket[bytes], int], bytes] = _Socket.recv
 """As a method it is looked up the slow way: `zmq.Socket` has a ``__getattr__``."""
 send = _Socket.send
 """What `zmq.Socket.send` calls after looking for options of draft sockets: a third of its time."""
@@ -43,20 +44,30 @@ def has_input(socket: zmq.Socket[bytes]) -> bool:
     return bool(getsockopt(socket, EVENTS) & POLLIN)
 
 
-def read_parts(socket: zmq.Socket[bytes], *, sure: bool = False) -> list[Part] | None:
-    """One frame without waiting, or None. `sure`: there is most likely one, so do not look before:
-    that takes six times as long as to read, but half as long as to fail.
+def read_parts(socket: zmq.Socket[bytes]) -> list[Part] | None:
+    """One frame without waiting, or None."""
+    first = read_first(socket)
+    return None if first is None else parts_of(socket, first)
 
-    The bytes of an array are a view of what libzmq received. Nothing else is: while the main thread
-    frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes just then.
-    """
+
+def read_first(socket: zmq.Socket[bytes], *, sure: bool = False) -> bytes | None:
+    """The first part of a frame without waiting, or None. `sure`: there is most likely one, so do
+    not look before: that takes six times as long as to read, but half as long as to fail."""
     if not sure and not has_input(socket):
         return None
     try:
-        first: bytes = recv(socket, NOBLOCK)
+        return recv(socket, NOBLOCK)
     except zmq.Again:
         return None
-    return parts_of(socket, first)
+
+
+def read_announced(socket: zmq.Socket[bytes]) -> bytes | None:
+    """The part that was announced by the one just read, as bytes; None if there is none."""
+    if not getsockopt(socket, RCVMORE):
+        return None
+    part = recv(socket, NOBLOCK)
+    memory.expect(len(part))
+    return part
 
 
 def parts_of(socket: zmq.Socket[bytes], first: bytes) -> list[Part]:
@@ -71,12 +82,19 @@ def parts_of(socket: zmq.Socket[bytes], first: bytes) -> list[Part]:
 
 def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> None:
     """Append to `parts` those that belong to what was just read, if any. Those beyond `parts_max`
-    are thrown away, all but one, so that the caller sees that there were too many."""
+    are thrown away, all but one, so that the caller sees that there were too many.
+
+    The bytes of an array are a view of what libzmq received. Nothing else is: while the main thread
+    frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes just then.
+    """
     while getsockopt(socket, RCVMORE):
         if len(parts) == parts_max - 1 and is_array(parts[-1]):
-            parts.append(socket.recv(NOBLOCK, copy=False).buffer)
+            view = socket.recv(NOBLOCK, copy=False).buffer
+            memory.expect(len(view))
+            parts.append(view)
             continue
-        part = socket.recv(NOBLOCK)
+        part = recv(socket, NOBLOCK)
+        memory.expect(len(part))
         if len(parts) <= parts_max:
             parts.append(part)
 

@@ -43,7 +43,7 @@ from mesh.sockets.handle import Receiving
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.inbox import Inbox
 from mesh.sockets.link import Link
-from mesh.sockets.parts import read_parts, send_parts
+from mesh.sockets.parts import parts_of, read_first, send_parts
 from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 if TYPE_CHECKING:
@@ -159,10 +159,10 @@ class Intake:
         sure = (self._hits >= _SURE_HITS or self.link.rang) and len(self._turns) == 1
         self.link.rang = False
         for bound in self._turns:
-            if (parts := read_parts(bound.socket, sure=sure)) is not None:
+            if (first := read_first(bound.socket, sure=sure)) is not None:
                 self._hits += 1
                 self._turns.rotate(-1)
-                return parts
+                return parts_of(bound.socket, first)
         self._hits = 0
         return None
 

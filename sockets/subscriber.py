@@ -16,7 +16,10 @@ from mesh import limits
 from mesh.message import Loss, Message, Messages
 from mesh.options import check_count, check_timeout
 from mesh.sockets.handle import Receiving
+from mesh.sockets.moment import MOMENT_S
 from mesh.sockets.subscription import Subscription
+
+_PATIENT_S = 10 * MOMENT_S
 
 
 class Subscriber(Receiving[Message]):
@@ -50,7 +53,9 @@ class Subscriber(Receiving[Message]):
         try:
             return self._made.popleft()
         except IndexError:
-            return self._core.link.wait(self._core.take, check_timeout(timeout), self._awaited)
+            core, wait_s = self._core, check_timeout(timeout)
+            patient = wait_s is None or wait_s > _PATIENT_S
+            return core.link.wait(core.take_soon if patient else core.take, wait_s, self._awaited)
 
     async def arecv(self, timeout: float | None = None) -> Message:
         """`recv` for asyncio. Cancelling it loses nothing."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Sequence, Sized
 from functools import partial
@@ -26,12 +27,14 @@ from mesh.options import SubscriberOptions
 from mesh.sockets import codec
 from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.flow import Flow, Flows
 from mesh.sockets.frame import (
     QUESTION,
     Flag,
     Frame,
     Kind,
     Malformed,
+    Part,
     channel_name,
     decode,
     is_pad,
@@ -42,7 +45,8 @@ from mesh.sockets.frame import (
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.inbox import Inbox
 from mesh.sockets.link import Link
-from mesh.sockets.parts import read_parts
+from mesh.sockets.moment import CALM_S, MOMENT_MS, MOMENT_S, may_hold
+from mesh.sockets.parts import parts_of, read_first, recv
 from mesh.sockets.sequences import Sequences
 from mesh.sockets.transport import Socket, scheme_of
 
@@ -101,6 +105,9 @@ class Subscription:
         """How often in a row somebody who took a message found one."""
         self._hits = 0
         """How often in a row there was something to read."""
+        self._brisk = False
+        """Whether the last messages followed each other within a moment."""
+        self._took_at = 0.0
         self._small = False
         """Whether the last frame was small."""
         self._drained = False
@@ -112,6 +119,7 @@ class Subscription:
         self.link.on_abandon = self.inbox.clear
         self._sequences = Sequences()
         self._channels: dict[bytes, str | None] = {}
+        self._flows = Flows(home.transport.message_bytes_max)
         self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
         """By peer, and whether its topics wait (those name endpoints in their offers): where they
         are, and the offers' keys."""
@@ -137,6 +145,32 @@ class Subscription:
             while self._small and len(self.inbox) < _AHEAD and self._read():
                 pass
             self.inbox.make()
+        return message
+
+    def take_soon(self) -> Message | None:
+        """`take`, which waits a moment for the message if the last ones followed each other closely
+        and nobody else is about (`mesh.sockets.moment`). For threads that would sleep otherwise."""
+        link = self.link
+        message = self._pop()
+        if self._brisk and not (link._threads or link.loops or len(self._turns) != 1):
+            socket = self._turns[0]
+            while message is None:
+                try:
+                    first: bytes = recv(socket, 0)
+                except zmq.Again:
+                    self._brisk = False
+                    return None
+                self._take_in(socket, first)
+                message = self._pop()
+        elif message is None:
+            message = self.take()
+        if message is not None:
+            now = time.monotonic()
+            if now - self._took_at > MOMENT_S:
+                self._brisk = False
+            elif not self._brisk and now - link.met_at > CALM_S:
+                self._brisk = may_hold()
+            self._took_at = now
         return message
 
     def take_many(self, count_max: int) -> Messages | None:
@@ -181,46 +215,70 @@ class Subscription:
         sure = (self._hits >= _SURE_HITS or self.link.rang) and len(self._turns) == 1
         self.link.rang = False
         for socket in self._turns:
-            if (parts := read_parts(socket, sure=sure)) is not None:
+            if (first := read_first(socket, sure=sure)) is not None:
                 self._hits += 1
                 self._drained = False
                 self._turns.rotate(-1)
-                if is_pad(parts[0]):
-                    return True
-                self._small = len(parts) == 1 and len(parts[0]) < _SMALL_BYTES
-                try:
-                    self._accept(decode(parts))
-                except Malformed as fault:
-                    self.counters.dropped[fault.reason] += 1
+                self._take_in(socket, first)
                 return True
         self._hits = 0
         self._drained = True
         return False
 
-    def _accept(self, frame: Frame) -> None:
+    def _take_in(self, socket: Socket, first: bytes) -> None:
+        """The frame that begins with that part."""
+        try:
+            plain = self._flows.read(socket, first)
+            if plain is not None:
+                self._accept_plain(*plain)
+            elif not is_pad(first):
+                self._accept(parts_of(socket, first))
+        except Malformed as fault:
+            self.counters.dropped[fault.reason] += 1
+
+    def _accept_plain(self, flow: Flow, seq: int, time_ns: int, payload: Any, size: int) -> None:
+        """One message, like the last one of its topic."""
+        missed, skip = self._sequences.take(flow.sequences, flow.name, seq, 1)
+        if missed:
+            self._missed(flow.sequences >> 1, flow.channel, missed, seq - 1)
+        self._heard += 1
+        self._small = size < _SMALL_BYTES
+        counters = self.counters
+        counters.bytes_received += size
+        if not skip:
+            counters.received += 1
+            origin = Origin(flow.channel, flow.sender, seq, time_ns)
+            self.inbox.append(Message(payload, 0, origin))
+
+    def _accept(self, parts: list[Part]) -> None:
+        frame = decode(parts)
+        self._small = len(parts) == 1 and len(parts[0]) < _SMALL_BYTES
         if frame.name == self._address:
             self._accept_own(frame)
             return
         self._heard += frame.kind == Kind.DATA
-        if (channel := self._channel(frame.name)) is not None:
-            self._accept_topic(frame, channel)
-
-    def _accept_topic(self, frame: Frame, channel: str) -> None:
-        if frame.kind == Kind.MARK:
-            first = self._sequences.falls_quiet_at(_origin(frame), frame.name, frame.seq)
-            self._missed(frame.sender, channel, first, frame.seq)
+        channel = self._channel(frame.name)
+        if channel is None:
             return
-        if frame.kind != Kind.DATA:
+        if frame.kind == Kind.MARK:
+            missed = self._sequences.falls_quiet_at(_origin(frame), frame.name, frame.seq)
+            self._missed(frame.sender, channel, missed, frame.seq)
+        elif frame.kind == Kind.DATA:
+            self._accept_data(frame, channel)
+            if not self._latest_only:
+                self._flows.learn(parts[0], frame, channel, _origin(frame))
+        else:
             raise Malformed("malformed")
+
+    def _accept_data(self, frame: Frame, channel: str) -> None:
         payloads, headers = codec.unpack_frame(frame, self._home.transport.message_bytes_max)
-        first, skip = self._sequences.take(_origin(frame), frame.name, frame.seq, frame.count)
-        if first:
-            self._missed(frame.sender, channel, first, frame.seq - 1)
+        missed, skip = self._sequences.take(_origin(frame), frame.name, frame.seq, frame.count)
+        if missed:
+            self._missed(frame.sender, channel, missed, frame.seq - 1)
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
         sender = node_text(frame.sender)
         origin = Origin(channel, sender, frame.seq, frame.time_ns, headers)
-        if skip:
-            del payloads[:skip]
+        del payloads[:skip]
         self._deliver(Run(payloads, skip, origin))
 
     def _accept_own(self, frame: Frame) -> None:
@@ -409,6 +467,7 @@ class Subscription:
             socket = self._home.transport.connecting(zmq.SUB, scheme)
             with contextlib.ExitStack() as undo:
                 undo.callback(socket.close, linger=0)
+                socket.setsockopt(zmq.RCVTIMEO, MOMENT_MS)
                 socket.setsockopt(zmq.SNDHWM, 0)  # or what it subscribes to counts as messages
                 for prefix in (*self._subscriptions, self._address):
                     socket.subscribe(prefix)

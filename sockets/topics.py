@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.001
 """A publisher that sends again within that leaves reading subscriptions to the flusher."""
+_UNCOUNTED_BYTES: Final = 4096
+"""Of a large frame: so that its name and header do not make it one slot larger."""
 LOOK_S_MAX: Final = 0.005
 """Which does so at least that often."""
 
@@ -132,7 +134,10 @@ class Topics:
                 return None
             batch.items.append(item)
             return True
-        self._look_by_and_by(now)
+        if message.detached is None:
+            self._look_by_and_by(now)
+        else:
+            self.read_subscriptions()  # to wake the flusher costs more
         if (batch.items and not self._flush(topic)) or not self._send(topic, message):
             return None
         topic.sent_at = now
@@ -261,7 +266,7 @@ class Topics:
 
     def _pad(self, topic: Topic, socket: Socket, size: int) -> None:
         """A frame of `size` bytes was sent: have it take the slots that it weighs."""
-        for _ in range((size - 1) // self._home.transport.slot_bytes):
+        for _ in range((size - _UNCOUNTED_BYTES) // self._home.transport.slot_bytes):
             pad: list[Part] = [topic.pad]
             if not send_parts(socket, pad):
                 if self.waits:

@@ -247,16 +247,16 @@ class Flood:
         self.topic = topic
         self.left = 1 << 30
         self.seqs: dict[zmq.Socket[bytes], Iterator[int]] = {}
-        monkeypatch.setattr(subscription, "read_parts", self.read_parts)
+        monkeypatch.setattr(subscription, "read_first", self.read_first)
 
-    def read_parts(self, socket: zmq.Socket[bytes], *, sure: bool) -> list[bytes] | None:
+    def read_first(self, socket: zmq.Socket[bytes], *, sure: bool) -> bytes | None:
         if not self.left:
             return None
         self.left -= 1
         seq = next(self.seqs.setdefault(socket, itertools.count(1)))
         sender = [*self.seqs].index(socket)
         body = codec.pack_body([codec.pack(seq)])
-        return [encode(wire_name(self.topic), Kind.DATA, body, sender=sender, seq=seq)]
+        return encode(wire_name(self.topic), Kind.DATA, body, sender=sender, seq=seq)
 
     @property
     def read(self) -> int:

@@ -1,0 +1,75 @@
+"""The short way in for a topic's frames of one message: most are like the last one that came.
+
+What a frame begins with, its name and its header up to the sender, is looked up whole. If a frame
+of that beginning went the long way before (`mesh.sockets.frame.decode`, `codec.unpack_frame`) and
+was plain, what is left to look at is its sequence and its payload. Whatever else it is goes the
+long way, and is found out there.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, NamedTuple
+
+from mesh.sockets.frame import HEADER, NAME_MAX, Codec, Flag, Frame, Part
+from mesh.sockets.home import node_text
+from mesh.sockets.parts import read_announced
+from mesh.sockets.single import payload_of
+from mesh.sockets.transport import Socket
+
+_BEGINNING: Final = struct.Struct("<BBBBIQ")
+_SEQ_AND_TIME: Final = struct.Struct("<QQ")
+_SEQ_AT: Final = _BEGINNING.size
+_BODY_AT: Final = HEADER.size
+_FLOWS_MAX: Final = 10_000
+
+
+class Flow(NamedTuple):
+    """Frames that begin alike."""
+
+    name: bytes
+    channel: str
+    sender: str
+    sequences: int
+    """Whose sequences: as `mesh.sockets.sequences` knows them."""
+    detached: bool
+    """Whether the payload is the second part."""
+
+
+class Flows:
+    """The plain ones that came lately."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._flows: dict[bytes, Flow] = {}
+
+    def learn(self, first: Part, frame: Frame, channel: str, sequences: int) -> None:
+        """That frame went the long way, and nothing was wrong with it."""
+        detached = bool(frame.flags & Flag.DETACHED)
+        plain = frame.codec == (Codec.RAW if detached else Codec.MSGPACK)
+        if frame.count != 1 or frame.flags & (Flag.HEADERS | Flag.LZ4) or not plain:
+            return
+        if len(self._flows) >= _FLOWS_MAX:
+            self._flows.clear()
+        beginning = bytes(first[: len(frame.name) + _SEQ_AT])
+        self._flows[beginning] = Flow(
+            frame.name, channel, node_text(frame.sender), sequences, detached
+        )
+
+    def read(self, socket: Socket, first: bytes) -> tuple[Flow, int, int, Any, int] | None:
+        """(flow, sequence, time, payload, its bytes) of the frame that begins with that part, or
+        None if it has to go the long way: no more of it was read then. Raises `Malformed`."""
+        at = first.find(b"\0", 0, NAME_MAX) + 1
+        flow = self._flows.get(first[: at + _SEQ_AT])
+        if flow is None or len(first) < at + _BODY_AT:
+            return None
+        seq, time_ns = _SEQ_AND_TIME.unpack_from(first, at + _SEQ_AT)
+        if seq >= 1 << 63:
+            return None
+        if not flow.detached:
+            body = first[at + _BODY_AT :]
+            return flow, seq, time_ns, payload_of(body, self._bytes_max), len(body)
+        if len(first) > at + _BODY_AT:
+            return None
+        payload = read_announced(socket)
+        return None if payload is None else (flow, seq, time_ns, payload, len(payload))
