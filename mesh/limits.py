@@ -60,7 +60,7 @@ PREFETCH: Final = 4
 PREFETCH_MAX: Final = 65536
 RECV_MANY_MAX: Final = 1_000_000
 """Largest `count_max` of a `recv_many`."""
-RECV_MANY_BYTES: Final = 8 << 20
+RECV_MANY_BYTES: Final = 1 << 20
 """A `recv_many` that has so much reads no further: more than the processor's caches hold is slower,
 and what stays with libzmq is bounded there."""
 BACKLOG: Final = 1000

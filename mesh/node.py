@@ -200,13 +200,17 @@ class Node:
         opened = parts.topic(topic, PublisherOptions(when_full=when_full, keep_last=keep_last))
         return Publisher(parts.topics[when_full], opened, self, lambda: parts.release(opened))
 
-    def subscriber(self, pattern: str, *, latest_only: bool = False) -> Subscriber:
+    def subscriber(
+        self, pattern: str, *, latest_only: bool = False, views: bool = False
+    ) -> Subscriber:
         """A handle that receives from all topics that `pattern` matches, of all peers and of this
-        node. `latest_only`: keep only the newest message of each sender and topic. Raises
+        node. `latest_only`: keep only the newest message of each sender and topic. `views`: large
+        payloads of `bytes` arrive as a read-only `memoryview`, without a copy. Raises
         `InvalidName`, `Closed`. Does not block.
         """
         parts = self._parts
-        core = Subscription(parts.home(), pattern, SubscriberOptions(latest_only=latest_only))
+        options = SubscriberOptions(latest_only=latest_only, views=views)
+        core = Subscription(parts.home(), pattern, options)
         parts.add(core)
         return Subscriber(core, self, parts.release_of(core))
 
@@ -217,13 +221,14 @@ class Node:
         core = parts.workers(queue)
         return Pusher(core, self, lambda: parts.loop.post(lambda: parts.release_workers(core)))
 
-    def puller(self, queue: str, *, prefetch: int = limits.PREFETCH) -> Puller:
+    def puller(self, queue: str, *, prefetch: int = limits.PREFETCH, views: bool = False) -> Puller:
         """A handle that takes tasks from `queue`, each exclusively. `prefetch`: how many tasks of
-        any one pusher may be in its hands, the one it works on included. Raises `InvalidName`,
+        any one pusher may be in its hands, the one it works on included. `views`: large payloads of
+        `bytes` arrive as a read-only `memoryview`, without a copy. Raises `InvalidName`,
         `InvalidOption`, `Closed`. Does not block.
         """
         parts = self._parts
-        options = PullerOptions(prefetch=prefetch)
+        options = PullerOptions(prefetch=prefetch, views=views)
         core = Intake(parts.home(), queue, options)
         core.key = parts.next_key()
         parts.add(core, Offer(core.key, "pull", core.channel, core.endpoints(), options.prefetch))

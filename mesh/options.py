@@ -195,9 +195,13 @@ class SubscriberOptions:
 
     latest_only: bool = False
     """Keep only the newest message of each sender and topic; what it replaces is not a loss."""
+    views: bool = False
+    """Payloads of `bytes` that travel by themselves (64 KiB and more) arrive as read-only
+    `memoryview`, in the memory that they were received in."""
 
     def __post_init__(self) -> None:
         check_flag(self.latest_only, "latest_only")
+        check_flag(self.views, "views")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,9 +210,12 @@ class PullerOptions:
 
     prefetch: int = limits.PREFETCH
     """Tasks of any one pusher that may be in this worker's hands, the one it works on included."""
+    views: bool = False
+    """As with subscribers."""
 
     def __post_init__(self) -> None:
         check_count(self.prefetch, "prefetch", 1, limits.PREFETCH_MAX)
+        check_flag(self.views, "views")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -157,7 +157,8 @@ def put_back(body: bytes, aside: memoryview) -> bytes:
 
 
 def unpack_frame(frame: Frame, bytes_max: int) -> tuple[list[Any], Sequence[Headers] | None]:
-    """The payloads of a frame, and their headers if it has any. Raises `Malformed`."""
+    """The payloads of a frame, and their headers if it has any. A payload that is a part of its own
+    is that part, bytes or a view. Raises `Malformed`."""
     body, detached = frame.body, frame.detached
     if frame.flags & Flag.LZ4:
         if detached is None:
@@ -170,8 +171,8 @@ def unpack_frame(frame: Frame, bytes_max: int) -> tuple[list[Any], Sequence[Head
         if not has_headers:
             if body:
                 raise Malformed("malformed")
-            return [bytes(detached)], None
-        return [bytes(detached)], [read_headers(unpack(body))]
+            return [detached], None
+        return [detached], [read_headers(unpack(body))]
     around = 2 if frame.kind == Kind.LAST else 1  # arrays around each payload
     restoring = None if detached is None else _Restoring(detached)
     items = unpack(

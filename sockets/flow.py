@@ -39,8 +39,9 @@ class Flow(NamedTuple):
 class Flows:
     """The plain ones that came lately."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, *, views: bool) -> None:
         self._bytes_max = bytes_max
+        self._views = views
         self._flows: dict[bytes, Flow] = {}
 
     def learn(self, first: Part, frame: Frame, channel: str, sequences: int) -> None:
@@ -71,5 +72,5 @@ class Flows:
             return flow, seq, time_ns, payload_of(body, self._bytes_max), len(body)
         if len(first) > at + _BODY_AT:
             return None
-        payload = read_announced(socket)
+        payload = read_announced(socket, views=self._views)
         return None if payload is None else (flow, seq, time_ns, payload, len(payload))

@@ -61,35 +61,44 @@ def read_first(socket: zmq.Socket[bytes], *, sure: bool = False) -> bytes | None
         return None
 
 
-def read_announced(socket: zmq.Socket[bytes]) -> bytes | None:
-    """The part that was announced by the one just read, as bytes; None if there is none."""
+def read_announced(socket: zmq.Socket[bytes], *, views: bool = False) -> Part | None:
+    """The part that was announced by the one just read; None if there is none."""
     if not getsockopt(socket, RCVMORE):
         return None
-    part = recv(socket, NOBLOCK)
+    part: Part = _view(socket) if views else recv(socket, NOBLOCK)
     memory.expect(len(part))
     return part
 
 
-def parts_of(socket: zmq.Socket[bytes], first: bytes) -> list[Part]:
+def _view(socket: zmq.Socket[bytes]) -> memoryview:
+    """The next part, in the memory that it was received in."""
+    frame = socket.recv(NOBLOCK, copy=False)
+    return frame.buffer.toreadonly()
+
+
+def parts_of(socket: zmq.Socket[bytes], first: bytes, *, views: bool = False) -> list[Part]:
     """`first`, which was just read, and a second part if it announces one. Only then is it asked
     whether there is one, which takes four times as long as to read. Who sends another all the same
     has sent two frames."""
     parts: list[Part] = [first]
     if announces_more(first):
-        read_rest(socket, parts, 2)
+        read_rest(socket, parts, 2, views=views)
     return parts
 
 
-def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> None:
+def read_rest(
+    socket: zmq.Socket[bytes], parts: list[Part], parts_max: int, *, views: bool = False
+) -> None:
     """Append to `parts` those that belong to what was just read, if any. Those beyond `parts_max`
     are thrown away, all but one, so that the caller sees that there were too many.
 
-    The bytes of an array are a view of what libzmq received. Nothing else is: while the main thread
-    frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes just then.
+    The bytes of an array are a view of what libzmq received, with `views` the others as well. They
+    are not without that: while the main thread frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes
+    just then.
     """
     while getsockopt(socket, RCVMORE):
-        if len(parts) == parts_max - 1 and is_array(parts[-1]):
-            view = socket.recv(NOBLOCK, copy=False).buffer
+        if len(parts) == parts_max - 1 and (views or is_array(parts[-1])):
+            view = _view(socket)
             memory.expect(len(view))
             parts.append(view)
             continue

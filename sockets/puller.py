@@ -72,6 +72,7 @@ class Intake:
     def __init__(self, home: Home, channel: str, options: PullerOptions) -> None:
         self.channel = check_name(channel)
         self.prefetch = options.prefetch
+        self._views = options.views
         self.counters = Counters()
         self._home = home
         self._wire = wire_name(channel)
@@ -162,7 +163,7 @@ class Intake:
             if (first := read_first(bound.socket, sure=sure)) is not None:
                 self._hits += 1
                 self._turns.rotate(-1)
-                return parts_of(bound.socket, first)
+                return parts_of(bound.socket, first, views=self._views)
         self._hits = 0
         return None
 

@@ -119,7 +119,8 @@ class Subscription:
         self.link.on_abandon = self.inbox.clear
         self._sequences = Sequences()
         self._channels: dict[bytes, str | None] = {}
-        self._flows = Flows(home.transport.message_bytes_max)
+        self._views = options.views
+        self._flows = Flows(home.transport.message_bytes_max, views=options.views)
         self._offers: dict[tuple[int, bool], tuple[str, set[int]]] = {}
         """By peer, and whether its topics wait (those name endpoints in their offers): where they
         are, and the offers' keys."""
@@ -232,7 +233,7 @@ class Subscription:
             if plain is not None:
                 self._accept_plain(*plain)
             elif not is_pad(first):
-                self._accept(parts_of(socket, first))
+                self._accept(parts_of(socket, first, views=self._views))
         except Malformed as fault:
             self.counters.dropped[fault.reason] += 1
 

@@ -15,11 +15,18 @@ from bench.setting import Setting
 SIZES = (100, 16, 1000, 64 * 1024, 1 << 20)
 
 
-def _run(name: str, many: bool, peers: tuple[str, ...], selection: Selection) -> Iterator[Result]:
+def _run(
+    name: str,
+    many: bool,
+    peers: tuple[str, ...],
+    selection: Selection,
+    sizes: tuple[int, ...] = SIZES,
+    views: bool = True,
+) -> Iterator[Result]:
     for transport in ("ipc", "tcp"):
-        for size in selection.some(SIZES):
+        for size in selection.some(sizes):
             if selection.takes(transport, size):
-                setting = Setting(transport=transport, size=size, many=many)
+                setting = Setting(transport=transport, size=size, many=many, views=views)
                 yield from throughput(name, setting, selection.sides(peers), selection.scale)
 
 
@@ -31,7 +38,12 @@ def many(selection: Selection) -> Iterator[Result]:
     return _run("topic-many", True, ("raw",), selection)
 
 
+def copied(selection: Selection) -> Iterator[Result]:
+    return _run("topic-bytes", False, ("raw",), selection, (1 << 20,), views=False)
+
+
 CASES = (
     Case("topic", "one publisher, one subscriber, a call for each message", per_call),
+    Case("topic-bytes", "large payloads as bytes of one's own; the raw side copies none", copied),
     Case("topic-many", "the same by send_many and recv_many; the others have no such call", many),
 )

@@ -97,7 +97,8 @@ class Subscriber(_Reader):
     def __init__(self, setting: Setting, address: Address) -> None:
         super().__init__(setting, address)
         self.node = node_of(self)
-        self.handle = self.node.subscriber("bench/*" if setting.topics > 1 else "bench/0")
+        pattern = "bench/*" if setting.topics > 1 else "bench/0"
+        self.handle = self.node.subscriber(pattern, views=setting.large and setting.views)
 
     def connect(self) -> None:
         self.node.wait_for_peers(1, timeout=CONNECT_S)
