@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import struct
 import time
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
 from mesh import limits
-from mesh.sockets.moment import MOMENT_S
+from mesh.sockets.moment import IN_A_ROW, MOMENT_S
 from mesh.sockets.parts import NOBLOCK, parts_of, recv, send
 from mesh.sockets.single import QUICK, REPLY, REQUEST, REST, beginning, quick_body
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S_MIN: Final = 10 * MOMENT_S
 _TIMEOUT_S_MAX: Final = 1_000_000.0
-_IN_A_ROW: Final = 1000
-"""Then once the usual way, where all that allows this one is looked at again."""
-
 _TIME_AND_REMAINING: Final = struct.Struct("<QI")
 _SENDER_BYTES: Final = 8
 
@@ -58,11 +56,12 @@ class Exchange:
         self._socket = socket
         self._server = server
         self.peer = server.peer
-        self._left = _IN_A_ROW
+        self.renew()
 
     def renew(self) -> None:
-        """It is allowed again."""
-        self._left = _IN_A_ROW
+        """It is allowed again, in this thread."""
+        self._left = IN_A_ROW
+        self._thread = get_ident()
 
     def attempt(self, payload: Any, timeout: float | None, retry: bool) -> bytes | Call | None:
         """The answer, not yet decoded; or the call that goes on, if it did not come within a
@@ -89,6 +88,7 @@ class Exchange:
             if (
                 core.exchange is not self
                 or not self._left
+                or self._thread != get_ident()
                 or table.outstanding
                 or link._threads
                 or link._waiting_loops

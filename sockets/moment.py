@@ -9,14 +9,18 @@ other thread has come upon the lock lately. Why: docs/decisions/009.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from threading import get_ident
 from typing import Final
 
 MOMENT_MS: Final = 1
 MOMENT_S: Final = MOMENT_MS / 1000
+IN_A_ROW: Final = 100
+"""Then once the usual way, where all that allows this one is looked at again."""
 CALM_S: Final = 0.1
 """After two threads met at a lock neither waits with it held for so long."""
 
@@ -53,3 +57,33 @@ def may_hold() -> bool:
         if callable(handler) and handler is not signal.default_int_handler:
             return False
     return True
+
+
+class Pace:
+    """Whether things follow each other so closely that who awaits the next may wait so."""
+
+    __slots__ = ("_at", "_left", "_thread")
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._thread = 0
+        self._at = -math.inf
+
+    def allows(self) -> bool:
+        """In this thread, now. Under the lock, where nobody else waits."""
+        return self._left > 0 and get_ident() == self._thread
+
+    def slow(self) -> None:
+        """It did not come within a moment."""
+        self._left = 0
+
+    def came(self, met_at: float) -> None:
+        """It came, awaited in this thread. `met_at`: when others were last about."""
+        now = time.monotonic()
+        quick, self._at = now - self._at < MOMENT_S, now
+        if not quick or now - met_at < CALM_S:
+            self._left = 0
+        elif self._left > 0:
+            self._left -= 1
+        elif may_hold():
+            self._left, self._thread = IN_A_ROW, get_ident()

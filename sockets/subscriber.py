@@ -39,11 +39,11 @@ class Subscriber(Receiving[Message]):
     def lost(self) -> Mapping[str, int]:
         """How many messages were missed, by sender (node id). A snapshot; does not block."""
         with self._core.link.lock:
-            return MappingProxyType(dict(self._core.lost))
+            return MappingProxyType(dict(self._core.arrivals.lost))
 
     def on_loss(self, hook: Callable[[Loss], object]) -> None:
         """Have `hook` called with each `Loss`, in the node's hook thread, soon after it is seen."""
-        self._core.on_loss = hook
+        self._core.arrivals.on_loss = hook
 
     def recv(self, timeout: float | None = None) -> Message:
         """The next message, blocking up to `timeout` seconds (None: for ever, 0: not at all).
@@ -64,7 +64,7 @@ class Subscriber(Receiving[Message]):
             core.take,
             check_timeout(timeout),
             self._awaited,
-            give_back=lambda message: core.give_back([message]),
+            give_back=lambda message: core.arrivals.give_back([message]),
         )
 
     def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> Messages:
@@ -83,7 +83,7 @@ class Subscriber(Receiving[Message]):
             lambda: core.take_many(count_max),
             check_timeout(timeout),
             self._awaited,
-            give_back=core.give_back,
+            give_back=core.arrivals.give_back,
         )
 
     def close(self) -> None:

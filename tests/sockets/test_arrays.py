@@ -17,7 +17,7 @@ from mesh import Array, Node
 from mesh.errors import NotSerializable, PayloadTooLarge
 from mesh.sockets import codec
 from mesh.sockets.codec import ARRAY, DETACH_BYTES_MIN, unpack_frame
-from mesh.sockets.frame import Codec, Flag, Frame, Kind, Malformed, Part, decode, encode
+from mesh.sockets.frame import Codec, Flag, Frame, Kind, Malformed, Part, decode, encode, is_array
 from mesh.sockets.outgoing import Outgoing, encode_message
 from tests.support.processes import Programs
 
@@ -30,6 +30,8 @@ def parts_of(message: Outgoing) -> list[Part]:
 
 
 def received(parts: list[Part]) -> Any:
+    if not is_array(parts[0]):
+        parts = [bytes(part) for part in parts]  # as they are read from a socket
     [payload], _ = unpack_frame(decode(parts), LIMIT)
     return payload
 

@@ -283,7 +283,7 @@ def test_what_allows_it_is_looked_at_again(net: Net, monkeypatch: pytest.MonkeyP
     client = (net.serve(echo), net.client())[1]
     make_brisk(client)
     monkeypatch.setattr("mesh.sockets.calls.may_hold", lambda: False)
-    for _ in range(exchange._IN_A_ROW + 1):
+    for _ in range(moment.IN_A_ROW + 1):
         client.request("x", timeout=5.0)
     assert core_of(client).exchange is None
 

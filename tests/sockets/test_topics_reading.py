@@ -374,7 +374,7 @@ def test_recv_many_gives_no_more_than_it_was_asked_for(reading: Reading) -> None
         assert 1 <= len(some) <= 3
         got += some
     assert payloads(got) == list(range(1, 11))
-    core_of(subscriber).give_back(got)
+    core_of(subscriber).arrivals.give_back(got)
     assert payloads(subscriber.recv_many(timeout=0, count_max=3)) == [1, 2, 3]
     for bad in (0, -1, limits.RECV_MANY_MAX + 1, True, 1.5):
         with pytest.raises(InvalidOption, match="count_max must be an integer from 1 to"):
@@ -414,10 +414,10 @@ def test_of_what_a_cancelled_receiver_had_taken_latest_only_keeps_the_newest(
 ) -> None:
     core = reading.core("a", latest_only=True)
     old, new = (Message(n, 0, Origin("a", "s", n, 0)) for n in (1, 2))
-    core.give_back([old])
+    core.arrivals.give_back([old])
     assert core.take() == old
-    core._deliver(Run([2], 0, Origin("a", "s", 2, 0)))
-    core.give_back([old])
+    core.arrivals._deliver(Run([2], 0, Origin("a", "s", 2, 0)))
+    core.arrivals.give_back([old])
     assert [core.take(), core.take()] == [new, None]
 
 
