@@ -32,7 +32,7 @@ class Scale:
 
 
 FULL = Scale(
-    rounds=9, block_s=0.6, calls=10_000, fresh=7, receivers=8, topics=10_000, idle_s=10, trickle=50
+    rounds=9, block_s=0.3, calls=10_000, fresh=7, receivers=8, topics=10_000, idle_s=10, trickle=50
 )
 QUICK = Scale(
     rounds=3,

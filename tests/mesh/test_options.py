@@ -116,6 +116,8 @@ def test_every_field_of_every_class_is_documented() -> None:
         ),
         (PublisherOptions, {"keep_last": "no"}, "keep_last must be True or False, not 'no'"),
         (SubscriberOptions, {"latest_only": 1}, "latest_only must be True or False, not 1"),
+        (SubscriberOptions, {"views": 1}, "views must be True or False, not 1"),
+        (PullerOptions, {"views": None}, "views must be True or False, not None"),
         (
             NodeOptions,
             {"durable": "/var/lib/x"},

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from mesh import limits
 from mesh.sockets import codec
-from mesh.sockets.batch import BYTES_MAX, ITEM_BYTES_MAX, MESSAGES_MAX, Batch, Item
+from mesh.sockets.batch import (
+    BYTES_MAX,
+    ITEM_BYTES_MAX,
+    LIST_MESSAGES_MAX,
+    MESSAGES_MAX,
+    Batch,
+    Item,
+    leading,
+)
 from mesh.sockets.frame import Kind, wire_name
 from mesh.sockets.outgoing import encode_batch
 
@@ -82,6 +90,34 @@ def test_every_peer_lets_a_full_frame_in(size: int) -> None:
     name = wire_name("n" * limits.NAME_BYTES_MAX)
     (frame,) = encode_batch(items).parts(name, Kind.DATA, sender=1, seq=1)
     assert len(frame) <= limits.FRAME_OVERHEAD_BYTES_MAX
+
+
+# -- What goes together of a list that is sent in one call
+
+LISTED = st.one_of(
+    st.integers(0, 300).map(bytes),
+    st.integers(0, 30_000).map(bytes),
+    st.just(bytearray(7)),
+    st.just(memoryview(b"1234")),
+    st.sampled_from(["text", None, 7]),
+)
+
+
+@given(st.lists(LISTED, max_size=300), st.integers(1024, BYTES_MAX))
+@example([bytes(100)] * 2000, BYTES_MAX)
+@example([bytes(1000)] * 200, BYTES_MAX)
+@example([bytes(BYTES_MAX)] * 2, BYTES_MAX)
+def test_what_leads_fits_and_is_as_much_as_may_be(payloads: list[Any], bytes_max: int) -> None:
+    count = leading(payloads, bytes_max)
+    assert 0 <= count <= min(len(payloads), LIST_MESSAGES_MAX)
+    sizes = [len(bytes(payload)) for payload in payloads[:count]]  # raises for what is no buffer
+    assert sum(sizes) <= bytes_max
+    if count < min(len(payloads), LIST_MESSAGES_MAX) and all(type(p) is bytes for p in payloads):
+        assert sum(sizes) + len(payloads[count]) > bytes_max
+    if count:
+        frame = encode_batch(payloads[:count])
+        assert frame.count == count
+        assert msgpack.unpackb(frame.body) == [bytes(payload) for payload in payloads[:count]]
 
 
 # -- Room

@@ -48,10 +48,10 @@ class Net:
             self.join(home, core, pulling, intake)
         return Pusher(core, None, lambda: None)
 
-    def puller(self, prefetch: int = 4, home: Home | None = None) -> Puller:
+    def puller(self, prefetch: int = 4, home: Home | None = None, *, views: bool = False) -> Puller:
         """A puller in a node of its own, or in `home`."""
         home = home or self.homes.make(PULLING + len(self.intakes))
-        core = Intake(home, QUEUE, PullerOptions(prefetch=prefetch))
+        core = Intake(home, QUEUE, PullerOptions(prefetch=prefetch, views=views))
         core.key = len(self.intakes) + 1
         self.intakes.append((home, core))
         for pushing, dispatch in self.dispatches:

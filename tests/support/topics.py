@@ -49,9 +49,10 @@ class Net:
         return Publisher(topics, topic, None, lambda: None)
 
     def subscriber(
-        self, pattern: str, *, latest_only: bool = False, scheme: str = "ipc"
+        self, pattern: str, *, scheme: str = "ipc", latest_only: bool = False, views: bool = False
     ) -> Subscriber:
-        core = Subscription(self.subscribing, pattern, SubscriberOptions(latest_only=latest_only))
+        options = SubscriberOptions(latest_only=latest_only, views=views)
+        core = Subscription(self.subscribing, pattern, options)
         self.cores.append(core)
         self.attach(core, scheme)
         return Subscriber(core, None, lambda: None)
