@@ -25,6 +25,8 @@ class Setting:
     """``bytes``: random ones. ``text``: what LZ4 makes smaller. ``dict``: some fields."""
     many: bool = False
     """Whether our side sends and receives many in one call; the others have no such call."""
+    messages: bool = False
+    """Whether our side looks at each message of many, and not at their payloads alone."""
     views: bool = True
     """Whether our side receives large payloads without a copy, as the raw one does."""
     receivers: int = 1

@@ -75,11 +75,16 @@ class _Reader(Receiver):
         try:
             if self.setting.many:
                 recv_many = self.handle.recv_many
-                while got < count:
+                while got < count and not self.setting.messages:
                     payloads = recv_many().payloads
                     for payload in payloads:
                         total += payload[key]
                     got += len(payloads)
+                while got < count:
+                    messages = recv_many()
+                    for message in messages:
+                        total += message.payload[key]
+                    got += len(messages)
             else:
                 recv = self.handle.recv
                 while got < count:
