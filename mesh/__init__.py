@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Array,
         Loss,
         Message,
+        Messages,
         PeerEvent,
         PeerInfo,
         Stats,
@@ -43,7 +44,7 @@ _WHERE = {
         "Busy Closed Forked InvalidName InvalidOption MeshError NotSerializable OptionsDiffer "
         "PayloadTooLarge PeerLost RemoteError Timeout UnsafeRuntimeDir"
     ),
-    "mesh.message": "Array Loss Message PeerEvent PeerInfo Stats TasksLost Untrusted",
+    "mesh.message": "Array Loss Message Messages PeerEvent PeerInfo Stats TasksLost Untrusted",
     "mesh.node": "InsecureWarning Node",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
@@ -59,6 +60,7 @@ __all__ = [
     "Loss",
     "MeshError",
     "Message",
+    "Messages",
     "Node",
     "NotSerializable",
     "OptionsDiffer",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh import limits
-from mesh.message import Loss, Message, Origin, Run
+from mesh.message import Loss, Message, Messages, Origin, Run
 from mesh.names import is_name, matches
 from mesh.options import SubscriberOptions
 from mesh.sockets import codec
@@ -29,10 +29,12 @@ from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.inbox import Inbox
 from mesh.sockets.parts import parts_of
 from mesh.sockets.sequences import Sequences
+from mesh.sockets.single import payload_of
 from mesh.sockets.transport import Socket
 
 _SMALL_BYTES = 4096
-_NAMES_CACHED = 10_000
+"""Frames of less are read ahead: they cost less to hold than to be fetched one by one."""
+_NAMES_CACHED_MAX = 10_000
 
 
 def _order(message: Message) -> tuple[object, int]:
@@ -40,7 +42,7 @@ def _order(message: Message) -> tuple[object, int]:
     return (message.sender, message.channel), message.seq
 
 
-def _origin(frame: Frame) -> int:
+def _owner(frame: Frame) -> int:
     """Whose sequence a frame is part of: a node's topics that wait are apart from its others."""
     return frame.sender << 1 | bool(frame.flags & Flag.WAITS)
 
@@ -73,13 +75,22 @@ class Arrivals:
         self._views = options.views
         self._bytes_max = home.transport.message_bytes_max
         self._sequences = Sequences()
-        self._flows = Flows(self._bytes_max, views=options.views)
+        self._flows = Flows(views=options.views)
         self._channels: dict[bytes, str | None] = {}
 
     def pop(self) -> Message | None:
         if not self.latest:
             return self.inbox.pop()
         return self.latest.pop(next(iter(self.latest)))
+
+    def pop_latest(self, count_max: int) -> Messages:
+        """Up to so many of those of which only the newest is kept."""
+        latest: list[Message] = []
+        while len(latest) < count_max and (message := self.pop()) is not None:
+            latest.append(message)
+        messages = Messages()
+        messages.add(latest)
+        return messages
 
     def give_back(self, messages: Sequence[Message]) -> None:
         """Their receiver was cancelled before it saw them: they are for somebody else, in order."""
@@ -101,15 +112,19 @@ class Arrivals:
         except Malformed as fault:
             self.counters.dropped[fault.reason] += 1
 
-    def _accept_plain(self, flow: Flow, seq: int, time_ns: int, payload: Any, size: int) -> None:
+    def _accept_plain(self, flow: Flow, seq: int, time_ns: int, body: Part) -> None:
         """One message, like the last one of its topic."""
-        missed, skip = self._sequences.take(flow.sequences, flow.name, seq, 1)
-        if missed:
-            self._missed(flow.sequences >> 1, flow.channel, missed, seq - 1)
         self.heard += 1
-        self.small = size < _SMALL_BYTES
+        self.small = len(body) < _SMALL_BYTES
+        payload = body
+        if not flow.detached:
+            assert isinstance(body, bytes)
+            payload = payload_of(body, self._bytes_max)
+        missed, skip = self._sequences.take(flow.owner, flow.name, seq, 1)
+        if missed:
+            self._missed(flow.owner >> 1, flow.channel, missed, seq - 1)
         counters = self.counters
-        counters.bytes_received += size
+        counters.bytes_received += len(body)
         if not skip:
             counters.received += 1
             origin = Origin(flow.channel, flow.sender, seq, time_ns)
@@ -126,18 +141,18 @@ class Arrivals:
         if channel is None:
             return
         if frame.kind == Kind.MARK:
-            missed = self._sequences.falls_quiet_at(_origin(frame), frame.name, frame.seq)
+            missed = self._sequences.falls_quiet_at(_owner(frame), frame.name, frame.seq)
             self._missed(frame.sender, channel, missed, frame.seq)
         elif frame.kind == Kind.DATA:
             self._accept_data(frame, channel)
             if not self._latest_only:
-                self._flows.learn(parts[0], frame, channel, _origin(frame))
+                self._flows.learn(parts[0], frame, channel, _owner(frame))
         else:
             raise Malformed("malformed")
 
     def _accept_data(self, frame: Frame, channel: str) -> None:
         payloads, headers = codec.unpack_frame(frame, self._bytes_max)
-        missed, skip = self._sequences.take(_origin(frame), frame.name, frame.seq, frame.count)
+        missed, skip = self._sequences.take(_owner(frame), frame.name, frame.seq, frame.count)
         if missed:
             self._missed(frame.sender, channel, missed, frame.seq - 1)
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
@@ -165,7 +180,7 @@ class Arrivals:
         headers = codec.read_headers(flat)
         if not matches(self._pattern, channel):
             return
-        first, skip = self._sequences.take(_origin(frame), wire_name(channel), frame.seq, 1)
+        first, skip = self._sequences.take(_owner(frame), wire_name(channel), frame.seq, 1)
         self._missed(frame.sender, channel, first, frame.seq - 1)
         if not skip:
             sender = node_text(frame.sender)
@@ -178,10 +193,10 @@ class Arrivals:
         for channel, seq in standing.items():
             if not is_name(channel) or type(seq) is not int or not 0 <= seq < 1 << 63:
                 raise Malformed("malformed")
-            first = self._sequences.stands_at(_origin(frame), wire_name(channel), seq)
+            first = self._sequences.stands_at(_owner(frame), wire_name(channel), seq)
             self._missed(frame.sender, channel, first, seq)
         if frame.seq == 0:  # no further part of this mark follows
-            self._sequences.marked(_origin(frame))
+            self._sequences.marked(_owner(frame))
             waits = bool(frame.flags & Flag.WAITS)
             self.awaiting.discard((frame.sender, waits))
             self._home.acknowledge(frame.sender, self._address.decode(), waits)
@@ -219,7 +234,7 @@ class Arrivals:
             channel = channel_name(name)
             if channel is not None and not (is_name(channel) and matches(self._pattern, channel)):
                 channel = None
-            if len(self._channels) >= _NAMES_CACHED:
+            if len(self._channels) >= _NAMES_CACHED_MAX:
                 self._channels.clear()
             self._channels[name] = channel
             return channel

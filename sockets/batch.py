@@ -29,8 +29,11 @@ stays within 128 KiB, which every peer lets in, however small its `message_bytes
 ITEM_BYTES_MAX: Final = 4096
 """A larger message travels in a frame of its own: sharing one would save it little."""
 
+ALONE_BYTES_MIN: Final = 64 * 1024
+"""A payload of so much travels by itself, as the receiver expects it."""
 _STEP: Final = 64
-_BYTES: Final = frozenset({bytes})
+_MANY: Final = 512
+"""Among so many in a frame none is as large, nearly always."""
 _ITEM_HEADER_BYTES: Final = 5
 """What MessagePack puts before bytes, at most."""
 
@@ -41,13 +44,14 @@ Item = bytes | msgspec.Raw
 class Batch:
     """What was sent on a channel and has not left yet, in order."""
 
-    __slots__ = ("item_bytes_max", "items", "room")
+    __slots__ = ("item_bytes_max", "items", "message_bytes_max", "room")
 
     def __init__(self, message_bytes_max: int = ITEM_BYTES_MAX) -> None:
         self.items: list[Item] = []
         self.room = 0
         """Senders may append while there are fewer items. 0: the batch is shut."""
-        self.item_bytes_max = min(ITEM_BYTES_MAX, message_bytes_max - _ITEM_HEADER_BYTES)
+        self.message_bytes_max = message_bytes_max - _ITEM_HEADER_BYTES
+        self.item_bytes_max = min(ITEM_BYTES_MAX, self.message_bytes_max)
 
     def begin(self, room: int = MESSAGES_MAX) -> None:
         """From now on senders may append, up to so many."""
@@ -91,22 +95,25 @@ class Batch:
 
 
 def leading(payloads: Sequence[Any], bytes_max: int) -> int:
-    """How many of `payloads`, from the first on, are bytes that may share a frame and have no more
-    than `bytes_max` together. Joining them tells both in a sixth of the time that looking at each
-    of them takes; it is done to some at a time, since they may be large."""
+    """How many of `payloads`, buffers all, from the first on may share a frame, and have no more
+    than `bytes_max` together. Joining them tells that in a fraction of the time that looking at
+    each takes. It is done to some at a time, and not where the first or the last of those is large:
+    the others are then, too, and a copy of them all may be more than there is memory."""
     count = size = 0
     while count < min(len(payloads), LIST_MESSAGES_MAX):
         some = payloads[count : count + _STEP]
-        try:
-            size += len(b"".join(some))
-        except (TypeError, BufferError):
-            break
-        if size > bytes_max:
-            if _BYTES.issuperset(map(type, some)):
-                sizes = accumulate(map(len, some), initial=size - sum(map(len, some)))
-                count += bisect_right(list(sizes), bytes_max) - 1
+        if len(some[0]) > bytes_max or len(some[-1]) > bytes_max:
+            added = bytes_max + 1
+        else:
+            added = len(b"".join(some))
+        if size + added > bytes_max:
+            sizes = accumulate((memoryview(each).nbytes for each in some), initial=size)
+            count += bisect_right(list(sizes), bytes_max) - 1
             break
         count += len(some)
+        size += added
+    if count < _MANY and any(len(each) >= ALONE_BYTES_MIN for each in payloads[:count]):
+        return 0
     return count
 
 

@@ -156,7 +156,7 @@ class Requests:
             for socket, _ in inputs:
                 self._read_one(socket, by_socket[socket], reader)
                 if reader is not None and reader.outcome is not None:
-                    return True  # what else there is, the next reads: see `Link._pass_on`
+                    return True  # what else there is, the next reads: see `Link.pass_on`
             if not inputs:
                 sent = self.counters.sent
                 if self.table.waiting:

@@ -26,6 +26,7 @@ from mesh.errors import NotSerializable
 from mesh.message import EMPTY
 from mesh.sockets import arrays
 from mesh.sockets.arrays import NotAnArray
+from mesh.sockets.batch import ALONE_BYTES_MIN
 from mesh.sockets.frame import Codec, Flag, Frame, Kind, Malformed, Part
 
 _SCALARS: Final = frozenset(
@@ -35,7 +36,7 @@ _KEYS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 _HEADER_VALUES: Final = frozenset({str, bytes, int, float, bool, type(None)})
 ARRAY: Final = 1
 """The extension type of arrays."""
-DETACH_BYTES_MIN: Final = 64 * 1024
+DETACH_BYTES_MIN: Final = ALONE_BYTES_MIN
 """From here on bytes, and those of an array, travel as a part of their own. Below 32 KiB that is
 slower over ipc, from 64 KiB on faster."""
 _SAMPLE_BYTES: Final = 16 * 1024

@@ -247,6 +247,13 @@ class Pushers:
     def of(self, sender: int) -> list[PusherAccount]:
         return [account for account in self._accounts.values() if account.sender == sender]
 
+    def settle_all(self) -> list[PusherAccount]:
+        """Nothing is in this worker's hands: settle what is said to be. Returns whose it was."""
+        stuck = [account for account in self._accounts.values() if account.held]
+        for account in stuck:
+            account.held = 0
+        return stuck
+
     def _forget_one(self) -> None:
         """The oldest of a pusher that left, else one that is settled and not its pusher's last."""
         last = {account.sender: key for key, account in self._accounts.items()}
@@ -297,6 +304,10 @@ class Hands(Generic[C]):
     def of(self, caller: C) -> Hand:
         """The hand of `caller`, which is made if need be."""
         return self._hands.setdefault(weakref.ref(caller), Hand())
+
+    def hold_any(self) -> bool:
+        """Whether any of them holds a task."""
+        return any(hand.accounts for hand in list(self._hands.values()))
 
     def take_back_done(self) -> list[PusherAccount | None]:
         """What callers are done with: of those that are over that is all."""

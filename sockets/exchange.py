@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from mesh import limits
-from mesh.sockets.moment import IN_A_ROW, MOMENT_S
+from mesh.sockets.moment import IN_A_ROW, PATIENT_S
 from mesh.sockets.parts import NOBLOCK, parts_of, recv, send
 from mesh.sockets.single import QUICK, REPLY, REQUEST, REST, beginning, quick_body
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mesh.sockets.requests import ServerAccount
     from mesh.sockets.transport import Socket
 
-_TIMEOUT_S_MIN: Final = 10 * MOMENT_S
 _TIMEOUT_S_MAX: Final = 1_000_000.0
 _TIME_AND_REMAINING: Final = struct.Struct("<QI")
 _SENDER_BYTES: Final = 8
@@ -76,7 +75,7 @@ class Exchange:
         except (ValueError, OverflowError):
             return None  # it has no form: the usual way says so
         size = len(body)
-        if size > limits.COMPRESS_BYTES_MIN or not _TIMEOUT_S_MIN < timeout < _TIMEOUT_S_MAX:
+        if size > limits.COMPRESS_BYTES_MIN or not PATIENT_S < timeout < _TIMEOUT_S_MAX:
             return None
         if link.lock.locked():
             link.met_at = time.monotonic()
@@ -89,6 +88,7 @@ class Exchange:
                 core.exchange is not self
                 or not self._left
                 or self._thread != get_ident()
+                or link._closed is not None  # or this is a forked child
                 or table.outstanding
                 or link._threads
                 or link._waiting_loops

@@ -9,12 +9,11 @@ long way, and is found out there.
 from __future__ import annotations
 
 import struct
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from mesh.sockets.frame import HEADER, NAME_MAX, Codec, Flag, Frame, Part
 from mesh.sockets.home import node_text
 from mesh.sockets.parts import read_announced
-from mesh.sockets.single import payload_of
 from mesh.sockets.transport import Socket
 
 _BEGINNING: Final = struct.Struct("<BBBBIQ")
@@ -30,8 +29,8 @@ class Flow(NamedTuple):
     name: bytes
     channel: str
     sender: str
-    sequences: int
-    """Whose sequences: as `mesh.sockets.sequences` knows them."""
+    owner: int
+    """Whose sequence it is, as `mesh.sockets.sequences` knows it."""
     detached: bool
     """Whether the payload is the second part."""
 
@@ -39,12 +38,11 @@ class Flow(NamedTuple):
 class Flows:
     """The plain ones that came lately."""
 
-    def __init__(self, bytes_max: int, *, views: bool) -> None:
-        self._bytes_max = bytes_max
+    def __init__(self, *, views: bool) -> None:
         self._views = views
         self._flows: dict[bytes, Flow] = {}
 
-    def learn(self, first: Part, frame: Frame, channel: str, sequences: int) -> None:
+    def learn(self, first: Part, frame: Frame, channel: str, owner: int) -> None:
         """That frame went the long way, and nothing was wrong with it."""
         detached = bool(frame.flags & Flag.DETACHED)
         plain = frame.codec == (Codec.RAW if detached else Codec.MSGPACK)
@@ -53,13 +51,12 @@ class Flows:
         if len(self._flows) >= _FLOWS_MAX:
             self._flows.clear()
         beginning = bytes(first[: len(frame.name) + _SEQ_AT])
-        self._flows[beginning] = Flow(
-            frame.name, channel, node_text(frame.sender), sequences, detached
-        )
+        self._flows[beginning] = Flow(frame.name, channel, node_text(frame.sender), owner, detached)
 
-    def read(self, socket: Socket, first: bytes) -> tuple[Flow, int, int, Any, int] | None:
-        """(flow, sequence, time, payload, its bytes) of the frame that begins with that part, or
-        None if it has to go the long way: no more of it was read then. Raises `Malformed`."""
+    def read(self, socket: Socket, first: bytes) -> tuple[Flow, int, int, Part] | None:
+        """(flow, sequence, time, body) of the frame that begins with that part, or None if it has
+        to go the long way: no more of it was read then. The body of one that is detached is its
+        second part."""
         at = first.find(b"\0", 0, NAME_MAX) + 1
         flow = self._flows.get(first[: at + _SEQ_AT])
         if flow is None or len(first) < at + _BODY_AT:
@@ -68,9 +65,8 @@ class Flows:
         if seq >= 1 << 63:
             return None
         if not flow.detached:
-            body = first[at + _BODY_AT :]
-            return flow, seq, time_ns, payload_of(body, self._bytes_max), len(body)
+            return flow, seq, time_ns, first[at + _BODY_AT :]
         if len(first) > at + _BODY_AT:
             return None
-        payload = read_announced(socket, views=self._views)
-        return None if payload is None else (flow, seq, time_ns, payload, len(payload))
+        second = read_announced(socket, view=self._views)
+        return None if second is None else (flow, seq, time_ns, second)

@@ -44,7 +44,7 @@ class Inbox:
     def make(self) -> None:
         """Have all of them be there to be popped without the lock."""
         while self._runs:
-            self.made.extend(self._take(self._runs.popleft()))
+            self._make_first()
 
     def pop(self) -> Message | None:
         """The first; None if there is none: another may just have taken it, without the lock."""
@@ -52,7 +52,7 @@ class Inbox:
             if not self._runs:
                 self._waiting = 0  # a KeyboardInterrupt may have come between two steps
                 return None
-            self.made.extend(self._take(self._runs.popleft()))
+            self._make_first()
         try:
             return self.made.popleft()
         except IndexError:
@@ -75,6 +75,14 @@ class Inbox:
         if not messages:
             self._waiting = 0
         return messages
+
+    def _make_first(self) -> None:
+        messages = list(
+            self._runs[0]
+        )  # before anything changes: Ctrl-C may come while they are made
+        self._waiting -= len(messages)
+        del self._runs[0]
+        self.made += messages
 
     def _take(self, run: Run) -> Run:
         self._waiting -= len(run)

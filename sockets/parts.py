@@ -61,11 +61,15 @@ def read_first(socket: zmq.Socket[bytes], *, sure: bool = False) -> bytes | None
         return None
 
 
-def read_announced(socket: zmq.Socket[bytes], *, views: bool = False) -> Part | None:
-    """The part that was announced by the one just read; None if there is none."""
+def read_announced(socket: zmq.Socket[bytes], *, view: bool = False) -> Part | None:
+    """The part that was announced by the one just read; None if there is none.
+
+    `view`: as a view of what libzmq received. Only arrays are, and with the option `views` others:
+    while the main thread frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes just then.
+    """
     if not getsockopt(socket, RCVMORE):
         return None
-    part: Part = _view(socket) if views else recv(socket, NOBLOCK)
+    part: Part = _view(socket) if view else recv(socket, NOBLOCK)
     memory.expect(len(part))
     return part
 
@@ -78,32 +82,23 @@ def _view(socket: zmq.Socket[bytes]) -> memoryview:
 
 def parts_of(socket: zmq.Socket[bytes], first: bytes, *, views: bool = False) -> list[Part]:
     """`first`, which was just read, and a second part if it announces one. Only then is it asked
-    whether there is one, which takes four times as long as to read. Who sends another all the same
-    has sent two frames."""
-    parts: list[Part] = [first]
+    whether there is one, which takes four times as long as to read. Who sends others all the same
+    has sent frames of their own."""
     if announces_more(first):
-        read_rest(socket, parts, 2, views=views)
-    return parts
+        second = read_announced(socket, view=views or is_array(first))
+        if second is not None:
+            return [first, second]
+    return [first]
 
 
-def read_rest(
-    socket: zmq.Socket[bytes], parts: list[Part], parts_max: int, *, views: bool = False
-) -> None:
+def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> None:
     """Append to `parts` those that belong to what was just read, if any. Those beyond `parts_max`
-    are thrown away, all but one, so that the caller sees that there were too many.
-
-    The bytes of an array are a view of what libzmq received, with `views` the others as well. They
-    are not without that: while the main thread frees a `zmq.Frame`, pyzmq loses a Ctrl-C that comes
-    just then.
-    """
-    while getsockopt(socket, RCVMORE):
-        if len(parts) == parts_max - 1 and (views or is_array(parts[-1])):
-            view = _view(socket)
-            memory.expect(len(view))
-            parts.append(view)
-            continue
-        part = recv(socket, NOBLOCK)
-        memory.expect(len(part))
+    are thrown away, all but one, so that the caller sees that there were too many."""
+    while True:
+        view = len(parts) == parts_max - 1 and is_array(parts[-1])
+        part = read_announced(socket, view=view)
+        if part is None:
+            return
         if len(parts) <= parts_max:
             parts.append(part)
 

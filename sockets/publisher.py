@@ -11,7 +11,6 @@ The handle; what it works on is in `mesh.sockets.topics`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -20,12 +19,13 @@ import msgspec
 from mesh import limits
 from mesh.options import check_count, check_timeout
 from mesh.sockets import codec
-from mesh.sockets.batch import BYTES_MAX, LIST_MESSAGES_MAX, Batch, leading
+from mesh.sockets.batch import BYTES_MAX, LIST_MESSAGES_MAX, Batch, Item, leading
 from mesh.sockets.handle import Sending
 from mesh.sockets.outgoing import Outgoing, encode_batch, encode_message
 from mesh.sockets.topic import Topic
 from mesh.sockets.topics import Topics
 
+_BUFFERS: Final = frozenset({bytes, bytearray, memoryview})
 _TOGETHER_MIN: Final = 8
 """Fewer that come together do not pay."""
 _ALONE: Final = 64
@@ -44,7 +44,7 @@ class Publisher(Sending):
         self._topic = topic
         self._batch = topic.batch
         """The topic's, or once this handle is closed one that is shut."""
-        self._frame_bytes_max = min(BYTES_MAX, topics.message_bytes_max)
+        self._frame_bytes_max = min(BYTES_MAX, topic.batch.message_bytes_max)
         """So that no message in it is larger than a peer lets in."""
 
     @property
@@ -100,7 +100,7 @@ class Publisher(Sending):
                 sent += super().send_many(chunk[:_ALONE], timeout=timeout)
                 continue
             self._topics.link.wait(
-                self._sending_frame(frame),
+                self._sending_frame(frame, chunk[frame.count - 1]),
                 check_timeout(timeout),
                 self._room,
                 retry_s=limits.WAIT_FOR_ROOM_S,
@@ -110,12 +110,12 @@ class Publisher(Sending):
 
     def _frame_of(self, payloads: Sequence[Any]) -> Outgoing | None:
         """Those of `payloads` that come first, in a frame; None if they do not go together."""
+        if not _BUFFERS.issuperset(map(type, payloads)):
+            return None
         together = leading(payloads, self._frame_bytes_max)
         if together < min(len(payloads), _TOGETHER_MIN):
             return None
-        with contextlib.suppress(TypeError):  # buffers that are not bytes, such as arrays
-            return encode_batch(payloads[:together])
-        return None
+        return encode_batch(payloads[:together])
 
     async def asend(
         self,
@@ -166,10 +166,10 @@ class Publisher(Sending):
     def _room(self) -> str:
         return f"room at the subscribers of {self.channel!r}"
 
-    def _sending_frame(self, frame: Outgoing) -> Callable[[], bool | None]:
+    def _sending_frame(self, frame: Outgoing, last: Item) -> Callable[[], bool | None]:
         def attempt() -> bool | None:
             self._check_open()
-            return self._topics.send_frame(self._topic, frame)
+            return self._topics.send_frame(self._topic, frame, last)
 
         return attempt
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,13 +38,14 @@ from mesh.sockets.credit import (
     PusherAccount,
     Pushers,
 )
-from mesh.sockets.frame import Frame, Kind, Malformed, Part, decode, encode, wire_name
+from mesh.sockets.frame import Frame, Kind, Malformed, decode, encode, wire_name
 from mesh.sockets.handle import Receiving
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.inbox import Inbox
 from mesh.sockets.link import Link
-from mesh.sockets.parts import parts_of, read_first, send_parts
+from mesh.sockets.parts import parts_of, send_parts
 from mesh.sockets.transport import Bound, Socket, endpoints_of
+from mesh.sockets.turns import Turns
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -55,8 +56,6 @@ logger = logging.getLogger(__name__)
 
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: none of them may hold a task."""
-_SURE_HITS = 2
-"""After so many frames in a row there is most likely another."""
 _LINGER_MS = 200
 """Credit that was given just before the puller was closed gets this long to leave."""
 
@@ -86,12 +85,11 @@ class Intake:
         self._pushers = Pushers(self._sockets)
         self._owing: set[PusherAccount] = set()
         self._bound: list[Bound] = home.transport.bind(zmq.PULL, "pull")
-        self._turns = deque(self._bound)
-        self._hits = 0
-        """How often in a row there was something to read."""
+        self._turns = Turns(self.link)
         with self.link:
             for bound in self._bound:
                 self.link.add(bound.socket)
+                self._turns.add(bound.socket)
 
     def endpoints(self) -> tuple[str, ...]:
         """Where pushers send their tasks."""
@@ -112,10 +110,10 @@ class Intake:
     def take_many(self, hand: Hand, count_max: int) -> Messages | None:
         """Likewise: all there are, up to `count_max` and about `limits.RECV_MANY_BYTES`."""
         self._settle(hand.take_back())
-        self._fill(count_max, limits.RECV_MANY_BYTES)
-        if messages := self.inbox.pop_many(count_max):
-            self._put_in(hand, [origin.account for origin in messages.origins()])
-            return messages
+        while self._fill(count_max, limits.RECV_MANY_BYTES):
+            if messages := self.inbox.pop_many(count_max):
+                self._put_in(hand, [origin.account for origin in messages.origins()])
+                return messages
         self._found_none()
         return None
 
@@ -125,7 +123,14 @@ class Intake:
 
     def _found_none(self) -> None:
         self._settle(self._hands.take_back_done())
+        self._reconcile()
         self._pay()
+
+    def _reconcile(self) -> None:
+        """A Ctrl-C between taking a task and noting whose it was would keep its credit for ever."""
+        if not (len(self.inbox) or self._hands.hold_any()):
+            for account in self._pushers.settle_all():
+                self._owing.add(account)
 
     def hand(self, caller: Caller) -> Hand:
         """What that thread or asyncio task has taken. Under the lock."""
@@ -145,27 +150,15 @@ class Intake:
         for _ in range(_FRAMES_PER_ATTEMPT):
             if len(self.inbox) >= tasks or self.counters.bytes_received >= enough:
                 return True
-            parts = self._read()
-            if parts is None:
+            read = self._turns.read_first()
+            if read is None:
                 return bool(self.inbox)
             try:
-                self._accept(decode(parts))
+                self._accept(decode(parts_of(*read, views=self._views)))
             except Malformed as fault:
                 self.counters.dropped[fault.reason] += 1
         self.link.wake_all()  # there may be more
         return bool(self.inbox)
-
-    def _read(self) -> list[Part] | None:
-        """From the sockets in turn."""
-        sure = (self._hits >= _SURE_HITS or self.link.rang) and len(self._turns) == 1
-        self.link.rang = False
-        for bound in self._turns:
-            if (first := read_first(bound.socket, sure=sure)) is not None:
-                self._hits += 1
-                self._turns.rotate(-1)
-                return parts_of(bound.socket, first, views=self._views)
-        self._hits = 0
-        return None
 
     def _accept(self, frame: Frame) -> None:
         if frame.name != self._wire:
@@ -340,10 +333,13 @@ class Puller(Receiving[Message]):
         )
 
     def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> Messages:
-        """Wait for one task, and return all that are there, at most `count_max`; fewer if they are
-        large (`limits.RECV_MANY_BYTES`).
+        """Wait for one task, and return all that are there, at most `count_max`, and no more
+        once about 1 MiB was read (`limits.RECV_MANY_BYTES`).
 
-        All of them are in this thread's hands until it receives again.
+        Blocks for the first up to `timeout` seconds (None: for ever, 0: not at all). The result is
+        a sequence that makes each `Message` as it is looked at; its `payloads` are the payloads
+        alone. All of them are in this thread's hands until it receives
+        again. Raises `Timeout`, `Closed`, `InvalidOption`.
         """
         core, hand = self._core, self._own.hand or self._new_hand()
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)

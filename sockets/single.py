@@ -146,23 +146,28 @@ def payload_of(message: bytes | Frame, bytes_max: int) -> Any:
         payloads, _ = codec.unpack_frame(message, bytes_max)
         return payloads[0]
     if message[:1] != ARRAY_OF_ONE or len(message) < 2:
-        raise Malformed("malformed")
+        return _unpack_general(message)
     if message[1] == _BIN8 and len(message) > 2 and message[2] == len(message) - 3:
         return message[3:]
     if message[1] in _NOT_SCALAR:
-        items = codec.unpack(
-            message,
-            depth_max=limits.DEPTH_MAX + 1,
-            containers_max=limits.CONTAINERS_MAX + 2,
-            ext_hook=codec.restore,
-        )
-        if type(items) is not list or len(items) != 1:
-            raise Malformed("malformed")
-        return items[0]
+        return _unpack_general(message)
     try:
         return _unpack(message[1:])
     except (ValueError, msgpack.UnpackException) as error:
         raise Malformed("malformed") from error
+
+
+def _unpack_general(message: bytes) -> Any:
+    """The one payload in a body of any form."""
+    items = codec.unpack(
+        message,
+        depth_max=limits.DEPTH_MAX + 1,
+        containers_max=limits.CONTAINERS_MAX + 2,
+        ext_hook=codec.restore,
+    )
+    if type(items) is not list or len(items) != 1:
+        raise Malformed("malformed")
+    return items[0]
 
 
 def beginning(name: bytes, kind: int) -> bytes:

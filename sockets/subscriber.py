@@ -16,10 +16,8 @@ from mesh import limits
 from mesh.message import Loss, Message, Messages
 from mesh.options import check_count, check_timeout
 from mesh.sockets.handle import Receiving
-from mesh.sockets.moment import MOMENT_S
+from mesh.sockets.moment import PATIENT_S
 from mesh.sockets.subscription import Subscription
-
-_PATIENT_S = 10 * MOMENT_S
 
 
 class Subscriber(Receiving[Message]):
@@ -54,7 +52,7 @@ class Subscriber(Receiving[Message]):
             return self._made.popleft()
         except IndexError:
             core, wait_s = self._core, check_timeout(timeout)
-            patient = wait_s is None or wait_s > _PATIENT_S
+            patient = wait_s is None or wait_s > PATIENT_S
             return core.link.wait(core.take_soon if patient else core.take, wait_s, self._awaited)
 
     async def arecv(self, timeout: float | None = None) -> Message:
@@ -68,8 +66,13 @@ class Subscriber(Receiving[Message]):
         )
 
     def recv_many(self, *, timeout: float | None = None, count_max: int = 1000) -> Messages:
-        """Wait for one message, and return all that are there, at most `count_max`; fewer if they
-        are large (`limits.RECV_MANY_BYTES`)."""
+        """Wait for one message, and return all that are there, at most `count_max`, and no more
+        once about 1 MiB was read (`limits.RECV_MANY_BYTES`).
+
+        Blocks for the first up to `timeout` seconds (None: for ever, 0: not at all). The result is
+        a sequence that makes each `Message` as it is looked at; its `payloads` are the payloads
+        alone. Raises `Timeout`, `Closed`, `InvalidOption`.
+        """
         check_count(count_max, "count_max", 1, limits.RECV_MANY_MAX)
         return self._core.link.wait(
             lambda: self._core.take_many(count_max), check_timeout(timeout), self._awaited

@@ -1,10 +1,11 @@
-"""The core of a subscriber: its sockets, what is read but not taken, and what was missed.
+"""The core of a subscriber: its sockets, when they are read, and whom they are connected to.
 
 A gap in a publisher's sequence is counted, whether it was dropped for want of room here, or missed
-while the connection was down, or was the last before a silence. ZeroMQ filters by the pattern's
-literal prefix, this module by the rest. What came in one frame waits in the inbox; nothing more is
-read before that is taken, so libzmq's buffer is the bound, but for what the control thread reads
-ahead until awaited marks have come.
+while the connection was down, or was the last before a silence (`mesh.sockets.arrivals`). ZeroMQ
+filters by the pattern's literal prefix. What came in one frame waits in the inbox; nothing more is
+read before that is taken, so libzmq's buffer is the bound, but for up to 32 small frames that are
+read ahead for a caller who never sleeps, and for what the control thread reads until awaited marks
+have come.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
-from collections import deque
 from collections.abc import Sized
 from functools import partial
 
@@ -33,8 +33,9 @@ from mesh.sockets.frame import (
 from mesh.sockets.home import Home
 from mesh.sockets.link import Link
 from mesh.sockets.moment import MOMENT_MS, Pace
-from mesh.sockets.parts import read_first, recv
+from mesh.sockets.parts import recv
 from mesh.sockets.transport import Socket, scheme_of
+from mesh.sockets.turns import Turns
 
 _FRAMES_PER_ATTEMPT = 256
 """Read at most so many before the deadline is looked at again: all may be for others."""
@@ -46,8 +47,6 @@ _FINDS = 3
 time the lock is taken costs as much as a message."""
 _FRAMES_AWAITED = 8
 """At a time, with the lock held: some pads, and the message behind them."""
-_SURE_HITS = 2
-"""After so many frames in a row there is most likely another."""
 _ASKING_TICKS = 20
 """Without ever being quiet, a subscriber asks where its publishers stand every five seconds."""
 _RETIRING_TICKS = 8
@@ -77,12 +76,9 @@ class Subscription:
         self.link.on_abandon = self.inbox.clear
         self._sockets: dict[str, Socket] = {}
         self._watches: dict[str, Watch] = {}
-        self._turns: deque[Socket] = deque()
-        """The sockets, the one whose turn it is to be read first."""
+        self._turns = Turns(self.link)
         self._finds = 0
         """How often in a row somebody who took a message found one."""
-        self._hits = 0
-        """How often in a row there was something to read."""
         self._drained = False
         """Whether there was nothing left to read when last there was a look."""
         self._pace = Pace()
@@ -98,15 +94,20 @@ class Subscription:
 
     def take(self) -> Message | None:
         """The next message, or None after reading all there is."""
-        self._fill(1, _FRAMES_AHEAD if self._latest_only else _FRAMES_PER_ATTEMPT)
-        return self._found(self.arrivals.pop())
+        frames_max = _FRAMES_AHEAD if self._latest_only else _FRAMES_PER_ATTEMPT
+        message, there = None, True
+        while message is None and there:
+            there = self._fill(1, frames_max)
+            message = self.arrivals.pop()  # another may just have taken it, without the lock
+        return self._found(message)
 
     def take_soon(self) -> Message | None:
         """`take`, which waits a moment where that pays (`mesh.sockets.moment`). For threads that
         would sleep otherwise."""
         message = self.arrivals.pop()
-        if message is None and self._pace.allows() and self._alone:
-            message = self._await(self._turns[0])
+        socket = self._turns.only
+        if message is None and self._pace.allows() and self._alone and socket is not None:
+            message = self._await(socket)
         if message is None:
             message = self.take()
         if message is not None:
@@ -115,10 +116,8 @@ class Subscription:
 
     @property
     def _alone(self) -> bool:
-        """Whether there is one socket to wait for, and nobody else about."""
-        link = self.link
-        others = link._threads or link.loops
-        return not (others or self._latest_only or len(self._turns) != 1)
+        """Whether nobody else waits here, or may be about to, and it is the next that is wanted."""
+        return self.link.alone and not self.link.loops and not self._latest_only
 
     def _await(self, socket: Socket) -> Message | None:
         """The next message, if it comes within a moment: it may have pads before it."""
@@ -140,48 +139,46 @@ class Subscription:
         elif self._finds < _FINDS:
             self._finds += 1
         else:
-            while self.arrivals.small and len(self.inbox) < _AHEAD and self._read():
-                pass
-            self.inbox.make()
+            try:
+                while self.arrivals.small and len(self.inbox) < _AHEAD and self._read():
+                    pass
+                self.inbox.make()
+            except BaseException:  # Ctrl-C: nobody has seen it yet
+                self.inbox.made.appendleft(message)
+                raise
         return message
 
     def take_many(self, count_max: int) -> Messages | None:
         """All messages there are, up to `count_max` and about `limits.RECV_MANY_BYTES`, or None."""
-        if not self._latest_only:
-            self._fill(count_max, count_max, limits.RECV_MANY_BYTES)
-            return self.inbox.pop_many(count_max) or None
-        self._fill(1, _FRAMES_AHEAD)
-        latest: list[Message] = []
-        while len(latest) < count_max and (message := self.arrivals.pop()) is not None:
-            latest.append(message)
-        messages = Messages()
-        messages.add(latest)
+        if self._latest_only:
+            self._fill(1, _FRAMES_AHEAD)
+            return self.arrivals.pop_latest(count_max) or None
+        frames_max, messages, there = min(count_max, _FRAMES_AHEAD), None, True
+        while not messages and there:
+            there = self._fill(count_max, frames_max, limits.RECV_MANY_BYTES)
+            messages = self.inbox.pop_many(count_max)
         return messages or None
 
-    def _fill(self, messages: int, frames_max: int, bytes_max: float = math.inf) -> None:
-        """Read until so many messages are there, or so many bytes were read, or nothing is left."""
+    def _fill(self, messages: int, frames_max: int, bytes_max: float = math.inf) -> bool:
+        """Read until so many messages are there, or so many bytes were read, or nothing is left;
+        says whether it was the first."""
         enough = self.counters.bytes_received + bytes_max
         for _ in range(frames_max):
-            if len(self.inbox) >= messages or self.counters.bytes_received >= enough:
-                return
-            if not self._read():
-                return
+            if len(self.inbox) >= messages:
+                return True
+            if self.counters.bytes_received >= enough or not self._read():
+                return False
         self.link.wake_all()  # there may be more
+        return False
 
     def _read(self) -> bool:
-        """Take in one frame, from the sockets in turn; False if there is none."""
-        sure = (self._hits >= _SURE_HITS or self.link.rang) and len(self._turns) == 1
-        self.link.rang = False
-        for socket in self._turns:
-            if (first := read_first(socket, sure=sure)) is not None:
-                self._hits += 1
-                self._drained = False
-                self._turns.rotate(-1)
-                self.arrivals.take_in(socket, first)
-                return True
-        self._hits = 0
-        self._drained = True
-        return False
+        """Take in one frame; False if there is none."""
+        read = self._turns.read_first()
+        self._drained = read is None
+        if read is None:
+            return False
+        self.arrivals.take_in(*read)
+        return True
 
     # -- Peers -------------------------------------------------------------------------------
 
@@ -301,7 +298,7 @@ class Subscription:
                 undo.pop_all()
             self._sockets[scheme] = socket
             self._watches[scheme] = watch
-            self._turns.append(socket)
+            self._turns.add(socket)
         return socket
 
     def close(self, linger_ms: int) -> None:

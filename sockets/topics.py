@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.001
 """A publisher that sends again within that leaves reading subscriptions to the flusher."""
-_UNCOUNTED_BYTES: Final = 4096
-"""Of a large frame: so that its name and header do not make it one slot larger."""
 LOOK_S_MAX: Final = 0.005
 """Which does so at least that often."""
+_UNCOUNTED_BYTES: Final = 4096
+"""Of a large frame: so that its name and header do not make it one slot larger."""
 
 
 class Topics:
@@ -143,10 +143,14 @@ class Topics:
         topic.sent_at = now
         return True
 
-    def send_frame(self, topic: Topic, frame: Outgoing) -> bool | None:
-        """An attempt to send a frame that is full already."""
+    def send_frame(self, topic: Topic, frame: Outgoing, last: Item) -> bool | None:
+        """An attempt to send a frame that is full already; `last` is the last item in it."""
         self._look_by_and_by(time.monotonic())
-        return (self._flush(topic) and self._send(topic, frame)) or None
+        if not (self._flush(topic) and self._send(topic, frame)):
+            return None
+        if topic.options.keep_last:
+            topic.last = encode_batch([last])
+        return True
 
     def close_batches(self) -> bool:
         """Send what has been waiting for a window; a topic of which nothing was sent in one goes

@@ -50,8 +50,6 @@ def messages(selection: Selection) -> Iterator[Result]:
 CASES = (
     Case("topic", "one publisher, one subscriber, a call for each message", per_call),
     Case("topic-bytes", "large payloads as bytes of one's own; the raw side copies none", copied),
-    Case(
-        "topic-many", "by send_many and recv_many(…).payloads; others have no such call", many
-    ),
+    Case("topic-many", "by send_many and recv_many(…).payloads; others have no such call", many),
     Case("topic-messages", "the same, looking at each message that recv_many returns", messages),
 )

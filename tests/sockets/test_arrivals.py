@@ -27,7 +27,16 @@ PAYLOADS: st.SearchStrategy[Any] = st.one_of(
 BODIES = st.one_of(
     PAYLOADS.map(lambda payload: codec.pack_body([codec.pack(payload)])),
     st.binary(max_size=12),
-    st.sampled_from([b"\x91\xc1", b"\x92\x01\x02", b"\x91\x01\x01", b"\x91", b"\xdc\x00\x01\x07"]),
+    st.sampled_from(
+        [
+            b"\x91\xc1",
+            b"\x92\x01\x02",
+            b"\x91\x01\x01",
+            b"\x91",
+            b"\xdc\x00\x01\x07",
+            b"\xdd\x00\x00\x00\x01\x07",
+        ]
+    ),
 )
 
 
@@ -64,7 +73,7 @@ class Blind(Flows):
     """It knows no short way."""
 
     def __init__(self) -> None:
-        super().__init__(1 << 20, views=False)
+        super().__init__(views=False)
 
     def read(self, socket: Any, first: bytes) -> None:
         return None

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mesh import limits
 from mesh.sockets import codec
 from mesh.sockets.batch import (
+    ALONE_BYTES_MIN,
     BYTES_MAX,
     ITEM_BYTES_MAX,
     LIST_MESSAGES_MAX,
@@ -99,7 +100,7 @@ LISTED = st.one_of(
     st.integers(0, 30_000).map(bytes),
     st.just(bytearray(7)),
     st.just(memoryview(b"1234")),
-    st.sampled_from(["text", None, 7]),
+    st.integers(0, 70_000).map(bytes),
 )
 
 
@@ -110,10 +111,12 @@ LISTED = st.one_of(
 def test_what_leads_fits_and_is_as_much_as_may_be(payloads: list[Any], bytes_max: int) -> None:
     count = leading(payloads, bytes_max)
     assert 0 <= count <= min(len(payloads), LIST_MESSAGES_MAX)
-    sizes = [len(bytes(payload)) for payload in payloads[:count]]  # raises for what is no buffer
+    sizes = [len(bytes(payload)) for payload in payloads[:count]]
     assert sum(sizes) <= bytes_max
-    if count < min(len(payloads), LIST_MESSAGES_MAX) and all(type(p) is bytes for p in payloads):
-        assert sum(sizes) + len(payloads[count]) > bytes_max
+    if any(size >= ALONE_BYTES_MIN for size in map(len, payloads)):
+        assert all(size < ALONE_BYTES_MIN for size in sizes)
+    elif count < min(len(payloads), LIST_MESSAGES_MAX):
+        assert sum(sizes) + len(bytes(payloads[count])) > bytes_max
     if count:
         frame = encode_batch(payloads[:count])
         assert frame.count == count

@@ -15,7 +15,7 @@ from mesh import limits
 from mesh.errors import InvalidOption, Timeout
 from mesh.message import Loss, Message, Origin, Run
 from mesh.options import SubscriberOptions
-from mesh.sockets import codec, subscription
+from mesh.sockets import codec, turns
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import node_text
@@ -247,7 +247,7 @@ class Flood:
         self.topic = topic
         self.left = 1 << 30
         self.seqs: dict[zmq.Socket[bytes], Iterator[int]] = {}
-        monkeypatch.setattr(subscription, "read_first", self.read_first)
+        monkeypatch.setattr(turns, "read_first", self.read_first)
 
     def read_first(self, socket: zmq.Socket[bytes], *, sure: bool) -> bytes | None:
         if not self.left:
