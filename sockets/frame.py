@@ -203,8 +203,8 @@ def decode(parts: Sequence[Part]) -> Frame:
 
 def announces_more(first: bytes) -> bool:
     """Whether a second part belongs to it, if all is well."""
-    flags_at = first.find(b"\0", 0, NAME_MAX) + 4
-    return len(first) > flags_at and first[flags_at] & _DETACHED != 0
+    end = first.find(b"\0", 0, NAME_MAX)
+    return 0 <= end < len(first) - 4 and first[end + 4] & _DETACHED != 0
 
 
 _CODEC_OF_ARRAYS: Final = bytes((Codec.MSGPACK,))

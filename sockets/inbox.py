@@ -77,9 +77,7 @@ class Inbox:
         return messages
 
     def _make_first(self) -> None:
-        messages = list(
-            self._runs[0]
-        )  # before anything changes: Ctrl-C may come while they are made
+        messages = list(self._runs[0])  # first: a Ctrl-C may come while they are made
         self._waiting -= len(messages)
         del self._runs[0]
         self.made += messages

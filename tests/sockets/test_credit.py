@@ -391,3 +391,20 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = pytest.mark.slow(Conversation.TestCase)
+
+
+def test_a_worker_with_nothing_in_hand_settles_what_nobody_noted() -> None:
+    pushers = Pushers(set())
+    one, other = pushers.account(PEER, 1), pushers.account(PEER, 2)
+    one.arrive(1, 3, 4)
+    other.arrive(1, 1, 4)
+    other.settle()
+    assert pushers.settle_all() == [one]
+    assert (one.settled, one.held, other.settled) == (3, 0, 1)
+    assert pushers.settle_all() == []
+    hands = Hands(is_over)
+    worker = Worker()
+    hand = hands.of(worker)
+    assert not hands.hold_any()
+    hand.accounts = [one]
+    assert hands.hold_any()

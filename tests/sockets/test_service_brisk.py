@@ -3,6 +3,7 @@ are taken where it is quiet, and everything holds there that holds elsewhere."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mesh.errors import Busy, Closed, PeerLost, RemoteError, Timeout
+from mesh.errors import Busy, Closed, Forked, PeerLost, RemoteError, Timeout
 from mesh.sockets import exchange, moment, server_threads
 from mesh.sockets.client import Client
 from mesh.sockets.frame import FOR_EVER, Flag, Kind, encode, wire_name
@@ -400,3 +401,20 @@ def test_a_brisk_server_has_a_deputy_when_its_handler_takes_long(net: Net, gate:
             client.request("too much", timeout=5.0)
         gate.open()
     assert results == ["held"]
+
+
+def test_a_forked_child_is_refused_at_once_on_the_shorter_way_too(net: Net) -> None:
+    client = (net.serve(echo), net.client())[1]
+    make_brisk(client)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            core_of(client).link.abandon()  # as the node does in a child
+            client.request("x", timeout=5.0)
+        except Forked:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert client.request("y", timeout=5.0) == "y"

@@ -292,7 +292,7 @@ def test_answers_nobody_asked_for_are_dropped_and_counted(net: Net, raw_server: 
                 raw_server.reply(caller, frame.seq, "forged", kind=Kind.DATA)
                 raw_server.socket.send_multipart([caller, b"noise"])
                 raw_server.socket.send_multipart([caller, b"noise", b"more", b"parts"])
-                until(lambda: dropped == {"unexpected reply": 2, "malformed": 5}, str(dropped))
+                until(lambda: dropped == {"unexpected reply": 2, "malformed": 7}, str(dropped))
                 other.reply(other_caller, other_frame.seq, "right too")
             raw_server.reply(caller, frame.seq, "right")
             raw_server.reply(caller, frame.seq, "twice")

@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
 from mesh import limits
-from mesh.errors import Closed, PayloadTooLarge, Timeout
+from mesh.errors import Closed, NotSerializable, PayloadTooLarge, Timeout
 from mesh.message import Loss, Message
 from mesh.options import WhenFull
 from mesh.sockets import codec
 from mesh.sockets import topics as topics_module
-from mesh.sockets.batch import Batch, Item
+from mesh.sockets.batch import ALONE_BYTES_MIN, Batch, Item
 from mesh.sockets.frame import Frame, Kind, wire_name
 from mesh.sockets.parts import send_parts
 from mesh.sockets.publisher import Publisher
@@ -820,3 +821,31 @@ def test_a_cancelled_recv_puts_a_batch_back_in_order(net: Net) -> None:
     got = asyncio.run(main())
     got += received(subscriber, 300 - len(got))
     assert payloads(got) == list(range(300))
+
+
+def test_a_list_arrives_as_if_each_had_been_sent_by_itself(net: Net) -> None:
+    publisher, subscriber = net.publisher("a", when_full="wait"), net.subscriber("a", views=True)
+    large = bytes(ALONE_BYTES_MIN)
+    lists: list[list[Any]] = [
+        [large],
+        [b"small"] * 8 + [large],
+        [bytearray(b"1"), memoryview(b"2"), b"3"] * 5,
+        [b"x"] * 60 + ["text"] + [b"y"] * 60,
+    ]
+    for some in lists:
+        publisher.send_many(some, timeout=5)
+        hand(net).turn()
+        together = received(subscriber, len(some))
+        for payload in some:
+            publisher.send(payload, timeout=5)
+        hand(net).turn()
+        alone = received(subscriber, len(some))
+        assert payloads(together) == payloads(alone)
+        assert [type(m.payload) for m in together] == [type(m.payload) for m in alone]
+
+
+def test_a_list_sends_nothing_that_a_send_refuses(net: Net) -> None:
+    publisher = net.publisher("a")
+    with pytest.raises(NotSerializable):
+        publisher.send_many([msgspec.Raw(b"\x01\x02")] * 8)
+    assert publisher._topics.counters.sent == 0

@@ -391,3 +391,11 @@ def test_an_interrupted_send_gives_no_number_twice(
     assert [subscriber.recv(timeout=5).payload for _ in range(2)] == ["interrupted", "next"]
     with pytest.raises(Timeout):
         subscriber.recv(timeout=0)
+
+
+def test_a_newcomer_gets_the_last_of_a_list(net: Net) -> None:
+    publisher = net.publisher("a", keep_last=True)
+    publisher.send_many([b"%d" % n for n in range(20)])
+    newcomer = net.subscriber("a")
+    assert newcomer.recv(timeout=5).payload == b"19"
+    assert newcomer._core.counters.dropped == {}

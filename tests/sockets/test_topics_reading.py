@@ -620,3 +620,31 @@ def test_who_comes_back_by_itself_is_counted_by_its_publisher_without_receiving(
         connection.cut()
     net.until(lambda: not topics._readers)
     net.until(lambda: topics._readers)
+
+
+def test_nobody_is_told_there_is_nothing_when_another_took_what_was_read(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thread that finds the inbox filled, and then empty: another popped without the lock."""
+    raw, subscriber = reading.pair("a")
+    for seq in range(1, 4):
+        raw.data("a", seq, seq)
+    assert subscriber.recv(timeout=5).payload == 1
+    core = subscriber._core
+    until(lambda: core._fill(1, 1))
+    core.inbox.make()
+    pop = core.arrivals.pop
+    stolen: list[Message] = []
+
+    def popped() -> Message | None:
+        if core.inbox.made and not stolen:
+            stolen.append(core.inbox.made.popleft())
+        return pop()
+
+    until(core.link.readable)
+    monkeypatch.setattr(core.arrivals, "pop", popped)
+    with core.link.lock:
+        message = core.take()
+    assert message is not None
+    assert message.payload == 3
+    assert [message.payload for message in stolen] == [2]
