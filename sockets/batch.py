@@ -94,11 +94,13 @@ class Batch:
         return False
 
 
-def leading(payloads: Sequence[Any], bytes_max: int) -> int:
-    """How many of `payloads`, buffers all, from the first on may share a frame, and have no more
-    than `bytes_max` together. Joining them tells that in a fraction of the time that looking at
-    each takes. It is done to some at a time, and not where the first or the last of those is large:
-    the others are then, too, and a copy of them all may be more than there is memory."""
+def leading(payloads: Sequence[Any], bytes_max: int) -> tuple[int, int]:
+    """How many of `payloads`, from the first on, may share a frame, and their bytes, no more than
+    `bytes_max` together. Raises `TypeError`, `BufferError` for what is no buffer.
+
+    Joining them tells that in a fraction of the time that looking at each takes. It is done to some
+    at a time, and not where the first or the last of those is large: the others are then, too, and
+    a copy of them all may be more than there is memory."""
     count = size = 0
     while count < min(len(payloads), LIST_MESSAGES_MAX):
         some = payloads[count : count + _STEP]
@@ -107,14 +109,15 @@ def leading(payloads: Sequence[Any], bytes_max: int) -> int:
         else:
             added = len(b"".join(some))
         if size + added > bytes_max:
-            sizes = accumulate((memoryview(each).nbytes for each in some), initial=size)
-            count += bisect_right(list(sizes), bytes_max) - 1
+            sizes = list(accumulate((memoryview(each).nbytes for each in some), initial=size))
+            more = bisect_right(sizes, bytes_max) - 1
+            count, size = count + more, sizes[more]
             break
         count += len(some)
         size += added
     if count < _MANY and any(len(each) >= ALONE_BYTES_MIN for each in payloads[:count]):
-        return 0
-    return count
+        return 0, 0
+    return count, size
 
 
 def fitting(items: Sequence[Item]) -> int:

@@ -110,12 +110,17 @@ class Publisher(Sending):
 
     def _frame_of(self, payloads: Sequence[Any]) -> Outgoing | None:
         """Those of `payloads` that come first, in a frame; None if they do not go together."""
-        if not _BUFFERS.issuperset(map(type, payloads)):
+        try:
+            together, size = leading(payloads, self._frame_bytes_max)
+            if together < min(len(payloads), _TOGETHER_MIN):
+                return None
+            frame = encode_batch(payloads[:together])
+        except (TypeError, BufferError):  # no bytes, or buffers of another kind, such as arrays
             return None
-        together = leading(payloads, self._frame_bytes_max)
-        if together < min(len(payloads), _TOGETHER_MIN):
-            return None
-        return encode_batch(payloads[:together])
+        # Short bytes have two more each in MessagePack. Where that is not so, there may be others
+        # among them that have a form there, but are refused if they are sent alone.
+        short = len(frame.body) == size + 2 * together + (1 if together < 16 else 3)
+        return frame if short or _BUFFERS.issuperset(map(type, payloads)) else None
 
     async def asend(
         self,
