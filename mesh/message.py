@@ -49,7 +49,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     payload: Any
     """What the sender sent, through MessagePack: tuples arrive as lists, NumPy arrays as read-only
-    arrays over the memory they were received in."""
+    arrays over the memory they were received in, with the option `views` large bytes as well."""
     _index: int
     _origin: Origin
     # Of many messages only the payload is ever looked at: the rest is put together when it is.

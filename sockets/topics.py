@@ -146,11 +146,7 @@ class Topics:
     def send_frame(self, topic: Topic, frame: Outgoing, last: Item) -> bool | None:
         """An attempt to send a frame that is full already; `last` is the last item in it."""
         self._look_by_and_by(time.monotonic())
-        if not (self._flush(topic) and self._send(topic, frame)):
-            return None
-        if topic.options.keep_last:
-            topic.last = encode_batch([last])
-        return True
+        return (self._flush(topic) and self._send(topic, frame, last=last)) or None
 
     def close_batches(self) -> bool:
         """Send what has been waiting for a window; a topic of which nothing was sent in one goes
@@ -213,13 +209,21 @@ class Topics:
         while batch.items:
             items = batch.next()
             message = encode_batch(items)
-            if not self._send(topic, message, items[: message.count]):
+            items = items[: message.count]
+            if not self._send(topic, message, items, last=items[-1]):
                 return False
         return True
 
-    def _send(self, topic: Topic, message: Outgoing, items: Sequence[Item] = ()) -> bool:
+    def _send(
+        self,
+        topic: Topic,
+        message: Outgoing,
+        items: Sequence[Item] = (),
+        *,
+        last: Item | None = None,
+    ) -> bool:
         """Send one frame, which may hold `items` of the batch, to every transport; False if there
-        is no room for it."""
+        is no room for it. `last`: of a frame of several messages, the last one."""
         if not self._pay(topic):
             return False
         seq, now, taken, held = topic.seq, time.time_ns(), False, len(items)
@@ -254,7 +258,7 @@ class Topics:
                 return False
         topic.frames += 1
         if topic.options.keep_last:
-            topic.last = encode_batch(items[-1:]) if items else message
+            topic.last = message if last is None else encode_batch([last])
             topic.last_time_ns = now
         if not topic.dirty:
             topic.dirty = True
