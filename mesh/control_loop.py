@@ -94,6 +94,7 @@ class ControlLoop(Loop):
         self._next_tick = 0.0
         self._looked_at: dict[Source, float] = {}
         self._leave_by: float | None = None
+        self._linger_until = 0.0
         self._answered_at = 0.0
         self._watch(control.fileno(), self._hear)
         for each in topics:
@@ -260,6 +261,7 @@ class ControlLoop(Loop):
         self._running = False
         left_ms = min(round((leave_by - now) * 1000), _LINGER_MS_MAX)
         linger_ms = max(_LINGER_MS_MIN, left_ms)
+        self._linger_until = now + linger_ms / 1000
         self._control.linger_ms = min(linger_ms, self._control.linger_ms)
         for core in tuple(self._cores):
             self._guarded(core.close, 0 if isinstance(core, Server) else linger_ms)
@@ -275,6 +277,8 @@ class ControlLoop(Loop):
         for source in self._sources:
             self._guarded(source.close)
         self._transport.close()
+        for topics in self._topics:
+            self._guarded(topics.part, self._linger_until)
 
     def _told(self) -> None:
         self._on_end()

@@ -68,6 +68,8 @@ class Arrivals:
         """Frames of topics that came, those that the pattern does not want included."""
         self.small = False
         """Whether the last frame was small."""
+        self.pad = b""
+        """The last pad that came: most are like it."""
         self._home = home
         self._pattern = pattern
         self._address = address
@@ -102,17 +104,26 @@ class Arrivals:
                 self.counters.dropped["superseded"] += 1
 
     def take_in(self, socket: Socket, first: bytes) -> None:
-        """The frame that begins with that part."""
+        """The frame that begins with that part: what comes of it is in the inbox then."""
+        message = self.take_one(socket, first)
+        if message is not None:
+            self.inbox.append(message)
+
+    def take_one(self, socket: Socket, first: bytes) -> Message | None:
+        """`take_in` where nothing waits: the message of a plain frame is returned at once."""
         try:
             plain = self._flows.read(socket, first)
             if plain is not None:
-                self._accept_plain(*plain)
-            elif not is_pad(first):
+                return self._accept_plain(*plain)
+            if is_pad(first):
+                self.pad = first
+            else:
                 self._accept(parts_of(socket, first, views=self._views))
         except Malformed as fault:
             self.counters.dropped[fault.reason] += 1
+        return None
 
-    def _accept_plain(self, flow: Flow, seq: int, time_ns: int, body: Part) -> None:
+    def _accept_plain(self, flow: Flow, seq: int, time_ns: int, body: Part) -> Message | None:
         """One message, like the last one of its topic."""
         self.heard += 1
         self.small = len(body) < _SMALL_BYTES
@@ -125,10 +136,10 @@ class Arrivals:
             self._missed(flow.owner >> 1, flow.channel, missed, seq - 1)
         counters = self.counters
         counters.bytes_received += len(body)
-        if not skip:
-            counters.received += 1
-            origin = Origin(flow.channel, flow.sender, seq, time_ns)
-            self.inbox.append(Message(payload, 0, origin))
+        if skip:
+            return None
+        counters.received += 1
+        return Message(payload, 0, Origin(flow.channel, flow.sender, seq, time_ns))
 
     def _accept(self, parts: list[Part]) -> None:
         frame = decode(parts)

@@ -11,9 +11,13 @@ over the limit say. That can be seen here, and the connection made anew.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket as kernel
 import struct
+import termios
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +34,10 @@ _EVENTS: Final = (
     | zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECT_RETRIED
 )
+SEND_BUFFER_BYTES: Final = 1024 * 1024
+"""Of a connection on this host. Linux holds twice that, and no more than net.core.wmem_max."""
+_INT: Final = struct.Struct("=i")
+_LOOK_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +60,61 @@ class Accepted:
 
     def cut(self) -> bool:
         """End it, as the other side's death would; False if it has ended."""
-        try:
-            copy = os.dup(self.fd)
-        except OSError:
+        connection = self.hold()
+        if connection is None:
             return False
-        if not self.inode or _inode(copy) != self.inode:
-            os.close(copy)
-            return False
-        with kernel.socket(fileno=copy) as connection:
+        with connection:
             try:
                 connection.shutdown(kernel.SHUT_RDWR)
             except OSError:
                 return False  # the other side was faster
         return True
+
+    def widen(self) -> None:
+        """Have the kernel hold more of what is sent by it, if it leads to this host. libzmq leaves
+        that as it is; the two of its threads that copy a message of 1 MiB from one process to the
+        other then wait for each other five times."""
+        connection = self.hold()
+        if connection is not None:
+            with connection:
+                if connection.family == kernel.AF_UNIX:
+                    connection.setsockopt(kernel.SOL_SOCKET, kernel.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    def hold(self) -> kernel.socket | None:
+        """The connection itself, which lasts until that is closed, too; None if it has ended."""
+        try:
+            copy = os.dup(self.fd)
+        except OSError:
+            return None
+        if not self.inode or _inode(copy) != self.inode:
+            os.close(copy)
+            return None
+        return kernel.socket(fileno=copy)
+
+
+class Parting:
+    """Connections that are held, though libzmq has closed them, until the other side has read what
+    is on its way there.
+
+    Over ipc it would lose that otherwise. libzmq does not read while its reader is held up, and
+    when it hears that the connection has ended it throws away what the kernel has of it: a receiver
+    whose buffer was full when its sender closed lost all but the buffer. (Over tcp the end is part
+    of what is read.)
+    """
+
+    def __init__(self, connections: Iterable[Accepted]) -> None:
+        held = [connection.hold() for connection in connections]
+        self._held = [each for each in held if each is not None]
+
+    def wait(self, until: float) -> int:
+        """Block until all is read, or that time of the monotonic clock; then let go. Returns to how
+        many something is left to be read."""
+        while (left := sum(map(_is_unread, self._held))) and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        for each in self._held:
+            each.close()
+        self._held.clear()
+        return left
 
 
 class Watch:
@@ -109,6 +159,14 @@ class Watch:
         """Before the socket is closed."""
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
+
+
+def _is_unread(connection: kernel.socket) -> bool:
+    """Whether the other side has yet to read something."""
+    if connection.family != kernel.AF_UNIX:
+        return False
+    (count,) = _INT.unpack(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(_INT.size)))
+    return bool(count)
 
 
 def _inode(fd: int) -> int:

@@ -152,6 +152,11 @@ class Link:
         """Whether nobody waits. Under the lock."""
         return not self._threads and not self._waiting_loops
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether somebody waits, or may be about to, or it is closed. Under the lock."""
+        return bool(self._threads or self._waiting_loops or self.loops or self._closed)
+
     # -- Waiting -----------------------------------------------------------------------------
 
     def wait(

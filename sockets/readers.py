@@ -90,7 +90,9 @@ class Readers:
             self._at[reader.socket] -= 1
         reader.socket = socket
         self._at[socket] += 1
-        reader.connections[Accepted.of(frame)] = None
+        connection = Accepted.of(frame)
+        connection.widen()
+        reader.connections[connection] = None
         self._answer(address, reader, self._lasts_and_marks(address, reader))
 
     def _unsubscribed(self, address: bytes) -> None:
@@ -178,6 +180,10 @@ class Readers:
                 for connection in reader.connections:
                     connection.cut()
                 self._forget(address)
+
+    def connections(self) -> list[Accepted]:
+        """Of all of them."""
+        return [each for reader in self._readers.values() for each in reader.connections]
 
     def at(self, socket: Socket) -> int:
         """How many came by that socket."""

@@ -51,9 +51,14 @@ class Subscriber(Receiving[Message]):
         try:
             return self._made.popleft()
         except IndexError:
-            core, wait_s = self._core, check_timeout(timeout)
-            patient = wait_s is None or wait_s > PATIENT_S
-            return core.link.wait(core.take_soon if patient else core.take, wait_s, self._awaited)
+            pass
+        core, wait_s = self._core, check_timeout(timeout)
+        if wait_s is not None and wait_s <= PATIENT_S:
+            return core.link.wait(core.take, wait_s, self._awaited)
+        message = core.take_soon()
+        if message is not None:
+            return message
+        return core.link.wait(core.take_paced, wait_s, self._awaited)
 
     async def arecv(self, timeout: float | None = None) -> Message:
         """`recv` for asyncio. Cancelling it loses nothing."""

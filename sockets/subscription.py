@@ -101,34 +101,42 @@ class Subscription:
             message = self.arrivals.pop()  # another may just have taken it, without the lock
         return self._found(message)
 
-    def take_soon(self) -> Message | None:
-        """`take`, which waits a moment where that pays (`mesh.sockets.moment`). For threads that
-        would sleep otherwise."""
-        message = self.arrivals.pop()
-        socket = self._turns.only
-        if message is None and self._pace.allows() and self._alone and socket is not None:
-            message = self._await(socket)
-        if message is None:
-            message = self.take()
+    def take_paced(self) -> Message | None:
+        """`take`, for a thread that would sleep otherwise, and may wait a moment instead for what
+        comes after this."""
+        message = self.take()
         if message is not None:
             self._pace.came(self.link.met_at)
         return message
 
-    @property
-    def _alone(self) -> bool:
-        """Whether nobody else waits here, or may be about to, and it is the next that is wanted."""
-        return self.link.alone and not self.link.loops and not self._latest_only
+    def take_soon(self) -> Message | None:
+        """Without the lock, in a thread that would sleep otherwise: the next message, if it comes
+        within a moment (`mesh.sockets.moment`). None at once where waiting so does not pay."""
+        link, pace = self.link, self._pace
+        if not pace.allows() or link.lock.locked():
+            return None
+        with link.lock:
+            socket = self._turns.only
+            if socket is None or self._latest_only or link.disturbed:
+                return None
+            message = self.arrivals.pop() or self._await(socket)
+            if message is not None:
+                pace.came(link.met_at)
+            return message
 
     def _await(self, socket: Socket) -> Message | None:
         """The next message, if it comes within a moment: it may have pads before it."""
+        arrivals = self.arrivals
         for _ in range(_FRAMES_AWAITED):
             try:
                 first = recv(socket, 0)
             except zmq.Again:
                 self._pace.slow()
                 return None
-            self.arrivals.take_in(socket, first)
-            if (message := self.arrivals.pop()) is not None:
+            if first == arrivals.pad:
+                continue
+            message = arrivals.take_one(socket, first) or arrivals.pop()
+            if message is not None:
                 return self._found(message)
         return None
 

@@ -26,6 +26,7 @@ from mesh.names import check_name
 from mesh.options import PublisherOptions, WhenFull
 from mesh.sockets.batch import BUSY_S, Batch, Item
 from mesh.sockets.compression import Compression
+from mesh.sockets.connections import Parting
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import Flag, Kind, Part, encode
 from mesh.sockets.home import Counters, Home
@@ -73,6 +74,7 @@ class Topics:
         self._dirty: dict[Topic, int] = {}
         self._open: dict[Topic, int] = {}
         """Topics with an open batch, and how many frames of each were sent when last looked at."""
+        self._parting = Parting(())
         self._bound: list[Bound] = home.transport.bind(
             zmq.XPUB, when_full, bytes_max=limits.SMALL_FRAME_BYTES_MAX
         )
@@ -136,8 +138,9 @@ class Topics:
             return True
         if message.detached is None:
             self._look_by_and_by(now)
-        else:
-            self.read_subscriptions()  # to wake the flusher costs more
+        elif now - self._looked_at > LOOK_S:  # to wake the flusher costs more
+            self._looked_at = now
+            self.read_subscriptions()
         if (batch.items and not self._flush(topic)) or not self._send(topic, message):
             return None
         topic.sent_at = now
@@ -274,8 +277,8 @@ class Topics:
 
     def _pad(self, topic: Topic, socket: Socket, size: int) -> None:
         """A frame of `size` bytes was sent: have it take the slots that it weighs."""
+        pad: list[Part] = [topic.pad]
         for _ in range((size - _UNCOUNTED_BYTES) // self._home.transport.slot_bytes):
-            pad: list[Part] = [topic.pad]
             if not send_parts(socket, pad):
                 if self.waits:
                     topic.owed.append((socket, pad, 0))
@@ -379,6 +382,13 @@ class Topics:
         self.link.close(linger_ms, first=self._conclude)
         self._home.transport.release(self._bound)
 
+    def part(self, until: float) -> None:
+        """Closed, and with all sent: block until the subscribers have read that from the kernel, or
+        that time of the monotonic clock."""
+        left = self._parting.wait(until)
+        if left:
+            logger.warning("%d subscribers have not read all that was published", left)
+
     def _conclude(self) -> None:
         for topic in self._topics.values():
             topic.batch.shut()
@@ -390,6 +400,7 @@ class Topics:
         self._home.flusher.forget(self)
         for topic in self._dirty:
             self._mark(topic, last_chance=True)
+        self._parting = Parting(self._readers.connections())
 
 
 def _shut_all(topics: dict[str, Topic]) -> None:

@@ -19,6 +19,7 @@ import pytest
 from mesh import Closed, InvalidOption, Node, PeerLost, presence
 from mesh.discovery import local
 from mesh.discovery.seeds import SeedsSource
+from mesh.options import WhenFull
 from mesh.sockets.calls import Requests
 from tests.support.homes import Homes
 from tests.support.processes import Programs
@@ -288,6 +289,44 @@ def test_a_node_with_nothing_to_send_closes_at_once_whatever_its_deadline(timeou
     node.close(timeout=timeout)
     assert time.monotonic() - started < 2
     assert (node._parts.loop.ended, files()) == (True, [])
+
+
+@pytest.mark.parametrize("when_full", ["drop", "wait"])
+def test_who_reads_late_gets_what_was_sent_by_a_node_that_closes(
+    pool: ThreadPoolExecutor, when_full: WhenFull
+) -> None:
+    """More than the subscriber's own buffer holds is with the kernel when the publisher closes."""
+    with (
+        Node("reading", buffer_messages=1) as reading,
+        Node("leaving", batch_window_ms=0) as leaving,
+    ):
+        subscriber = reading.subscriber("a")
+        publisher = leaving.publisher("a", when_full=when_full)
+        publisher.wait_for(1, timeout=5)
+        for number in range(50):
+            publisher.send(number, timeout=5)
+        closing = pool.submit(leaving.close, timeout=10)
+        with pytest.raises(TimeoutError):
+            closing.result(0.1)
+        got = [subscriber.recv(timeout=5).payload for _ in range(50)]
+        closing.result(5)
+    assert got == list(range(50))
+    assert subscriber.lost == {}
+
+
+def test_what_nobody_read_is_told_when_time_is_up(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        Node("reading", buffer_messages=1) as reading,
+        Node("leaving", batch_window_ms=0) as leaving,
+    ):
+        subscriber = reading.subscriber("a")
+        publisher = leaving.publisher("a", when_full="wait")
+        publisher.wait_for(1, timeout=5)
+        for _ in range(50):
+            publisher.send(bytes(1000), timeout=5)
+        leaving.close(timeout=0.05)
+        assert "1 subscribers have not read all that was published" in caplog.text
+        subscriber.close()
 
 
 def test_closing_does_not_wait_for_ever() -> None:

@@ -211,6 +211,9 @@ class Topics:
 
     def look(self) -> None: ...
 
+    def part(self, until: float) -> None:
+        self.note("topics parted", until)
+
     def tick(self) -> None:
         self.note("topics ticked")
 
@@ -353,7 +356,8 @@ def test_closing_goes_on_whatever_raises_meanwhile(bench: Bench) -> None:
     bench.core()
     bench.loop.give_up()
     assert bench.loop.ended
-    assert bench.note.log[-2:] == [("context ended",), ("ended",)]
+    last = [entry[0] for entry in bench.note.log[-3:]]
+    assert last == ["context ended", "topics parted", "ended"]
     assert len(bench.note.named("source closed")) == 2
 
 
@@ -585,7 +589,7 @@ def test_sockets_are_closed_before_the_nodes_file_is_given_up_and_the_context_en
     order = [entry[0] for entry in bench.note.log if entry[0] not in ("tick", "receive")]
     assert order == [
         *("core closed", "topics closed", "bye", "control closed"),
-        *("source closed", "source closed", "context ended", "ended"),
+        *("source closed", "source closed", "context ended", "topics parted", "ended"),
     ]
 
 

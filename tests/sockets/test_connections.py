@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as kernel
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +14,7 @@ from typing import Protocol
 import pytest
 import zmq
 
-from mesh.sockets.connections import Accepted, Watch
+from mesh.sockets.connections import Accepted, Parting, Watch
 from tests.support.homes import Homes
 from tests.support.topics import NETWORKED
 from tests.support.waiting import until
@@ -175,3 +177,68 @@ def test_a_connection_that_libzmq_dials_again_is_not_given_up(
     assert sides.bound.recv() == b"\1"
     for _ in range(5):
         assert watch.look() == (False, [])
+
+
+def send_buffer_of(accepted: Accepted) -> int:
+    held = accepted.hold()
+    assert held is not None
+    with held:
+        return held.getsockopt(kernel.SOL_SOCKET, kernel.SO_SNDBUF)
+
+
+def test_the_kernel_holds_more_of_a_connection_on_this_host(sides: Sides) -> None:
+    sides.connect()
+    accepted = sides.accepted()
+    before = send_buffer_of(accepted)
+    accepted.widen()
+    assert (send_buffer_of(accepted) > before) is sides.endpoint.startswith("ipc")
+    sides.disconnect()
+    assert sides.bound.recv() == b"\0"
+    accepted.widen()  # it has ended: nothing happens
+
+
+@pytest.fixture
+def accepted() -> Iterator[tuple[kernel.socket, kernel.socket, Accepted]]:
+    """Both ends of a connection on this host, and the first as it was accepted."""
+    ours, theirs = kernel.socketpair()
+    with ours, theirs:
+        yield ours, theirs, Accepted(ours.fileno(), os.fstat(ours.fileno()).st_ino)
+
+
+Ends = tuple[kernel.socket, kernel.socket, Accepted]
+
+
+def test_a_connection_is_held_until_the_other_side_has_read(accepted: Ends) -> None:
+    ours, theirs, connection = accepted
+    ours.send(b"the last")
+    parting = Parting([connection])
+    ours.close()
+    waiting = threading.Thread(target=parting.wait, args=[time.monotonic() + 10])
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    assert theirs.recv(100) == b"the last"
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert theirs.recv(100) == b"", "it has ended"
+
+
+def test_it_is_held_no_longer_than_wanted(accepted: Ends) -> None:
+    ours, theirs, connection = accepted
+    ours.send(b"the last")
+    parting = Parting([connection, connection])
+    ours.close()
+    began = time.monotonic()
+    assert parting.wait(began + 0.05) == 2
+    assert 0.05 <= time.monotonic() - began < 5
+    assert theirs.recv(100) == b"the last"
+    assert theirs.recv(100) == b""
+
+
+def test_one_that_has_ended_is_not_held(accepted: Ends) -> None:
+    ours, theirs, connection = accepted
+    ours.send(b"the last")
+    theirs.close()
+    assert Parting([connection]).wait(time.monotonic() + 10) == 0, "nobody will read it"
+    ours.close()
+    assert Parting([connection]).wait(time.monotonic() + 10) == 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from mesh.errors import Timeout
+from mesh.errors import Closed, Timeout
 from mesh.sockets import moment, parts, subscription
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.moment import CALM_S, IN_A_ROW, MOMENT_S, Pace
@@ -120,16 +120,33 @@ def test_nor_does_one_of_several(net: Net, waits: list[int]) -> None:
     for other in others:
         other.start()
     until(lambda: len(core.link._threads) == 2)
-    with core.link.lock:
-        core._pace._left = IN_A_ROW
-        assert core._pace.allows()
-        waits.clear()
-        assert core.take_soon() is None
+    core._pace._left = IN_A_ROW
+    assert core._pace.allows()
+    waits.clear()
+    assert core.take_soon() is None
     assert waits == []
     publisher.send_many(["for one", "for the other"])
     for other in others:
         other.join(5)
         assert not other.is_alive()
+
+
+def test_nor_does_who_finds_the_lock_taken(net: Net, waits: list[int]) -> None:
+    _, subscriber = brisk(net)
+    core = subscriber._core
+    waits.clear()
+    with core.link.lock:
+        assert core.take_soon() is None
+    assert waits == []
+
+
+def test_nor_does_who_finds_it_closed(net: Net, waits: list[int]) -> None:
+    _, subscriber = brisk(net)
+    subscriber.close()
+    waits.clear()
+    with pytest.raises(Closed):
+        subscriber.recv(timeout=5)
+    assert waits == []
 
 
 def test_frames_for_others_do_not_hold_the_lock_for_long(
@@ -145,8 +162,7 @@ def test_frames_for_others_do_not_hold_the_lock_for_long(
 
     with monkeypatch.context() as patch:
         patch.setattr(subscription, "recv", recv)
-        with core.link.lock:
-            assert core.take_soon() is None
+        assert core.take_soon() is None
     assert read == 8
     publisher.send("next")
     assert subscriber.recv(timeout=5).payload == "next"
