@@ -113,7 +113,7 @@ class NodeOptions:
     buffer_bytes: int = limits.BUFFER_BYTES
     """Bytes kept for each peer by each end of a topic, 256 KiB or more: 64 MiB. The frames of one
     peer are as many as both limits allow, at 256 KiB or more for each: 256 by default. One that is
-    larger than its share counts as several."""
+    larger than its share counts as several. So many also wait for the handlers of a service."""
 
     message_bytes_max: int = limits.MESSAGE_BYTES_MAX
     """Largest message, sent or received, in bytes as encoded: 64 MiB."""
@@ -226,7 +226,8 @@ class ServiceOptions:
     """Handlers that may run at once."""
 
     backlog: int = limits.BACKLOG
-    """Requests waiting for a handler; one more is answered `Busy`."""
+    """Requests waiting for a handler; one more is answered `Busy`, as is one with which they would
+    have more than the node's `buffer_bytes`."""
 
     def __post_init__(self) -> None:
         check_count(self.concurrency, "concurrency", 1, 1024)

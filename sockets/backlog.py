@@ -39,14 +39,27 @@ class Request(Generic[C]):
         self.arrived = now
         self.expires = math.inf if remaining == FOR_EVER else now + remaining / 1000
 
+    @property
+    def size(self) -> int:
+        """Bytes of payload and headers, as they came."""
+        message = self.message
+        if type(message) is bytes:
+            return len(message)
+        assert type(message) is Frame
+        return len(message.body) + len(message.detached or b"")
+
 
 class Backlog(Generic[C]):
-    """At most `concurrency` requests run, at most `places` more wait, in the order of arrival."""
+    """At most `concurrency` requests run, at most `places` more wait, in the order of arrival, and
+    what waits has no more than `bytes_max` bytes. One that need not wait may have more."""
 
-    def __init__(self, concurrency: int, places: int) -> None:
+    def __init__(self, concurrency: int, places: int, bytes_max: int) -> None:
         self.running = 0
         self._concurrency = concurrency
         self._places = places
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        """Of those that wait."""
         self._waiting: dict[tuple[C, int], Request[C]] = {}
 
     def __len__(self) -> int:
@@ -60,9 +73,11 @@ class Backlog(Generic[C]):
         waiting = self._waiting
         if key in waiting:
             return Verdict.REPEATED
-        if self.running + len(waiting) >= self._concurrency + self._places:
+        ahead, size = self.running + len(waiting) - self._concurrency, request.size
+        if ahead >= self._places or (ahead >= 0 and self._bytes + size > self._bytes_max):
             return Verdict.BUSY
         waiting[key] = request
+        self._bytes += size
         return Verdict.WAIT
 
     def start_at_once(self) -> bool:
@@ -82,7 +97,7 @@ class Backlog(Generic[C]):
         expired: list[Request[C]] = []
         waiting = self._waiting
         while waiting and self.running < self._concurrency:
-            request = waiting.pop(next(iter(waiting)))
+            request = self._take(next(iter(waiting)))
             if now < request.expires:
                 self.running += 1
                 return request, expired
@@ -95,17 +110,24 @@ class Backlog(Generic[C]):
 
     def cancel(self, caller: C, seq: int) -> Request[C] | None:
         """Take out a request whose caller gave up; None if it does not wait here."""
-        return self._waiting.pop((caller, seq), None)
+        key = caller, seq
+        return self._take(key) if key in self._waiting else None
 
     def expire(self, now: float) -> list[Request[C]]:
         """Take out those whose callers wait no longer."""
         expired = [request for request in self._waiting.values() if now >= request.expires]
         for request in expired:
-            del self._waiting[request.caller, request.seq]
+            self._take((request.caller, request.seq))
         return expired
 
     def clear(self) -> list[Request[C]]:
         """Take out all that wait."""
         waiting = list(self._waiting.values())
         self._waiting.clear()
+        self._bytes = 0
         return waiting
+
+    def _take(self, key: tuple[C, int]) -> Request[C]:
+        request = self._waiting.pop(key)
+        self._bytes -= request.size
+        return request

@@ -104,7 +104,9 @@ class Server:
         self._request = beginning(wire, REQUEST)
         self._body_at = len(self._request) + REST.size
         self.bytes_max = home.transport.message_bytes_max
-        self._backlog: Backlog[tuple[Socket, bytes]] = Backlog(options.concurrency, options.backlog)
+        self._backlog: Backlog[tuple[Socket, bytes]] = Backlog(
+            options.concurrency, options.backlog, home.transport.buffer_bytes
+        )
         self.link = Link(f"service {channel!r}", self._backlog.can_start)
         self.on_end: Callable[[], object] = _nothing
         """To be called once when the service ends, under the lock: it may end by itself, with the

@@ -89,6 +89,7 @@ class Transport:
         self._share_path = share_path
         self._remove_path = remove_path
         self._hwm = max(1, min(buffer_messages, buffer_bytes // limits.SLOT_BYTES_MIN))
+        self.buffer_bytes = buffer_bytes
         self.slot_bytes = buffer_bytes // self._hwm
         """What one frame takes of a buffer at most: a larger one is followed by pads."""
         self._closed = False

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mesh import limits
 from mesh.errors import (
     Busy,
     Closed,
@@ -482,6 +483,21 @@ def test_a_full_server_is_passed_over_and_busy_comes_when_all_are_full(net: Net)
     finally:
         for gate in gates:
             gate.open()
+
+
+def test_a_server_holds_no_more_bytes_than_its_buffer(net: Net, gate: Gate) -> None:
+    large = bytes(100_000)
+    server = net.serve(gate, buffer_bytes=limits.SLOT_BYTES_MIN)
+    client = net.client()
+    with calls(*[lambda: client.request(large, timeout=10) for _ in range(3)]) as results:
+        until(lambda: (server.running, server.waiting) == (1, 2))
+        with pytest.raises(Busy):
+            client.request(large, timeout=10)
+        with calls(lambda: client.request("small", timeout=10)) as small:
+            until(lambda: server.waiting == 3)
+            gate.open()
+    assert results == [large] * 3
+    assert small == ["small"]
 
 
 def test_a_full_server_counts_whom_it_turned_away(net: Net, gate: Gate) -> None:

@@ -22,9 +22,9 @@ Account = ServerAccount[Outstanding]
 
 
 def request(
-    seq: int, now: float = 0.0, remaining: int = FOR_EVER, *, caller: str = "caller"
+    seq: int, now: float = 0.0, remaining: int = FOR_EVER, *, caller: str = "caller", size: int = 0
 ) -> Request[str]:
-    return Request(caller, seq, remaining, b"", now)
+    return Request(caller, seq, remaining, bytes(size), now)
 
 
 def opened(table: Table, *, retry: bool = False) -> Outstanding:
@@ -185,7 +185,7 @@ def test_the_table_counts_what_is_open_whatever_happens(steps: list[tuple[str, i
 
 
 def test_no_more_run_than_may_and_no_more_wait_than_fit() -> None:
-    backlog = Backlog[str](2, 3)
+    backlog = Backlog[str](2, 3, 100)
     verdicts = [backlog.arrive(request(seq)) for seq in range(1, 8)]
     assert verdicts == [Verdict.WAIT] * 5 + [Verdict.BUSY] * 2
     start(backlog, 1)
@@ -202,6 +202,37 @@ def test_no_more_run_than_may_and_no_more_wait_than_fit() -> None:
     assert backlog.running == 2
 
 
+def test_what_waits_is_bounded_in_bytes_but_what_need_not_wait_is_not() -> None:
+    backlog = Backlog[str](1, 5, 100)
+    assert backlog.arrive(request(1, size=1000)) is Verdict.WAIT
+    start(backlog, 1)
+    assert backlog.arrive(request(2, size=101)) is Verdict.BUSY
+    assert backlog.arrive(request(3, size=60)) is Verdict.WAIT
+    assert backlog.arrive(request(4, size=41)) is Verdict.BUSY
+    assert backlog.arrive(request(5, remaining=50, size=40)) is Verdict.WAIT
+
+
+def test_whatever_leaves_the_backlog_takes_its_bytes_along() -> None:
+    backlog = Backlog[str](1, 5, 100)
+    backlog.arrive(request(1))
+    start(backlog, 1)
+
+    def full() -> None:
+        assert backlog.arrive(request(2, remaining=50, size=100)) is Verdict.WAIT
+        assert backlog.arrive(request(3, size=1)) is Verdict.BUSY
+
+    full()
+    assert backlog.cancel("caller", 2) is not None
+    full()
+    backlog.expire(0.05)
+    full()
+    backlog.clear()
+    full()
+    backlog.done()
+    start(backlog, 2)
+    full()
+
+
 def start(backlog: Backlog[str], seq: int) -> None:
     """The next to be started is that one."""
     started, expired = backlog.start(0.0)
@@ -210,7 +241,7 @@ def start(backlog: Backlog[str], seq: int) -> None:
 
 
 def test_requests_are_started_in_the_order_of_their_arrival() -> None:
-    backlog = Backlog[str](1, 2)
+    backlog = Backlog[str](1, 2, 100)
     for seq in (2, 1, 3):
         backlog.arrive(request(seq))
     for seq in (2, 1, 3):
@@ -220,7 +251,7 @@ def test_requests_are_started_in_the_order_of_their_arrival() -> None:
 
 def test_an_expired_request_is_never_started() -> None:
     """Its remaining time counts from its arrival."""
-    backlog = Backlog[str](1, 5)
+    backlog = Backlog[str](1, 5, 100)
     assert backlog.arrive(request(1, 100.0, 0)) is Verdict.EXPIRED
     backlog.arrive(request(2, 100.0))
     backlog.start(100.0)
@@ -234,7 +265,7 @@ def test_an_expired_request_is_never_started() -> None:
 
 
 def test_the_expired_leave_the_backlog_without_a_free_handler() -> None:
-    backlog = Backlog[str](1, 1)
+    backlog = Backlog[str](1, 1, 100)
     backlog.arrive(request(1))
     start(backlog, 1)
     short = request(2, 0.0, 50)
@@ -245,7 +276,7 @@ def test_the_expired_leave_the_backlog_without_a_free_handler() -> None:
 
 
 def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it() -> None:
-    backlog = Backlog[str](1, 5)
+    backlog = Backlog[str](1, 5, 100)
     mine, theirs = request(2), request(2, caller="other caller")
     for each in (request(1), mine, theirs):
         backlog.arrive(each)
@@ -258,7 +289,7 @@ def test_a_cancelled_request_is_not_started_and_others_are_not_cancelled_with_it
 
 
 def test_a_repeated_request_is_refused() -> None:
-    backlog = Backlog[str](1, 5)
+    backlog = Backlog[str](1, 5, 100)
     assert backlog.arrive(request(2)) is Verdict.WAIT
     assert backlog.arrive(request(2)) is Verdict.REPEATED
 
