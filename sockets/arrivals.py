@@ -163,7 +163,8 @@ class Arrivals:
 
     def _accept_data(self, frame: Frame, channel: str) -> None:
         payloads, headers = codec.unpack_frame(frame, self._bytes_max)
-        missed, skip = self._sequences.take(_owner(frame), frame.name, frame.seq, frame.count)
+        owner, seq, count = _owner(frame), frame.seq, frame.count
+        missed, skip = self._sequences.compare(owner, frame.name, seq, count)
         if missed:
             self._missed(frame.sender, channel, missed, frame.seq - 1)
         self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
@@ -171,6 +172,8 @@ class Arrivals:
         origin = Origin(channel, sender, frame.seq, frame.time_ns, headers)
         del payloads[:skip]
         self._deliver(Run(payloads, skip, origin))
+        # After that: what a Ctrl-C in between takes away is a gap then, and no silent loss.
+        self._sequences.taken(owner, frame.name, seq, count)
 
     def _accept_own(self, frame: Frame) -> None:
         """What a publisher sent to this subscriber alone: a last value, or where it stands."""

@@ -62,29 +62,35 @@ class Inbox:
         """The first of them, up to so many."""
         messages = Messages()
         made: list[Message] = []
-        with contextlib.suppress(IndexError):
-            while len(made) < count_max:
-                made.append(self.made.popleft())
-        if made:
-            messages.add(made)
-        while self._runs and len(messages) < count_max:
-            run, rest = self._runs.popleft().split(count_max - len(messages))
-            if rest is not None:
-                self._runs.appendleft(rest)
-            messages.add(self._take(run))
+        try:
+            self._pop_made(made, count_max)
+            if made:
+                messages.add(made)
+            while self._runs and len(messages) < count_max:
+                run, rest = self._runs[0].split(count_max - len(messages))
+                self._waiting -= len(run)
+                if rest is None:
+                    del self._runs[0]
+                else:
+                    self._runs[0] = rest
+                messages.add(run)
+        except BaseException:  # Ctrl-C: nobody has seen them
+            self.made.extendleft(reversed(list(messages) or made))
+            raise
         if not messages:
             self._waiting = 0
         return messages
+
+    def _pop_made(self, popped: list[Message], count_max: int) -> None:
+        with contextlib.suppress(IndexError):
+            while len(popped) < count_max:
+                popped.append(self.made.popleft())
 
     def _make_first(self) -> None:
         messages = list(self._runs[0])  # first: a Ctrl-C may come while they are made
         self._waiting -= len(messages)
         del self._runs[0]
         self.made += messages
-
-    def _take(self, run: Run) -> Run:
-        self._waiting -= len(run)
-        return run
 
     def put_back(
         self, messages: Sequence[Message], order: Callable[[Message], tuple[object, int]]
@@ -95,13 +101,18 @@ class Inbox:
 
         `order`: whose sequence a message is part of, and its place in it.
         """
+        popped: list[Message] = []
         waiting: deque[Message] = deque()
-        with contextlib.suppress(IndexError):
-            while True:
-                waiting.append(self.made.popleft())
-        for message in reversed(messages):
-            _insert(waiting, message, order)
-        self.made.extend(waiting)
+        try:
+            self._pop_made(popped, len(self.made))
+            waiting.extend(popped)
+            for message in reversed(messages):
+                _insert(waiting, message, order)
+        except BaseException:  # Ctrl-C: better out of order than gone
+            waiting = deque([*messages, *popped])
+            raise
+        finally:
+            self.made.extend(waiting)
 
     def clear(self) -> None:
         self.made.clear()

@@ -120,3 +120,23 @@ def test_what_is_known_of_flows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
             arrivals.take_in(NO_SOCKET, encode(name, Kind.DATA, body, sender=5, seq=seq))
             assert len(arrivals._flows._flows) <= 3
     assert len(arrivals.inbox) == 10
+
+
+def test_a_batch_that_a_ctrl_c_takes_away_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrivals, name = arrivals_of("a"), wire_name("a")
+
+    def batch(seq: int) -> bytes:
+        body = codec.pack_body([codec.pack("x")] * 3)
+        return encode(name, Kind.DATA, body, sender=5, seq=seq, count=3)
+
+    def interrupted(run: object) -> None:
+        raise KeyboardInterrupt
+
+    arrivals.take_in(NO_SOCKET, batch(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(arrivals, "_deliver", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            arrivals.take_in(NO_SOCKET, batch(4))
+    arrivals.take_in(NO_SOCKET, batch(7))
+    assert [message.seq for message in arrivals.inbox.pop_many(9)] == [1, 2, 3, 7, 8, 9]
+    assert arrivals.lost == {node_text(5): 3}

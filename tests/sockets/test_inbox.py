@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +93,46 @@ def test_what_comes_back_is_first_of_what_it_has_no_order_with() -> None:
     inbox.make()
     inbox.put_back(taken, order)
     assert [order(message) for message in inbox.pop_many(9)] == [("a", 9), ("b", 1), ("b", 2)]
+
+
+class Interrupted(deque[Message]):
+    """A Ctrl-C comes when so many were popped."""
+
+    def __init__(self, messages: Iterable[Message], after: int) -> None:
+        super().__init__(messages)
+        self._left = after
+
+    def popleft(self) -> Message:
+        if self._left == 0:
+            self._left = -1
+            raise KeyboardInterrupt
+        self._left -= 1
+        return super().popleft()
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_ctrl_c_while_many_are_taken_loses_none(after: int) -> None:
+    inbox = filled(run(3))
+    inbox.make()
+    inbox.add(run(2, seq=4))
+    inbox.made = Interrupted(inbox.made, after)
+    with pytest.raises(KeyboardInterrupt):
+        inbox.pop_many(4)
+    assert len(inbox) == 5
+    assert inbox.pop_many(9).payloads == [1, 2, 3, 4, 5]
+
+
+def test_a_ctrl_c_while_some_are_put_back_loses_none() -> None:
+    inbox = filled(run(4))
+    taken = list(inbox.pop_many(2))
+    inbox.make()
+
+    def interrupted(message: Message) -> tuple[object, int]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inbox.put_back(taken, interrupted)
+    assert inbox.pop_many(9).payloads == [1, 2, 3, 4]
 
 
 def test_a_run_that_is_split_keeps_its_sequences() -> None:
