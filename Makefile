@@ -52,7 +52,7 @@ $(VENV)/.has-test: EXTRA = [test]
 $(VENV)/.has-bench: EXTRA = [bench]
 $(VENV)/.has-dev: EXTRA = [dev]
 $(VENV)/.has-%: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.$(EXTRA)'
 	@touch $@
 
 $(VENV)/bin/python:

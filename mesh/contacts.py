@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from math import inf
+
+import msgspec
 
 from mesh import limits
 from mesh.deadlines import Deadlines
@@ -32,19 +33,18 @@ LASTING = frozenset({"version", "realm", "secret", "self"})
 """Refusals that would only be repeated."""
 
 
-@dataclass(slots=True, eq=False)
-class Contact:
+class Contact(msgspec.Struct, eq=False):
     """A node id or a seed's endpoint, and how dialling it goes."""
 
     key: str
     name: str = ""
     seed: bool = False
     forget_at: float = inf
-    endpoints: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    endpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """Where it may be, by source."""
-    links: dict[int, str] = field(default_factory=dict)
+    links: dict[int, str] = msgspec.field(default_factory=dict)
     """Endpoints being dialled, by link."""
-    untried: list[str] = field(default_factory=list)
+    untried: list[str] = msgspec.field(default_factory=list)
     """Endpoints of this round that have not been dialled yet."""
     attempts: int = 0
     refusal: str = ""

@@ -7,9 +7,10 @@ to one list of effects, in order. No I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import count
+
+import msgspec
 
 from mesh import limits
 from mesh.contacts import Contact
@@ -31,8 +32,7 @@ class State(Enum):
     """The same peer is up over another link: what still arrives over this one is not read."""
 
 
-@dataclass(slots=True, eq=False)
-class KnownLink:
+class KnownLink(msgspec.Struct, eq=False):
     """One link, and what its handshake needs to remember."""
 
     key: Link

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+import msgspec
 
 from mesh import limits
 from mesh.errors import InvalidOption
@@ -73,8 +74,7 @@ def check_secret(secret: str) -> str:
     return secret
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeOptions:
+class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a node is made with, besides its name."""
 
     realm: str = "default"
@@ -171,8 +171,7 @@ class NodeOptions:
         return ("local", "mdns") if self.networked else ("local",)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublisherOptions:
+class PublisherOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How one topic is published."""
 
     when_full: WhenFull = "drop"
@@ -189,8 +188,7 @@ class PublisherOptions:
         check_flag(self.keep_last, "keep_last")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubscriberOptions:
+class SubscriberOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How topics are received."""
 
     latest_only: bool = False
@@ -204,8 +202,7 @@ class SubscriberOptions:
         check_flag(self.views, "views")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PullerOptions:
+class PullerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How tasks are taken from a queue."""
 
     prefetch: int = limits.PREFETCH
@@ -218,8 +215,7 @@ class PullerOptions:
         check_flag(self.views, "views")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServiceOptions:
+class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a service runs its handler."""
 
     concurrency: int = 1

@@ -7,7 +7,6 @@ Values, and the few questions a peer answers about itself. What happens to them 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import msgspec
@@ -27,8 +26,7 @@ Link = int | bytes
 has it, of one that was accepted. A connection that broke and came back is another link."""
 
 
-@dataclass(slots=True, eq=False)
-class Peer:
+class Peer(msgspec.Struct, eq=False):
     """Another node that is up, as membership sees it. Only membership changes it."""
 
     card: Card
@@ -48,7 +46,7 @@ class Peer:
     """Whether anything came over the link since it is up: only then it is up at both ends."""
     expects: frozenset[str] = frozenset()
     """Whom it is about to meet anyway, of those that are no peers of this node yet."""
-    offers: dict[int, Offer] = field(default_factory=dict)
+    offers: dict[int, Offer] = msgspec.field(default_factory=dict)
     ping_stamp: int = -1
     round_trip_s: float | None = None
 

@@ -7,8 +7,9 @@ agree on that too. No state, no I/O; nonces are the caller's.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from mesh.discovery.source import Announcement, signed
 from mesh.sockets.control import Card
@@ -21,8 +22,7 @@ class Role(Enum):
     ACCEPTOR = b"mesh control 1 acceptor\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Encounter:
+class Encounter(msgspec.Struct, frozen=True):
     """One handshake: who dialled whom, and the luck that each side put in."""
 
     dialler_id: str
@@ -31,8 +31,7 @@ class Encounter:
     acceptor_nonce: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Realm:
+class Realm(msgspec.Struct, frozen=True):
     """`key` is None without a secret."""
 
     name: str

@@ -18,9 +18,9 @@ import struct
 import termios
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import zmq
 
 from mesh.sockets.transport import Socket
@@ -40,8 +40,7 @@ _INT: Final = struct.Struct("=i")
 _LOOK_S: Final = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """A connection to a bound socket. Equal to another that is the same one."""
 
     fd: int

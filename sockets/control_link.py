@@ -13,9 +13,9 @@ import os
 import select
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import zmq
 
 from mesh import limits
@@ -41,16 +41,14 @@ _HANDSHAKE_FAILED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True):
     link: LinkKey
     message: ControlMessage
     address: str
     """The remote IP address of an accepted tcp link, else empty."""
 
 
-@dataclass(slots=True)
-class _Dialled:
+class _Dialled(msgspec.Struct):
     socket: Socket
     endpoint: str
     monitor: Any = None

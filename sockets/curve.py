@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import zmq
 from zmq.utils import z85
 
@@ -19,8 +19,7 @@ ZAP_DOMAIN: Final = b"mesh"
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(msgspec.Struct, frozen=True):
     """A realm's keys. `repr` shows none of them."""
 
     realm_key: bytes

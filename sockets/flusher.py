@@ -11,8 +11,9 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ class Batching(Protocol):
         link's lock; `forget`s itself under it once nothing is open any more."""
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(msgspec.Struct):
     """When a core is looked at next, and the pause before that."""
 
     due: float

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
+
+import msgspec
 
 from mesh import limits
 from mesh.sockets.compression import Compression
@@ -19,8 +20,7 @@ from mesh.sockets.link import Link
 from mesh.sockets.transport import Transport
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(msgspec.Struct, frozen=True):
     """A node, as its patterns see it."""
 
     node_id: int
@@ -31,7 +31,7 @@ class Home:
     its topics that drop (False) or that wait (True)."""
     run_hook: Callable[[Callable[[Any], object], Any], None]
     """Call a user's hook with an event, in the node's hook thread, soon."""
-    flusher: Flusher = field(default_factory=Flusher)
+    flusher: Flusher = msgspec.field(default_factory=Flusher)
     compress: bool = True
     """Whether what leaves over tcp may be compressed."""
 
@@ -43,8 +43,7 @@ class Home:
         return node_text(self.node_id)
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(msgspec.Struct):
     """One core's counters, changed under its link's lock."""
 
     sent: int = 0
@@ -52,7 +51,7 @@ class Counters:
     bytes_sent: int = 0
     bytes_received: int = 0
     lost: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = msgspec.field(default_factory=Counter)
 
     def add(self, other: Counters) -> None:
         """Count what `other` has counted, too."""

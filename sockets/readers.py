@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 import zmq
 
 from mesh import limits
@@ -25,17 +25,16 @@ _MARK_TOPICS_MAX = 1000
 """Topics in one mark, so that it stays within a frame's bounds."""
 
 
-@dataclass(slots=True)
-class Reader:
+class Reader(msgspec.Struct):
     """A subscriber, as it made itself known in band."""
 
     pattern: str
     socket: Socket
-    connections: dict[Accepted, None] = field(default_factory=dict)
+    connections: dict[Accepted, None] = msgspec.field(default_factory=dict)
     """The oldest first: a new one may subscribe before the end of the old one is noticed."""
     peer: int = 0
     """Its node, once that said that the mark has arrived; 0 before."""
-    answer: Iterator[bytes] = field(default_factory=lambda: iter(()))
+    answer: Iterator[bytes] = msgspec.field(default_factory=lambda: iter(()))
     """What it is still to be sent in answer to its subscription."""
     unsent: bytes | None = None
     """The next of that, for which there was no room."""

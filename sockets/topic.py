@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from mesh.options import PublisherOptions
 from mesh.sockets.batch import Batch
@@ -12,8 +12,7 @@ from mesh.sockets.outgoing import Outgoing
 from mesh.sockets.transport import Socket
 
 
-@dataclass(slots=True, eq=False)
-class Topic:
+class Topic(msgspec.Struct, eq=False):
     """One topic as this node publishes it, whatever the number of handles."""
 
     name: str
@@ -24,12 +23,12 @@ class Topic:
     """When a message last left by itself, on the monotonic clock."""
     frames: int = 0
     """How many were sent."""
-    handles: list[None] = field(default_factory=list)
+    handles: list[None] = msgspec.field(default_factory=list)
     """One for each, so that a handle that is collected can be taken off without a lock."""
     last: Outgoing | None = None
     """What the last message was part of, where `keep_last` asks for it."""
     last_time_ns: int = 0
-    owed: list[tuple[Socket, list[Part], int]] = field(default_factory=list)
+    owed: list[tuple[Socket, list[Part], int]] = msgspec.field(default_factory=list)
     """What one transport took and another had no room for yet, with the number of messages in it;
     paid before anything else."""
     compression: Compression | None = None

@@ -12,10 +12,10 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import zmq
 
 from mesh import limits
@@ -40,8 +40,7 @@ _DESCRIPTORS_FREE: Final = 16
 and others may open some meanwhile."""
 
 
-@dataclass(slots=True, eq=False)
-class Bound:
+class Bound(msgspec.Struct, eq=False):
     """A socket that others connect to."""
 
     socket: Socket
@@ -50,7 +49,7 @@ class Bound:
     """Of an ipc socket."""
     port: int = 0
     """Of a tcp socket: the same on all addresses."""
-    hosts: set[str] = field(default_factory=set)
+    hosts: set[str] = msgspec.field(default_factory=set)
     """The addresses a tcp socket is bound to; empty: all there are and will be."""
 
     @property
