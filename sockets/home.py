@@ -39,9 +39,6 @@ class Home(msgspec.Struct, frozen=True):
         """For one channel over tcp; None where nothing is to be compressed."""
         return Compression() if self.compress else None
 
-    def id_text(self) -> str:
-        return node_text(self.node_id)
-
 
 class Counters(msgspec.Struct):
     """One core's counters, changed under its link's lock."""

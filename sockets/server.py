@@ -113,7 +113,6 @@ class Server:
         event loop of its handler."""
         self._compression = home.compression()
         self._closing = False
-        self._ended = threading.Event()
         self._timer: threading.Timer | None = None
         self._bound: list[Bound] = home.transport.bind(
             zmq.ROUTER, "serve", hwm=limits.OUTSTANDING_MAX
@@ -430,17 +429,12 @@ class Server:
         timer.name, timer.daemon = f"mesh close {self.channel}", True
         timer.start()
 
-    def wait_closed(self, timeout: float) -> bool:
-        """Block until no handler has anything left to answer; False after `timeout` seconds."""
-        return self._ended.wait(timeout)
-
     def _end(self) -> None:
         self.link.close(_LINGER_MS, first=self.on_end)
         if self._timer is not None:
             self._timer.cancel()
         self._home.transport.release(self._bound)
         self._runner.end()
-        self._ended.set()
 
 
 def _nothing() -> None:

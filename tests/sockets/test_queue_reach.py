@@ -101,16 +101,16 @@ def test_a_puller_that_was_closed_just_now_keeps_no_offer_from_the_others(net: N
     """The control thread does not know of it yet."""
     pusher = net.pusher()
     closed, _ = net.puller(), net.puller()
-    pushing, pulling = net.dispatches[0], [core for _, core in net.intakes]
+    pulling = [core for _, core in net.intakes]
     wiring = Wiring(lambda peer, offer: core_of(pusher).endpoints()[0])
     for core in pulling:
         core.detach(PUSHING, core_of(pusher).key, "withdrawn")
         wiring.add(core)
     closed.close()
     offer = Offer(core_of(pusher).key, "push", QUEUE, core_of(pusher).endpoints())
-    wiring.offered(pushing[0].id_text(), [offer], [])
+    wiring.offered(node_text(PUSHING), [offer], [])
     assert list(pulling[1]._sockets) == [PUSHING]
-    wiring.gone(pushing[0].id_text(), "died")
+    wiring.gone(node_text(PUSHING), "died")
     assert not pulling[1]._sockets
 
 
