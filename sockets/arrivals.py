@@ -167,7 +167,7 @@ class Arrivals:
         missed, skip = self._sequences.compare(owner, frame.name, seq, count)
         if missed:
             self._missed(frame.sender, channel, missed, frame.seq - 1)
-        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        self.counters.bytes_received += frame.size
         sender = node_text(frame.sender)
         origin = Origin(channel, sender, frame.seq, frame.time_ns, headers)
         del payloads[:skip]

@@ -205,7 +205,7 @@ class Requests:
             self._unexpected(server, frame.kind)
             return
         self.counters.received += 1
-        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        self.counters.bytes_received += frame.size
         outcome = frame if frame.kind == REPLY else self._failure(server, call, frame)
         self._settle(call, outcome, reader)
 

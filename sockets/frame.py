@@ -126,6 +126,7 @@ class Frame:
         "remaining",
         "sender",
         "seq",
+        "size",
         "time_ns",
     )
 
@@ -140,6 +141,8 @@ class Frame:
     remaining: int
     body: Part
     detached: Part | None
+    size: int
+    """Bytes of payload and headers, as they came: compressed, if they were."""
 
 
 def encode(
@@ -197,7 +200,8 @@ def decode(parts: Sequence[Part]) -> Frame:
     frame.time_ns = time_ns
     frame.remaining = remaining
     frame.body = first[body_at:] if len(first) < _COPY_MAX else memoryview(first)[body_at:]
-    frame.detached = parts[1] if detached else None
+    frame.detached = second = parts[1] if detached else None
+    frame.size = len(first) - body_at + len(second or b"")
     return frame
 
 

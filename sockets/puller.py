@@ -190,7 +190,7 @@ class Intake:
                 self._settle([account] * (frame.count - repeats))
             raise
         self.counters.received += len(payloads) - repeats
-        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        self.counters.bytes_received += frame.size
         sender = node_text(frame.sender)
         origin = Origin(self.channel, sender, frame.seq, frame.time_ns, headers, account)
         del payloads[:repeats]

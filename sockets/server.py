@@ -250,7 +250,7 @@ class Server:
                 self._turn_away(cancelled, failure.CANCELLED)
             return
         self.counters.received += 1
-        self.counters.bytes_received += len(frame.body) + len(frame.detached or b"")
+        self.counters.bytes_received += frame.size
         self._admit(Request(caller, frame.seq, frame.remaining, frame, time.monotonic()))
 
     def _admit(self, request: Request) -> None:

@@ -56,6 +56,14 @@ def test_what_is_encoded_is_decoded(
     assert (frame.kind, frame.body, frame.count) == (kind, body, count)
     assert (frame.sender, frame.seq, frame.remaining) == (sender, seq, remaining)
     assert frame.name == b"/x\0"
+    assert frame.size == len(body)
+
+
+def test_a_frame_is_as_large_as_its_body_and_what_is_detached() -> None:
+    for body in (b"", b"headers", bytes(8000)):
+        raw = encode(b"\0", Kind.DATA, body, flags=Flag.DETACHED, sender=1, seq=1)
+        for second in (b"", b"payload", memoryview(bytes(9000))):
+            assert decode([raw, second]).size == len(body) + len(second)
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=3))
