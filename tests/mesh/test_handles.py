@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +15,6 @@ import pytest
 from mesh import Node, OptionsDiffer, Timeout
 from mesh.options import WhenFull
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Node, Node]]:
-    with Node("a") as a, Node("b") as b:
-        a.wait_for_peers(1, timeout=5)
-        b.wait_for_peers(1, timeout=5)
-        yield a, b
 
 
 def offered(by: Node, to: Node) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 
 import pytest
 
@@ -28,14 +27,6 @@ from mesh.sockets.puller import Puller
 from mesh.sockets.pusher import Pusher
 from mesh.sockets.subscriber import Subscriber
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Node, Node]]:
-    with Node("a") as a, Node("b") as b:
-        a.wait_for_peers(1, timeout=5)
-        b.wait_for_peers(1, timeout=5)
-        yield a, b
 
 
 def test_two_nodes_with_nothing_but_a_name_find_each_other(pair: tuple[Node, Node]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,13 +15,6 @@ from tests.support.queues import Net as QueueNet
 from tests.support.topics import Net
 
 LARGE = bytes(range(256)) * (DETACH_BYTES_MIN // 256)
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
 
 
 @pytest.mark.parametrize("views", [False, True])

@@ -7,7 +7,6 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -20,7 +19,6 @@ from mesh.sockets.control import Offer
 from mesh.sockets.home import node_text
 from mesh.sockets.puller import Puller
 from mesh.sockets.pusher import Pusher
-from tests.support.homes import Homes
 from tests.support.queues import (
     PULLING,
     PUSHING,
@@ -35,24 +33,10 @@ from tests.support.queues import (
 from tests.support.waiting import until
 
 
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wake-up that goes missing must show: a sender would find the room at its next retry."""
     monkeypatch.setattr(limits, "TICK_S", 60.0)
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    crew = Crew()
-    yield crew
-    crew.dismiss()
 
 
 # -- One worker ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -26,29 +26,16 @@ from mesh.sockets.home import node_text
 from mesh.sockets.parts import send_parts
 from mesh.sockets.puller import Puller
 from mesh.sockets.pusher import Pusher
-from tests.support.homes import ByHand, Homes
+from tests.support.homes import ByHand
 from tests.support.queues import PULLING, QUEUE, Crew, Net, core_of, outstanding
 
 WINDOW_S = 0.0005
 
 
 @pytest.fixture
-def nets(homes: Homes) -> Iterator[Callable[..., Net]]:
-    """Makes nets, with batches closed `ByHand` if nothing else is said."""
-    made: list[Net] = []
-
-    def make(window_s: float | None = None, **pushing: Any) -> Net:
-        made.append(Net(homes, window_s=window_s, **pushing))
-        return made[-1]
-
-    yield make
-    for net in made:
-        net.close()
-
-
-@pytest.fixture
 def net(nets: Callable[..., Net]) -> Net:
-    return nets()
+    """With batches closed `ByHand`."""
+    return nets(window_s=None)
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +44,6 @@ def nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     missing shows: a sender would find the room at its next retry."""
     monkeypatch.setattr(dispatch_module, "BUSY_S", 3600.0)
     monkeypatch.setattr(limits, "TICK_S", 60.0)
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    crew = Crew()
-    yield crew
-    crew.dismiss()
 
 
 def hand(net: Net, index: int = 0) -> ByHand:
@@ -772,7 +752,7 @@ def test_an_interrupt_when_a_socket_took_nothing_loses_nothing_silently(
 
 
 def test_no_batch_takes_what_is_over_the_largest_message(nets: Callable[..., Net]) -> None:
-    net = nets(message_bytes_max=1024)
+    net = nets(window_s=None, message_bytes_max=1024)
     pusher, puller = net.pusher(), net.puller(prefetch=1024)
     pusher.send_many([b"1", b"2"], timeout=0)
     for payload in (bytes(1025), "x" * 1024):

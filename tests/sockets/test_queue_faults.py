@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from mesh.errors import InvalidName, NotSerializable, PayloadTooLarge, Timeout
@@ -15,14 +13,6 @@ from mesh.sockets.puller import Intake
 from mesh.sockets.pusher import Pusher
 from tests.support.homes import Homes
 from tests.support.queues import PULLING, PUSHING, QUEUE, Net, core_of, outstanding, push_together
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
 
 # -- Misuse and faults ---------------------------------------------------------------------------
 

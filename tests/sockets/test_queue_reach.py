@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import socket as kernel
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,6 @@ from mesh.wiring import Wiring
 from tests.support.homes import Homes
 from tests.support.queues import PULLING, PUSHING, QUEUE, Net, core_of, outstanding
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
 
 # -- Offers that lead nowhere --------------------------------------------------------------------
 

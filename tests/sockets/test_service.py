@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,23 +27,8 @@ from mesh.errors import (
 )
 from mesh.sockets.home import Counters, node_text
 from mesh.sockets.server import Server
-from tests.support.homes import Homes
 from tests.support.services import Gate, Net, calls, core_of, debts, nothing_left
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def echo(payload: Any) -> Any:

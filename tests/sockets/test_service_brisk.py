@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from mesh.sockets.client import Client
 from mesh.sockets.frame import FOR_EVER, Flag, Kind, encode, wire_name
 from mesh.sockets.server import Server
 from mesh.sockets.server_threads import Threads
-from tests.support.homes import Homes
 from tests.support.services import (
     SERVICE,
     Gate,
@@ -32,32 +30,7 @@ from tests.support.services import (
 )
 from tests.support.waiting import until
 
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
-@pytest.fixture
-def raw_server(net: Net) -> Iterator[RawServer]:
-    server = RawServer(net)
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a program that has none: pytest-timeout has one."""
-    monkeypatch.setattr(moment, "_HANDLED", (signal.SIGTERM,))
+pytestmark = pytest.mark.usefixtures("no_signal_handlers")
 
 
 def echo(payload: Any) -> Any:

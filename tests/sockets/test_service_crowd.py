@@ -7,7 +7,6 @@ import random
 import select
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -21,23 +20,8 @@ from mesh.sockets.link_asyncio import LoopWaiter
 from mesh.sockets.parts import has_input
 from mesh.sockets.sleeping import Sleeper
 from mesh.sockets.transport import Transport
-from tests.support.homes import Homes
 from tests.support.services import Gate, Net, RawServer, calls, core_of, nothing_left
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
-@pytest.fixture
-def raw_server(net: Net) -> Iterator[RawServer]:
-    server = RawServer(net)
-    yield server
-    server.close()
 
 
 def echo(payload: Any) -> Any:

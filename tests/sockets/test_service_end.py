@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,23 +14,8 @@ import pytest
 from mesh import Node
 from mesh.errors import Busy, PeerLost, RemoteError, Timeout
 from mesh.sockets.server import Server
-from tests.support.homes import Homes
 from tests.support.services import Gate, Held, Net, RawCaller, calls, core_of
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def echo(payload: Any) -> Any:

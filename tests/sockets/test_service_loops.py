@@ -11,17 +11,9 @@ import pytest
 import uvloop
 
 from mesh.errors import Busy, Closed, Timeout
-from tests.support.homes import Homes
 from tests.support.services import Gate, Net, calls, core_of, debts, nothing_left
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

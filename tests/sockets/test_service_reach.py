@@ -4,7 +4,7 @@ up: every call has its outcome, the others go on, and nothing is left behind."""
 from __future__ import annotations
 
 import socket as kernel
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,6 @@ from tests.support.services import (
     nothing_left,
 )
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
-@pytest.fixture
-def raw_server(net: Net) -> Iterator[RawServer]:
-    server = RawServer(net)
-    yield server
-    server.close()
 
 
 def echo(payload: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,6 @@ from mesh.sockets.frame import FOR_EVER, Codec, Flag, Kind, encode, wire_name
 from mesh.sockets.parts import has_input
 from mesh.sockets.server import Request
 from mesh.sockets.transport import Transport
-from tests.support.homes import Homes
 from tests.support.services import (
     SERVICE,
     Gate,
@@ -29,20 +27,6 @@ from tests.support.services import (
     nothing_left,
 )
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
-@pytest.fixture
-def raw_server(net: Net) -> Iterator[RawServer]:
-    server = RawServer(net)
-    yield server
-    server.close()
 
 
 def echo(payload: Any) -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,13 +20,6 @@ from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.topics import Topics
 from tests.support.homes import Homes
 from tests.support.topics import PUBLISHER, Net, payloads
-
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
 
 
 def test_every_subscriber_gets_every_message_in_order(net: Net) -> None:

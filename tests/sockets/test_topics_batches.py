@@ -28,7 +28,7 @@ from mesh.sockets.parts import send_parts
 from mesh.sockets.publisher import Publisher
 from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.topics import Topics
-from tests.support.homes import ByHand, Homes
+from tests.support.homes import ByHand
 from tests.support.topics import ADDRESS, Net, RawSubscriber, all_there, fill, payloads
 from tests.support.waiting import until
 
@@ -38,22 +38,9 @@ both_modes = pytest.mark.parametrize("when_full", MODES)
 
 
 @pytest.fixture
-def nets(homes: Homes) -> Iterator[Callable[..., Net]]:
-    """Makes nets, with batches closed `ByHand` if nothing else is said."""
-    made: list[Net] = []
-
-    def make(window_s: float | None = None, **options: Any) -> Net:
-        made.append(Net(homes, window_s=window_s, **options))
-        return made[-1]
-
-    yield make
-    for net in made:
-        net.close()
-
-
-@pytest.fixture
 def net(nets: Callable[..., Net]) -> Net:
-    return nets()
+    """With batches closed `ByHand`."""
+    return nets(window_s=None)
 
 
 @pytest.fixture(autouse=True)
@@ -455,7 +442,7 @@ def test_a_timeout_means_that_this_message_was_not_sent_and_all_others_were(
 
 def test_a_batch_without_room_stays_open_until_there_is_some(nets: Callable[..., Net]) -> None:
     """It does not fall back to single messages and open again, over and over."""
-    net = nets(buffer_messages=1)
+    net = nets(window_s=None, buffer_messages=1)
     publisher, subscriber = net.publisher("a", when_full="wait"), net.subscriber("a")
     sent = fill(publisher)
     topic, flusher = publisher._topic, hand(net)
@@ -511,7 +498,7 @@ def test_closing_sends_what_open_batches_hold(net: Net, when_full: WhenFull) -> 
 def test_closing_counts_what_there_was_no_room_for(
     nets: Callable[..., Net], caplog: pytest.LogCaptureFixture
 ) -> None:
-    net = nets(buffer_messages=1)
+    net = nets(window_s=None, buffer_messages=1)
     publisher, subscriber = net.publisher("a", when_full="wait"), net.subscriber("a")
     sent = fill(publisher)
     with caplog.at_level(logging.WARNING, "mesh.sockets.topics"):
@@ -726,7 +713,7 @@ def test_an_interrupt_when_there_was_no_room_loses_nothing_silently(
 
 
 def test_no_batch_takes_what_is_over_the_largest_message(nets: Callable[..., Net]) -> None:
-    net = nets(message_bytes_max=1024)
+    net = nets(window_s=None, message_bytes_max=1024)
     publisher, subscriber = net.publisher("a"), net.subscriber("a")
     publisher.send_many([b"1", b"2"])
     for payload in (bytes(1025), "x" * 1024):
@@ -741,7 +728,7 @@ def test_no_batch_takes_what_is_over_the_largest_message(nets: Callable[..., Net
 
 def test_a_full_frame_costs_no_subscriber_its_connection(nets: Callable[..., Net]) -> None:
     """128 bytes is the size at which both bounds of a frame are reached."""
-    net = nets(message_bytes_max=1024)
+    net = nets(window_s=None, message_bytes_max=1024)
     publisher, subscriber = net.publisher("a"), net.subscriber("a")
     publisher.send_many([b"alone", b"opens a batch"])
     hand(net).turn()

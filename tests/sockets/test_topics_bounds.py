@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
 from mesh import limits
 from mesh.errors import Timeout
 from mesh.options import WhenFull
-from tests.support.homes import Homes
 from tests.support.topics import Net, all_there
 
 BUFFER_BYTES = 2 << 20
@@ -20,10 +19,8 @@ SIZES = [100, 5_000, 70_000, 200_000, 1 << 20, 3 << 20]
 
 
 @pytest.fixture(params=[0, 0.0005], ids=["single", "batched"])
-def net(homes: Homes, request: pytest.FixtureRequest) -> Iterator[Net]:
-    net = Net(homes, buffer_bytes=BUFFER_BYTES, window_s=request.param)
-    yield net
-    net.close()
+def net(nets: Callable[..., Net], request: pytest.FixtureRequest) -> Net:
+    return nets(buffer_bytes=BUFFER_BYTES, window_s=request.param)
 
 
 def accepted_bytes(net: Net, when_full: WhenFull, sizes: list[int]) -> int:

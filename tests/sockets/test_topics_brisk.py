@@ -4,9 +4,8 @@ only: everybody else is served as if there were no such thing."""
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import zmq
@@ -17,22 +16,10 @@ from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.moment import CALM_S, IN_A_ROW, MOMENT_S, Pace
 from mesh.sockets.publisher import Publisher
 from mesh.sockets.subscriber import Subscriber
-from tests.support.homes import Homes
 from tests.support.topics import Net
 from tests.support.waiting import until
 
-
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
-@pytest.fixture(autouse=True)
-def no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a program that has none: pytest-timeout has one."""
-    monkeypatch.setattr(moment, "_HANDLED", (signal.SIGTERM,))
+pytestmark = pytest.mark.usefixtures("no_signal_handlers")
 
 
 def brisk(net: Net, *, latest_only: bool = False) -> tuple[Publisher, Subscriber]:

@@ -21,7 +21,6 @@ from mesh.sockets.frame import QUESTION, Frame, Kind, encode
 from mesh.sockets.outgoing import Outgoing
 from mesh.sockets.parts import send_parts
 from mesh.sockets.topics import Topics
-from tests.support.homes import Homes
 from tests.support.topics import (
     ADDRESS,
     PUBLISHER,
@@ -37,10 +36,8 @@ EVERYTHING = b"@fedcba9876543210:**\0"
 
 
 @pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes, buffer_messages=10)
-    yield net
-    net.close()
+def net(nets: Callable[..., Net]) -> Net:
+    return nets(buffer_messages=10)
 
 
 @pytest.fixture

@@ -76,13 +76,6 @@ def reading(homes: Homes) -> Iterator[Reading]:
     reading.close()
 
 
-@pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
-    net = Net(homes)
-    yield net
-    net.close()
-
-
 def core_of(subscriber: Subscriber) -> Subscription:
     return subscriber._core
 

@@ -32,11 +32,9 @@ RECONNECT_STOP = 109
 
 
 @pytest.fixture
-def net(homes: Homes) -> Iterator[Net]:
+def net(nets: Callable[..., Net]) -> Net:
     """With little room, and over ipc as well as tcp."""
-    net = Net(homes, buffer_messages=10, **NETWORKED)
-    yield net
-    net.close()
+    return nets(buffer_messages=10, **NETWORKED)
 
 
 def read_up_to(net: Net, subscriber: Subscriber, last: int) -> list[int]:
