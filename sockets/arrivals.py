@@ -15,6 +15,7 @@ from mesh.options import SubscriberOptions
 from mesh.sockets import codec
 from mesh.sockets.flow import Flow, Flows
 from mesh.sockets.frame import (
+    SEQ_END,
     Flag,
     Frame,
     Kind,
@@ -205,7 +206,7 @@ class Arrivals:
         if type(standing) is not dict:
             raise Malformed("malformed")
         for channel, seq in standing.items():
-            if not is_name(channel) or type(seq) is not int or not 0 <= seq < 1 << 63:
+            if not is_name(channel) or type(seq) is not int or not 0 <= seq < SEQ_END:
                 raise Malformed("malformed")
             first = self._sequences.stands_at(_owner(frame), wire_name(channel), seq)
             self._missed(frame.sender, channel, first, seq)

@@ -8,7 +8,6 @@ is out of the ordinary becomes a call like any other, and goes on as such.
 
 from __future__ import annotations
 
-import struct
 import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from mesh import limits
+from mesh.sockets.frame import HEADER_BYTES, NUMBER, TIME_AND_REMAINING
 from mesh.sockets.moment import IN_A_ROW, PATIENT_S
 from mesh.sockets.parts import NOBLOCK, parts_of, recv, send
-from mesh.sockets.single import QUICK, REPLY, REQUEST, REST, beginning, quick_body
+from mesh.sockets.single import QUICK, REPLY, REQUEST, beginning, quick_body
 
 if TYPE_CHECKING:
     from mesh.sockets.calls import Call, Requests
@@ -26,12 +26,7 @@ if TYPE_CHECKING:
     from mesh.sockets.transport import Socket
 
 _TIMEOUT_S_MAX: Final = 1_000_000.0
-_TIME_AND_REMAINING: Final = struct.Struct("<QI")
-_SENDER_BYTES: Final = 8
-
-
-def _number(value: int) -> bytes:
-    return value.to_bytes(8, "little")
+_pack_number: Final = NUMBER.pack
 
 
 def _ms(timeout: float) -> int:
@@ -45,10 +40,10 @@ class Exchange:
         self, core: Requests, name: bytes, sender: int, socket: Socket, server: ServerAccount[Call]
     ) -> None:
         self._core = core
-        # All that frames begin with but the sequence, which is the next 8 bytes.
-        self._asks = beginning(name, REQUEST) + _number(sender)
-        self._answers = beginning(name, REPLY) + _number(server.peer)
-        self._body_at = len(self._answers) + REST.size - _SENDER_BYTES
+        # All that frames begin with, up to the sequence.
+        self._asks = beginning(name, REQUEST) + _pack_number(sender)
+        self._answers = beginning(name, REPLY) + _pack_number(server.peer)
+        self._body_at = len(name) + HEADER_BYTES
         self._timeout = -1.0
         self._rest = b""
         """What follows the sequence where that is the timeout."""
@@ -98,8 +93,8 @@ class Exchange:
             table.last_seq = seq = table.last_seq + 1
             socket, counters, sent = self._socket, core.counters, False
             if timeout != self._timeout:
-                self._timeout, self._rest = timeout, _TIME_AND_REMAINING.pack(0, _ms(timeout))
-            number = seq.to_bytes(8, "little")
+                self._timeout, self._rest = timeout, TIME_AND_REMAINING.pack(0, _ms(timeout))
+            number = _pack_number(seq)
             frame = self._asks + number + self._rest + body
             try:
                 send(socket, frame, NOBLOCK)

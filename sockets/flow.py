@@ -8,19 +8,25 @@ long way, and is found out there.
 
 from __future__ import annotations
 
-import struct
 from typing import Final, NamedTuple
 
-from mesh.sockets.frame import HEADER, NAME_MAX, Codec, Flag, Frame, Part
+from mesh.sockets.frame import (
+    HEADER_BYTES,
+    NAME_MAX,
+    SEQ_AND_TIME,
+    SEQ_AT,
+    SEQ_END,
+    Codec,
+    Flag,
+    Frame,
+    Part,
+)
 from mesh.sockets.home import node_text
 from mesh.sockets.parts import read_announced
 from mesh.sockets.transport import Socket
 
-_BEGINNING: Final = struct.Struct("<BBBBIQ")
-_SEQ_AND_TIME: Final = struct.Struct("<QQ")
-_SEQ_AT: Final = _BEGINNING.size
-_BODY_AT: Final = HEADER.size
 _FLOWS_MAX: Final = 10_000
+_unpack_seq_and_time: Final = SEQ_AND_TIME.unpack_from
 
 
 class Flow(NamedTuple):
@@ -50,7 +56,7 @@ class Flows:
             return
         if len(self._flows) >= _FLOWS_MAX:
             self._flows.clear()
-        beginning = bytes(first[: len(frame.name) + _SEQ_AT])
+        beginning = bytes(first[: len(frame.name) + SEQ_AT])
         self._flows[beginning] = Flow(frame.name, channel, node_text(frame.sender), owner, detached)
 
     def read(self, socket: Socket, first: bytes) -> tuple[Flow, int, int, Part] | None:
@@ -58,15 +64,15 @@ class Flows:
         to go the long way: no more of it was read then. The body of one that is detached is its
         second part."""
         at = first.find(b"\0", 0, NAME_MAX) + 1
-        flow = self._flows.get(first[: at + _SEQ_AT])
-        if flow is None or len(first) < at + _BODY_AT:
+        flow = self._flows.get(first[: at + SEQ_AT])
+        if flow is None or len(first) < at + HEADER_BYTES:
             return None
-        seq, time_ns = _SEQ_AND_TIME.unpack_from(first, at + _SEQ_AT)
-        if seq >= 1 << 63:
+        seq, time_ns = _unpack_seq_and_time(first, at + SEQ_AT)
+        if seq >= SEQ_END:
             return None
         if not flow.detached:
-            return flow, seq, time_ns, first[at + _BODY_AT :]
-        if len(first) > at + _BODY_AT:
+            return flow, seq, time_ns, first[at + HEADER_BYTES :]
+        if len(first) > at + HEADER_BYTES:
             return None
         second = read_announced(socket, view=self._views)
         return None if second is None else (flow, seq, time_ns, second)

@@ -34,6 +34,26 @@ from mesh import limits
 
 VERSION: Final = 1
 HEADER: Final = struct.Struct("<BBBBIQQQI")
+"""Whole, and below in parts for those who read or write some of it. Who does so for each message
+binds the method (`_pack = REST.pack`): CPython 3.11 calls one of an imported name the slow way."""
+HEADER_BYTES: Final = HEADER.size
+BEGINNING: Final = struct.Struct("<BBBBI")
+"""Version, kind, codec, flags, count: mostly known before a frame is written or read."""
+REST: Final = struct.Struct("<QQQI")
+"""Sender, seq, time, remaining."""
+NUMBER: Final = struct.Struct("<Q")
+"""The sender by itself, or the seq."""
+SEQ_AND_TIME: Final = struct.Struct("<QQ")
+TIME_AND_REMAINING: Final = struct.Struct("<QI")
+assert (
+    HEADER.format
+    == BEGINNING.format + REST.format[1:]
+    == BEGINNING.format + NUMBER.format[1:] + NUMBER.format[1:] + TIME_AND_REMAINING.format[1:]
+    == BEGINNING.format + NUMBER.format[1:] + SEQ_AND_TIME.format[1:] + "I"
+), "one layout"
+SEQ_AT: Final = BEGINNING.size + NUMBER.size
+SEQ_END: Final = 1 << 63
+"""Below that is every sequence."""
 FOR_EVER: Final = 0xFFFFFFFF
 QUESTION: Final = b"?"
 """A subscription to this and a subscriber's address asks for a mark there."""
@@ -99,7 +119,9 @@ _DETACHED: Final = Flag.DETACHED
 _COUNT_MAX: Final = limits.FRAME_MESSAGES_MAX
 NAME_MAX: Final = limits.SUBSCRIPTION_BYTES_MAX
 """Where the zero byte behind a name is at the latest."""
-_HEADER_BYTES: Final = HEADER.size
+_CODEC_AT: Final = 3
+_FLAGS_AT: Final = 4
+"""From the zero byte that ends the name."""
 _unpack_header: Final = HEADER.unpack_from
 
 
@@ -169,7 +191,7 @@ def decode(parts: Sequence[Part]) -> Frame:
     """The frame in `parts`, its header checked and bounded. Raises `Malformed`."""
     first = bytes(parts[0])
     end = first.find(b"\0", 0, NAME_MAX)
-    body_at = end + 1 + _HEADER_BYTES
+    body_at = end + 1 + HEADER_BYTES
     if end < 0 or len(first) < body_at:
         raise Malformed("malformed")
     version, kind, codec, flags, count, sender, seq, time_ns, remaining = _unpack_header(
@@ -183,7 +205,7 @@ def decode(parts: Sequence[Part]) -> Frame:
         or codec not in CODECS
         or flags & ~_ALL_FLAGS
         or not 1 <= count <= _COUNT_MAX
-        or seq >= 1 << 63
+        or seq >= SEQ_END
         or (codec == 0 and not detached)
         or len(parts) != (2 if detached else 1)
         or (detached and count != 1)
@@ -208,7 +230,7 @@ def decode(parts: Sequence[Part]) -> Frame:
 def announces_more(first: bytes) -> bool:
     """Whether a second part belongs to it, if all is well."""
     end = first.find(b"\0", 0, NAME_MAX)
-    return 0 <= end < len(first) - 4 and first[end + 4] & _DETACHED != 0
+    return 0 <= end < len(first) - _FLAGS_AT and first[end + _FLAGS_AT] & _DETACHED != 0
 
 
 _CODEC_OF_ARRAYS: Final = bytes((Codec.MSGPACK,))
@@ -223,7 +245,7 @@ def pad(name: bytes) -> bytes:
 def is_array(part: Part) -> bool:
     """Whether the part that follows this one is the bytes of an array, if all is well."""
     end = bytes(part).find(b"\0", 0, limits.SUBSCRIPTION_BYTES_MAX)
-    return part[end + 3 : end + 4] == _CODEC_OF_ARRAYS
+    return part[end + _CODEC_AT : end + _FLAGS_AT] == _CODEC_OF_ARRAYS
 
 
 def is_pad(part: Part) -> bool:

@@ -34,7 +34,7 @@ from mesh.sockets import backlog, failure
 from mesh.sockets.backlog import Backlog, Verdict
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import describe, encode_failure
-from mesh.sockets.frame import Malformed, Part, wire_name
+from mesh.sockets.frame import REST, SEQ_END, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link
 from mesh.sockets.moment import MOMENT_MS, MOMENT_S
@@ -56,8 +56,6 @@ from mesh.sockets.single import (
     ERROR,
     REPLY,
     REQUEST,
-    REST,
-    SEQ_END,
     Message,
     Reader,
     Writer,

@@ -10,7 +10,6 @@ Knows frames, not sockets.
 
 from __future__ import annotations
 
-import struct
 from typing import Any, Final
 
 import msgpack
@@ -18,7 +17,18 @@ import msgpack
 from mesh import limits
 from mesh.sockets import codec
 from mesh.sockets.compression import Compression
-from mesh.sockets.frame import HEADER, VERSION, Codec, Frame, Kind, Malformed, Part, decode
+from mesh.sockets.frame import (
+    BEGINNING,
+    REST,
+    SEQ_END,
+    VERSION,
+    Codec,
+    Frame,
+    Kind,
+    Malformed,
+    Part,
+    decode,
+)
 from mesh.sockets.outgoing import Outgoing, encode_message
 
 REQUEST: Final = Kind.REQUEST
@@ -26,13 +36,8 @@ REPLY: Final = Kind.REPLY
 ERROR: Final = Kind.ERROR
 CANCEL: Final = Kind.CANCEL
 
-_BEGINNING: Final = struct.Struct("<BBBBI")
-"""Version, kind, codec, flags, count: known beforehand."""
-REST: Final = struct.Struct("<QQQI")
-"""Sender, seq, time, remaining. With the beginning it makes `HEADER`."""
-assert _BEGINNING.size + REST.size == HEADER.size
-SEQ_END: Final = 1 << 63
-
+_pack_rest: Final = REST.pack
+_unpack_rest: Final = REST.unpack_from
 _unpack: Final = msgpack.unpackb
 QUICK: Final = frozenset({bytes, str, int, float, bool, type(None)})
 ARRAY_OF_ONE: Final = b"\x91"
@@ -109,7 +114,7 @@ class Writer:
 
     def frame(self, message: bytes, seq: int, remaining: int = 0) -> bytes:
         """The only part of one that is plain."""
-        return self._beginning + REST.pack(self._sender, seq, 0, remaining) + message
+        return self._beginning + _pack_rest(self._sender, seq, 0, remaining) + message
 
 
 class Reader:
@@ -127,7 +132,7 @@ class Reader:
         plain, or nothing that is read here: see `receive`."""
         if not part.startswith(self._beginning) or len(part) < self._body_at:
             return None
-        sender, seq, _, remaining = REST.unpack_from(part, self._rest_at)
+        sender, seq, _, remaining = _unpack_rest(part, self._rest_at)
         return (sender, seq, remaining, part[self._body_at :]) if seq < SEQ_END else None
 
 
@@ -171,4 +176,4 @@ def _unpack_general(message: bytes) -> Any:
 
 
 def beginning(name: bytes, kind: int) -> bytes:
-    return name + _BEGINNING.pack(VERSION, kind, Codec.MSGPACK, 0, 1)
+    return name + BEGINNING.pack(VERSION, kind, Codec.MSGPACK, 0, 1)
