@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -95,17 +96,31 @@ class Field:
             team.close()
             return None
 
-    def open(self, teams: dict[str, TeamT]) -> dict[str, TeamT]:
-        """Those that could be opened: all at once, step by step."""
-        ready = dict(teams)
-        opening = {side: team.opening() for side, team in teams.items()}
-        while opening:
-            for side, steps in list(opening.items()):
-                if self.attempt(side, teams[side], partial(_step, steps)) is _READY or _failed(
-                    self, side
-                ):
-                    del opening[side]
-        return {side: team for side, team in ready.items() if not _failed(self, side)}
+    def left(self, teams: dict[str, TeamT]) -> dict[str, TeamT]:
+        """Those that have not failed."""
+        failed = {result.peer for result in self.results if isinstance(result, Skipped)}
+        return {side: team for side, team in teams.items() if side not in failed}
+
+    @contextmanager
+    def opened(
+        self, make: Callable[[str, Setting], TeamT], variants: dict[str, dict[str, Any]] | None
+    ) -> Iterator[dict[str, TeamT]]:
+        """The teams that could be opened: all at once, step by step; closed in the end."""
+        teams = self.teams(make, variants or {})
+        with opened(list(teams.values())):
+            opening = {side: team.opening() for side, team in teams.items()}
+            while opening:
+                for side, steps in list(opening.items()):
+                    if self.attempt(side, teams[side], partial(_last_step, steps)) is not False:
+                        del opening[side]
+            yield self.left(teams)
+
+    def against(self, found: dict[str, T]) -> Iterator[tuple[str, T, T]]:
+        """(side, ours, its own) of each other side, where both were found."""
+        first, *others = self.sides
+        for side in others:
+            if first in found and side in found:
+                yield side, found[first], found[side]
 
     def row(
         self,
@@ -151,30 +166,15 @@ def throughput(
 ) -> Iterator[Result]:
     """Messages per second of each of `sides`, the first of them ours."""
     field = Field(case, setting, sides)
-    teams = field.teams(make, variants or {})
-    with opened(list(teams.values())):
-        teams = field.open(teams)
+    with field.opened(make, variants) as teams:
         counts = {
             side: count
             for side, team in teams.items()
             if (count := field.attempt(side, team, lambda _, team: _calibrated(team, scale)))
         }
         teams = {side: teams[side] for side in counts}
-        rates = field.rounds(teams, scale.rounds, lambda side, team: team.block(counts[side]))
-    for side in sides[1:]:
-        if side in rates and sides[0] in rates:
-            mine, other = rates[sides[0]], rates[side]
-            ratios = [better(a, b, "msg/s") for a, b in zip(mine, other, strict=True)]
-            field.row(
-                side,
-                statistics.median(mine),
-                statistics.median(other),
-                ratios,
-                unit="msg/s",
-                rounds=scale.rounds,
-                lost=teams[sides[0]].lost + teams[side].lost,
-                note=_losers(teams[sides[0]], teams[side]),
-            )
+        found = field.rounds(teams, scale.rounds, lambda side, team: team.block(counts[side]))
+    rates(field, found, "msg/s", {side: team.lost for side, team in teams.items()})
     yield from field.results
 
 
@@ -189,36 +189,20 @@ def latency(
 ) -> Iterator[Result]:
     """Percentiles of the round trip; with several `at_once` also calls per second."""
     field = Field(case, setting, sides)
-    teams = field.teams(make, variants or {})
     most = BLOCK_CALLS if at_once == 1 else BLOCK_CALLS_AT_ONCE
     each = max(1, min(most, scale.calls // at_once))
     rounds = max(1, scale.calls // (each * at_once))
-    with opened(list(teams.values())):
-        teams = field.open(teams)
+    with field.opened(make, variants) as teams:
         field.rounds(teams, 2 if scale.block_s else 1, lambda _, team: team.calls(each, at_once))
-        alive = {s: t for s, t in teams.items() if not _failed(field, s)}
-        found = field.rounds(alive, rounds, lambda _, team: team.calls(each, at_once))
+        found = field.rounds(field.left(teams), rounds, lambda _, team: team.calls(each, at_once))
     taken = {side: [block["latencies"] for block in blocks] for side, blocks in found.items()}
     percentiles(field, taken, rounds)
     if at_once > 1:
-        rates = {
+        per_s = {
             side: [block["count"] / block["elapsed"] for block in blocks]
             for side, blocks in found.items()
         }
-        for side in sides[1:]:
-            if side in rates and sides[0] in rates:
-                mine, other = rates[sides[0]], rates[side]
-                ratios = [better(a, b, "calls/s") for a, b in zip(mine, other, strict=True)]
-                field.row(
-                    side,
-                    statistics.median(mine),
-                    statistics.median(other),
-                    ratios,
-                    unit="calls/s",
-                    rounds=rounds,
-                    lost=0,
-                    suffix="-rate",
-                )
+        rates(field, per_s, "calls/s", suffix="-rate")
     yield from field.results
 
 
@@ -232,13 +216,35 @@ def trickle(
 ) -> Iterator[Result]:
     """Percentiles of the time on the way, of messages that come one at a time."""
     field = Field(case, setting, sides)
-    teams = field.teams(FlowTeam, variants)
-    with opened(list(teams.values())):
-        teams = field.open(teams)
+    with field.opened(FlowTeam, variants) as teams:
         count = scale.trickle
         found = field.rounds(teams, scale.rounds, lambda _, team: team.trickle(count, hz))
     percentiles(field, found, scale.rounds, {side: team.lost for side, team in teams.items()})
     yield from field.results
+
+
+def rates(
+    field: Field,
+    found: dict[str, list[float]],
+    unit: Unit,
+    lost: dict[str, int] | None = None,
+    suffix: str = "",
+) -> None:
+    """Rows for the rates of the blocks that each side did."""
+    for side, mine, other in field.against(found):
+        losses = {s: lost[s] for s in (field.sides[0], side)} if lost else {}
+        losers = [s for s, number in losses.items() if number]
+        field.row(
+            side,
+            statistics.median(mine),
+            statistics.median(other),
+            [better(a, b, unit) for a, b in zip(mine, other, strict=True)],
+            unit=unit,
+            rounds=len(mine),
+            lost=sum(losses.values()),
+            suffix=suffix,
+            note=f"lost by {' and '.join(losers)}" if losers else "",
+        )
 
 
 def percentiles(
@@ -248,23 +254,15 @@ def percentiles(
     lost: dict[str, int] | None = None,
 ) -> None:
     """Rows for the percentiles of the blocks of seconds that each side took."""
-    first = field.sides[0]
     for suffix, percent, least in PERCENTILES:
-        for side in field.sides[1:]:
-            if side not in taken or first not in taken or _count(taken[first]) < least:
+        for side, *both in field.against(taken):
+            if _count(both[0]) < least:
                 continue
             mine, other = (
-                percentile([v for block in taken[s] for v in block], percent) * 1e6
-                for s in (first, side)
+                percentile([v for block in blocks for v in block], percent) * 1e6 for blocks in both
             )
-            spread = [
-                better(a, b, "us")
-                for a, b in zip(
-                    _grouped(taken[first], percent, least),
-                    _grouped(taken[side], percent, least),
-                    strict=True,
-                )
-            ]
+            groups = (_grouped(blocks, percent, least) for blocks in both)
+            spread = [better(a, b, "us") for a, b in zip(*groups, strict=True)]
             field.row(
                 side,
                 mine,
@@ -272,7 +270,7 @@ def percentiles(
                 spread,
                 unit="us",
                 rounds=rounds,
-                lost=sum((lost or {}).get(s, 0) for s in (first, side)),
+                lost=sum((lost or {}).get(s, 0) for s in (field.sides[0], side)),
                 suffix=f"-{suffix}",
                 ratio=better(mine, other, "us"),
             )
@@ -291,17 +289,9 @@ def _grouped(blocks: list[list[float]], percent: float, least: int) -> list[floa
     ]
 
 
-def _failed(field: Field, side: str) -> bool:
-    return any(isinstance(r, Skipped) and r.peer == side for r in field.results)
-
-
-def _losers(*teams: Team) -> str:
-    losers = [team.side for team in teams if team.lost]
-    return f"lost by {' and '.join(losers)}" if losers else ""
-
-
-def _step(steps: Iterator[None], side: str, team: Team) -> object:
-    return next(steps, _READY)
+def _last_step(steps: Iterator[None], side: str, team: Team) -> bool:
+    """Take a step; whether there was none left."""
+    return next(steps, _READY) is _READY
 
 
 def _missing(side: str, setting: Setting) -> str | None:

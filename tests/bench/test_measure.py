@@ -26,15 +26,22 @@ class FakeTeam(FlowTeam):
 
     turns: list[str]
     losing: dict[str, int]
+    failing = ("", "")
 
     def opening(self) -> Iterator[None]:
+        self._fail("opening")
         self.rates = cycle(RATES[self.side])
         yield
 
     def block(self, count: int) -> float:
+        self._fail("block")
         self.turns.append(self.side)
         self.lost += self.losing.get(self.side, 0)
         return next(self.rates)
+
+    def _fail(self, when: str) -> None:
+        if self.failing == (self.side, when):
+            raise Failed("out of luck")
 
 
 @pytest.fixture
@@ -68,6 +75,16 @@ def test_what_either_side_lost_is_in_the_row_and_marked(team: type[FakeTeam]) ->
     (row,) = run(team, "ours", "raw")
     assert (row.lost, row.note) == (6, "lost by raw")
     assert "LOST 6" in text(row)
+
+
+@pytest.mark.parametrize("when", ["opening", "block"])
+def test_a_side_that_fails_is_left_out_and_the_others_go_on(
+    team: type[FakeTeam], when: str
+) -> None:
+    team.failing = ("raw", when)
+    failed, row = run(team, "ours", "raw", "zenoh")
+    assert (failed.peer, failed.skipped, failed.failed) == ("raw", "out of luck", True)
+    assert (row.peer, row.rounds) == ("zenoh", 3)
 
 
 class StubWorker:
