@@ -43,10 +43,7 @@ class Request(Generic[C]):
     def size(self) -> int:
         """Bytes of payload and headers, as they came."""
         message = self.message
-        if type(message) is bytes:
-            return len(message)
-        assert type(message) is Frame
-        return len(message.body) + len(message.detached or b"")
+        return message.size if isinstance(message, Frame) else len(message)
 
 
 class Backlog(Generic[C]):
