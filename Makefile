@@ -46,7 +46,8 @@ clean:
 	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What is installed is the tree itself (-e), so that only pyproject.toml makes it stale.
+# What is installed is the tree itself (-e), so that only pyproject.toml makes it stale; without the
+# finder that setuptools would put into every start of the interpreter, which no user has.
 $(VENV)/.has-run: EXTRA =
 $(VENV)/.has-test: EXTRA = [test]
 $(VENV)/.has-bench: EXTRA = [bench]

@@ -29,6 +29,9 @@ class Setting:
     """Whether our side looks at each message of many, and not at their payloads alone."""
     views: bool = True
     """Whether our side receives large payloads without a copy, as the raw one does."""
+    compress: bool = False
+    """Whether our side compresses what goes over tcp, which a loopback is too fast for. Payloads
+    that are sent over and over would shrink to nothing."""
     receivers: int = 1
     topics: int = 1
     uvloop: bool = False

@@ -288,6 +288,7 @@ class Assembly:
         in whichever thread it runs; the control thread does the rest."""
         if self._closing is None:
             self._closing = Closed(f"node {self.name!r} is closed")
+        self.loop.hurry(timeout)
         self.loop.post(lambda: self.loop.leave(timeout))
 
     def close(self, timeout: float) -> None:

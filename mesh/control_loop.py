@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections import Counter, defaultdict
@@ -94,7 +95,8 @@ class ControlLoop(Loop):
         self._next_tick = 0.0
         self._looked_at: dict[Source, float] = {}
         self._leave_by: float | None = None
-        self._linger_until = 0.0
+        self._linger_until = math.inf
+        """When what was sent, and was not read, is given up."""
         self._answered_at = 0.0
         self._watch(control.fileno(), self._hear)
         for each in topics:
@@ -245,6 +247,12 @@ class ControlLoop(Loop):
         self._presence.tell(None)
         self._leave_once_answered()
 
+    def hurry(self, timeout: float) -> None:
+        """Give up what was sent and not read by then, also if the loop reads nothing any more that
+        is posted. From any thread; neither locks nor blocks."""
+        by = time.monotonic() + max(timeout, _LINGER_MS_MIN / 1000)
+        self._linger_until = min(self._linger_until, by)
+
     def _servers(self) -> list[Server]:
         return [core for core in tuple(self._cores) if isinstance(core, Server)]
 
@@ -261,7 +269,7 @@ class ControlLoop(Loop):
         self._running = False
         left_ms = min(round((leave_by - now) * 1000), _LINGER_MS_MAX)
         linger_ms = max(_LINGER_MS_MIN, left_ms)
-        self._linger_until = now + linger_ms / 1000
+        self._linger_until = min(self._linger_until, now + linger_ms / 1000)
         self._control.linger_ms = min(linger_ms, self._control.linger_ms)
         for core in tuple(self._cores):
             self._guarded(core.close, 0 if isinstance(core, Server) else linger_ms)
@@ -277,8 +285,9 @@ class ControlLoop(Loop):
         for source in self._sources:
             self._guarded(source.close)
         self._transport.close()
+        # Only now has libzmq given all that was sent to the kernel.
         for topics in self._topics:
-            self._guarded(topics.part, self._linger_until)
+            self._guarded(topics.wait_drained, lambda: self._linger_until)
 
     def _told(self) -> None:
         self._on_end()

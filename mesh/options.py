@@ -113,7 +113,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     buffer_bytes: int = limits.BUFFER_BYTES
     """Bytes kept for each peer by each end of a topic, 256 KiB or more: 64 MiB. The frames of one
     peer are as many as both limits allow, at 256 KiB or more for each: 256 by default. One that is
-    larger than its share counts as several. So many also wait for the handlers of a service."""
+    larger than its share counts as several. Each service holds at most so many bytes of requests
+    that wait."""
 
     message_bytes_max: int = limits.MESSAGE_BYTES_MAX
     """Largest message, sent or received, in bytes as encoded: 64 MiB."""

@@ -69,7 +69,7 @@ class Arrivals:
         """Frames of topics that came, those that the pattern does not want included."""
         self.small = False
         """Whether the last frame was small."""
-        self.pad = b""
+        self.pad: bytes | None = None
         """The last pad that came: most are like it."""
         self._home = home
         self._pattern = pattern
@@ -166,15 +166,17 @@ class Arrivals:
         payloads, headers = codec.unpack_frame(frame, self._bytes_max)
         owner, seq, count = _owner(frame), frame.seq, frame.count
         missed, skip = self._sequences.compare(owner, frame.name, seq, count)
-        if missed:
-            self._missed(frame.sender, channel, missed, frame.seq - 1)
         self.counters.bytes_received += frame.size
         sender = node_text(frame.sender)
         origin = Origin(channel, sender, frame.seq, frame.time_ns, headers)
         del payloads[:skip]
+        if missed:
+            self._missed(frame.sender, channel, missed, seq - 1)
+            self._sequences.advance(owner, frame.name, seq)
         self._deliver(Run(payloads, skip, origin))
-        # After that: what a Ctrl-C in between takes away is a gap then, and no silent loss.
-        self._sequences.taken(owner, frame.name, seq, count)
+        # Last: a batch that a Ctrl-C takes away is a gap then, and no silent loss. (A single
+        # message may as well be lost on its way to the caller.)
+        self._sequences.advance(owner, frame.name, seq + count)
 
     def _accept_own(self, frame: Frame) -> None:
         """What a publisher sent to this subscriber alone: a last value, or where it stands."""

@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
 class Request(Generic[C]):
     """A request as it arrived."""
 
-    __slots__ = ("arrived", "caller", "expires", "message", "seq")
+    __slots__ = ("arrived", "caller", "charged", "expires", "message", "seq")
 
     def __init__(
         self, caller: C, seq: int, remaining: int, message: bytes | Frame, now: float
@@ -36,6 +36,8 @@ class Request(Generic[C]):
         """With the caller, unique as long as it waits."""
         self.message = message
         """Not yet decoded: see `mesh.sockets.single`."""
+        self.charged = 0
+        """The bytes it counts for in a backlog."""
         self.arrived = now
         self.expires = math.inf if remaining == FOR_EVER else now + remaining / 1000
 
@@ -55,7 +57,7 @@ class Backlog(Generic[C]):
         self._concurrency = concurrency
         self._places = places
         self._bytes_max = bytes_max
-        self._bytes = 0
+        self._waiting_bytes = 0
         """Of those that wait."""
         self._waiting: dict[tuple[C, int], Request[C]] = {}
 
@@ -70,11 +72,13 @@ class Backlog(Generic[C]):
         waiting = self._waiting
         if key in waiting:
             return Verdict.REPEATED
-        ahead, size = self.running + len(waiting) - self._concurrency, request.size
-        if ahead >= self._places or (ahead >= 0 and self._bytes + size > self._bytes_max):
+        ahead = self.running + len(waiting) - self._concurrency
+        size = request.size if ahead >= 0 else 0  # it need not wait
+        if ahead >= self._places or self._waiting_bytes + size > self._bytes_max:
             return Verdict.BUSY
         waiting[key] = request
-        self._bytes += size
+        request.charged = size
+        self._waiting_bytes += size
         return Verdict.WAIT
 
     def start_at_once(self) -> bool:
@@ -121,10 +125,10 @@ class Backlog(Generic[C]):
         """Take out all that wait."""
         waiting = list(self._waiting.values())
         self._waiting.clear()
-        self._bytes = 0
+        self._waiting_bytes = 0
         return waiting
 
     def _take(self, key: tuple[C, int]) -> Request[C]:
         request = self._waiting.pop(key)
-        self._bytes -= request.size
+        self._waiting_bytes -= request.charged
         return request

@@ -29,6 +29,9 @@ class Keys(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return "Keys(…)"
 
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return []  # a Struct has one of its own, which shows all
+
 
 @functools.lru_cache(maxsize=8)
 def derive_keys(realm: str, secret: str) -> Keys:

@@ -34,7 +34,7 @@ def _ms(timeout: float) -> int:
 
 
 class Exchange:
-    """Of a client that has one server, on this machine."""
+    """Of a client that has one server."""
 
     def __init__(
         self, core: Requests, name: bytes, sender: int, socket: Socket, server: ServerAccount[Call]
@@ -70,7 +70,7 @@ class Exchange:
         except (ValueError, OverflowError):
             return None  # it has no form: the usual way says so
         size = len(body)
-        if size > limits.COMPRESS_BYTES_MIN or not PATIENT_S < timeout < _TIMEOUT_S_MAX:
+        if size >= limits.COMPRESS_BYTES_MIN or not PATIENT_S < timeout < _TIMEOUT_S_MAX:
             return None
         if link.lock.locked():
             link.met_at = time.monotonic()
@@ -101,6 +101,7 @@ class Exchange:
                 sent = True
                 counters.sent += 1
                 counters.bytes_sent += size
+                expected = self._answers + number
                 answer: bytes = recv(socket, 0)
             except zmq.Again:
                 core.exchange = None
@@ -109,7 +110,7 @@ class Exchange:
                 core.forget(core.adopt(body, timeout, retry, seq, self._server))
                 raise
             at = self._body_at
-            if answer.startswith(self._answers + number) and len(answer) >= at:
+            if answer.startswith(expected) and len(answer) >= at:
                 message = answer[at:]
                 counters.received += 1
                 counters.bytes_received += len(message)

@@ -116,6 +116,7 @@ _ALL_FLAGS: Final = Flag.HEADERS | Flag.DETACHED | Flag.LZ4 | Flag.WAITS
 _COPY_MAX: Final = 4096
 """Up to here a copy costs less than a view."""
 _DETACHED: Final = Flag.DETACHED
+_RAW: Final = Codec.RAW
 _COUNT_MAX: Final = limits.FRAME_MESSAGES_MAX
 NAME_MAX: Final = limits.SUBSCRIPTION_BYTES_MAX
 """Where the zero byte behind a name is at the latest."""
@@ -206,7 +207,7 @@ def decode(parts: Sequence[Part]) -> Frame:
         or flags & ~_ALL_FLAGS
         or not 1 <= count <= _COUNT_MAX
         or seq >= SEQ_END
-        or (codec == 0 and not detached)
+        or (codec == _RAW and not detached)
         or len(parts) != (2 if detached else 1)
         or (detached and count != 1)
     ):
@@ -234,7 +235,7 @@ def announces_more(first: bytes) -> bool:
 
 
 _CODEC_OF_ARRAYS: Final = bytes((Codec.MSGPACK,))
-_PAD: Final = HEADER.pack(VERSION, Kind.PAD, 1, 0, 1, 0, 0, 0, 0)
+_PAD: Final = HEADER.pack(VERSION, Kind.PAD, Codec.MSGPACK, 0, 1, 0, 0, 0, 0)
 
 
 def pad(name: bytes) -> bytes:
@@ -244,7 +245,7 @@ def pad(name: bytes) -> bytes:
 
 def is_array(part: Part) -> bool:
     """Whether the part that follows this one is the bytes of an array, if all is well."""
-    end = bytes(part).find(b"\0", 0, limits.SUBSCRIPTION_BYTES_MAX)
+    end = bytes(part).find(b"\0", 0, NAME_MAX)
     return part[end + _CODEC_AT : end + _FLAGS_AT] == _CODEC_OF_ARRAYS
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice, repeat, starmap
 
 from mesh.message import Message, Messages, Run
 
@@ -62,6 +63,7 @@ class Inbox:
         """The first of them, up to so many."""
         messages = Messages()
         made: list[Message] = []
+        runs, waiting = list(self._runs), self._waiting
         try:
             self._pop_made(made, count_max)
             if made:
@@ -75,16 +77,17 @@ class Inbox:
                     self._runs[0] = rest
                 messages.add(run)
         except BaseException:  # Ctrl-C: nobody has seen them
-            self.made.extendleft(reversed(list(messages) or made))
+            self._runs, self._waiting = deque(runs), waiting
+            self.made.extendleft(reversed(made))
             raise
         if not messages:
             self._waiting = 0
         return messages
 
     def _pop_made(self, popped: list[Message], count_max: int) -> None:
+        # All in C: a Ctrl-C is looked at before and behind it, and never with one in hand.
         with contextlib.suppress(IndexError):
-            while len(popped) < count_max:
-                popped.append(self.made.popleft())
+            popped.extend(islice(starmap(self.made.popleft, repeat(())), count_max))
 
     def _make_first(self) -> None:
         messages = list(self._runs[0])  # first: a Ctrl-C may come while they are made

@@ -153,9 +153,10 @@ class Link:
         return not self._threads and not self._waiting_loops
 
     @property
-    def disturbed(self) -> bool:
-        """Whether somebody waits, or may be about to, or it is closed. Under the lock."""
-        return bool(self._threads or self._waiting_loops or self.loops or self._closed)
+    def may_be_held(self) -> bool:
+        """Whether nobody waits, nor a loop is about to, and it is open: so that who has the lock
+        may keep it for a moment (`mesh.sockets.moment`)."""
+        return not (self._threads or self._waiting_loops or self.loops or self._closed)
 
     # -- Waiting -----------------------------------------------------------------------------
 
@@ -276,6 +277,8 @@ class Link:
         """
         loops = _loops or _load_loops()
         loop = loops.running_loop()
+        if self.lock.locked():
+            self.met_at = time.monotonic()
         with self.lock:
             result = self._first(attempt)
             if result is not None:
@@ -310,6 +313,8 @@ class Link:
         """`run` as a context, for a node's own threads, and for links that nobody else has yet: in
         the main thread a KeyboardInterrupt could come between taking the lock and being inside, and
         nobody would ever release it."""
+        if self.lock.locked():
+            self.met_at = time.monotonic()
         self.lock.acquire()
         if self._closed is not None:
             self.lock.release()

@@ -72,7 +72,8 @@ class Pace:
         self._at = -math.inf
 
     def allows(self) -> bool:
-        """In this thread, now. Under the lock, where nobody else waits."""
+        """In this thread, now. Needs no lock: who goes by it looks with the lock whether that may
+        be held."""
         return self._left > 0 and get_ident() == self._thread
 
     def slow(self) -> None:

@@ -90,8 +90,8 @@ class Readers:
         reader.socket = socket
         self._at[socket] += 1
         connection = Accepted.of(frame)
-        connection.widen()
         reader.connections[connection] = None
+        connection.widen()
         self._answer(address, reader, self._lasts_and_marks(address, reader))
 
     def _unsubscribed(self, address: bytes) -> None:

@@ -27,19 +27,20 @@ class Sequences:
             self._expected.move_to_end(key)
             return 0, 0
         result = self.compare(sender, name, seq, count)
-        self.taken(sender, name, seq, count)
+        self.advance(sender, name, seq + count)
         return result
 
     def compare(self, sender: int, name: bytes, seq: int, count: int) -> tuple[int, int]:
-        """What `take` would say. Followed by `taken` once they are where nothing loses them."""
+        """What `take` would say; to be followed by `advance`, once they are where nothing loses
+        them."""
         expected = self._expect(sender, name, seq)
         if seq > expected:
             return expected, 0
         return 0, min(count, expected - seq)
 
-    def taken(self, sender: int, name: bytes, seq: int, count: int) -> None:
-        """They were compared, and are there."""
-        self._follow(sender, name, max(self._expect(sender, name, seq), seq + count))
+    def advance(self, sender: int, name: bytes, expected: int) -> None:
+        """The next one expected is `expected`, or what is expected already."""
+        self._follow(sender, name, max(self._expect(sender, name, 0), expected))
 
     def stands_at(self, sender: int, name: bytes, seq: int) -> int:
         """A mark says that `seq` was the last sent: the first one missed, or 0."""

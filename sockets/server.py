@@ -34,7 +34,7 @@ from mesh.sockets import backlog, failure
 from mesh.sockets.backlog import Backlog, Verdict
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import describe, encode_failure
-from mesh.sockets.frame import REST, SEQ_END, Malformed, Part, wire_name
+from mesh.sockets.frame import NUMBER, REST, SEQ_END, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link
 from mesh.sockets.moment import MOMENT_MS, MOMENT_S
@@ -43,6 +43,7 @@ from mesh.sockets.parts import (
     NOBLOCK,
     NOBLOCK_MORE,
     POLLIN,
+    RCVMORE,
     getsockopt,
     look,
     read_rest,
@@ -71,6 +72,7 @@ logger = logging.getLogger(__name__)
 _unpack_rest = REST.unpack_from
 
 _NEITHER_TIME_NOR_REMAINING = bytes(12)
+_pack_number = NUMBER.pack
 _FRAMES_PER_ATTEMPT = 1024
 """Read at most so many before others get the lock."""
 _LINGER_MS = 200
@@ -98,7 +100,7 @@ class Server:
         self._requests = Reader(wire, REQUEST)
         self._replies = Writer(wire, REPLY, home.node_id)
         self._errors = Writer(wire, ERROR, home.node_id)
-        self._reply = beginning(wire, REPLY) + home.node_id.to_bytes(8, "little")
+        self._reply = beginning(wire, REPLY) + _pack_number(home.node_id)
         self._request = beginning(wire, REQUEST)
         self._body_at = len(self._request) + REST.size
         self.bytes_max = home.transport.message_bytes_max
@@ -155,9 +157,13 @@ class Server:
     def take(self) -> Request | None:
         """The next request to run, now counted as running; None after reading all there is."""
         self.came_alone = False
-        if self._only is not None and self.link.rang:
+        socket = self._only
+        if self.link.rang and socket is None:
+            inputs = look(self.link.looks, 0)
+            socket = inputs[0][0] if len(inputs) == 1 else None
+        if self.link.rang and socket is not None:
             self.link.rang = False
-            request = self._read_one(self._only)
+            request = self._read_one(socket)
             self.brisk = time.monotonic() - self._answered < MOMENT_S
             if request is not None:
                 self.came_alone = True
@@ -340,9 +346,8 @@ class Server:
             self._end()
 
     def exchange(self, request: Request, value: Any) -> Request | None:
-        """Answer with `value`, which is of a quick type, and have the next request, if it comes
-        within a moment and nobody else is about (`mesh.sockets.moment`): all in one function, see
-        `mesh.sockets.exchange`. Only while `brisk`."""
+        """Answer with `value`, of a quick type, and have the next request, if it comes within a
+        moment and nobody else is about: see `mesh.sockets.exchange`. Only while `brisk`."""
         link, backlog, counters = self.link, self._backlog, self.counters
         socket, routing_id = request.caller
         try:
@@ -350,7 +355,7 @@ class Server:
         except (ValueError, OverflowError):
             self.finish(request, self.result(value))
             return None
-        frame = self._reply + request.seq.to_bytes(8, "little") + _NEITHER_TIME_NOR_REMAINING + body
+        frame = self._reply + _pack_number(request.seq) + _NEITHER_TIME_NOR_REMAINING + body
         with link.lock:
             # Looked at without a call each: `Link.alone`, `Link.closed`, `Backlog.__len__`.
             if self._closing or link._closed or backlog._waiting or link._threads:
@@ -364,13 +369,18 @@ class Server:
                     counters.bytes_sent += len(body)
                 except zmq.ZMQError as error:
                     self._unsent(error)
+                # While the caller is busy with the answer: what comes after this is by itself.
+                early = look(link.looks, 0)
+                if early and (len(early) > 1 or early[0][0] is not socket):
+                    self.brisk = False
+                    return None
                 try:
                     routing_id, first = recv(socket, 0), recv(socket, NOBLOCK)
                 except zmq.Again:
                     self.brisk = False
                     return None
-                # Another message, or another part of this one.
-                more = getsockopt(socket, EVENTS) & POLLIN
+                # Another part of this one, or another message.
+                more = getsockopt(socket, EVENTS) & POLLIN if early else getsockopt(socket, RCVMORE)
                 at = self._body_at
                 if not more and first.startswith(self._request) and len(first) >= at:
                     _, seq, _, remaining = _unpack_rest(first, at - REST.size)

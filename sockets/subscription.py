@@ -58,7 +58,7 @@ def _any(*stores: Sized) -> bool:
 
 
 class Subscription:
-    """What one `mesh.sockets.subscriber.Subscriber` works on; its reading is under the lock."""
+    """What one `mesh.sockets.subscriber.Subscriber` works on; it is read under the lock."""
 
     kind = "topic"
     seeks: OfferKind = "publish"
@@ -102,43 +102,11 @@ class Subscription:
         return self._found(message)
 
     def take_paced(self) -> Message | None:
-        """`take`, for a thread that would sleep otherwise, and may wait a moment instead for what
-        comes after this."""
+        """`take`, which notes for `take_soon` how closely messages follow each other."""
         message = self.take()
         if message is not None:
             self._pace.came(self.link.met_at)
         return message
-
-    def take_soon(self) -> Message | None:
-        """Without the lock, in a thread that would sleep otherwise: the next message, if it comes
-        within a moment (`mesh.sockets.moment`). None at once where waiting so does not pay."""
-        link, pace = self.link, self._pace
-        if not pace.allows() or link.lock.locked():
-            return None
-        with link.lock:
-            socket = self._turns.only
-            if socket is None or self._latest_only or link.disturbed:
-                return None
-            message = self.arrivals.pop() or self._await(socket)
-            if message is not None:
-                pace.came(link.met_at)
-            return message
-
-    def _await(self, socket: Socket) -> Message | None:
-        """The next message, if it comes within a moment: it may have pads before it."""
-        arrivals = self.arrivals
-        for _ in range(_FRAMES_AWAITED):
-            try:
-                first = recv(socket, 0)
-            except zmq.Again:
-                self._pace.slow()
-                return None
-            if first == arrivals.pad:
-                continue
-            message = arrivals.take_one(socket, first) or arrivals.pop()
-            if message is not None:
-                return self._found(message)
-        return None
 
     def _found(self, message: Message | None) -> Message | None:
         """Who found one so many times without sleeping reads some ahead."""
@@ -187,6 +155,41 @@ class Subscription:
             return False
         self.arrivals.take_in(*read)
         return True
+
+    # -- Waiting a moment: not under the lock -------------------------------------------------
+
+    def take_soon(self) -> Message | None:
+        """Without the lock, in a thread that would sleep otherwise: the next message, if it comes
+        within a moment (`mesh.sockets.moment`). None at once where waiting so does not pay."""
+        link, pace = self.link, self._pace
+        if not pace.allows() or link.lock.locked():
+            return None
+        with link.lock:
+            socket = self._turns.only
+            if socket is None or self._latest_only or not link.may_be_held:
+                return None
+            message = self.arrivals.pop()
+            if message is None and not self.inbox:  # or another has just taken that one
+                message = self._await(socket)
+            if message is not None:
+                pace.came(link.met_at)
+            return message
+
+    def _await(self, socket: Socket) -> Message | None:
+        """The next message, if it comes within a moment: it may have pads before it."""
+        arrivals = self.arrivals
+        for _ in range(_FRAMES_AWAITED):
+            try:
+                first = recv(socket, 0)
+            except zmq.Again:
+                self._pace.slow()
+                return None
+            if first == arrivals.pad:  # told at a glance: three follow each MiB
+                continue
+            message = arrivals.take_one(socket, first) or arrivals.pop()
+            if message is not None:
+                return self._found(message)
+        return None
 
     # -- Peers -------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -26,7 +26,7 @@ from mesh.names import check_name
 from mesh.options import PublisherOptions, WhenFull
 from mesh.sockets.batch import BUSY_S, Batch, Item
 from mesh.sockets.compression import Compression
-from mesh.sockets.connections import Parting
+from mesh.sockets.connections import Draining
 from mesh.sockets.control import Offer
 from mesh.sockets.frame import Flag, Kind, Part, encode
 from mesh.sockets.home import Counters, Home
@@ -67,14 +67,14 @@ class Topics:
         self._looked_at = 0.0
         self._flags = Flag.WAITS if self.waits else 0
         self._topics: dict[str, Topic] = {}
-        self.link.on_abandon = partial(_shut_all, self._topics)
+        self._draining = Draining()
+        self.link.on_abandon = partial(_abandon, self._topics, self._draining)
         self._readers = Readers(
             self._topics, self.counters.dropped, node_id=home.node_id, flags=self._flags
         )
         self._dirty: dict[Topic, int] = {}
         self._open: dict[Topic, int] = {}
         """Topics with an open batch, and how many frames of each were sent when last looked at."""
-        self._parting = Parting(())
         self._bound: list[Bound] = home.transport.bind(
             zmq.XPUB, when_full, bytes_max=limits.SMALL_FRAME_BYTES_MAX
         )
@@ -138,9 +138,8 @@ class Topics:
             return True
         if message.detached is None:
             self._look_by_and_by(now)
-        elif now - self._looked_at > LOOK_S:  # to wake the flusher costs more
-            self._looked_at = now
-            self.read_subscriptions()
+        else:
+            self._look_now_and_then(now)
         if (batch.items and not self._flush(topic)) or not self._send(topic, message):
             return None
         topic.sent_at = now
@@ -316,6 +315,14 @@ class Topics:
         self._looked_at = now
         self.read_subscriptions()
 
+    def _look_now_and_then(self, now: float) -> None:
+        """The same before a large message, where to wake the flusher would cost more than to look.
+        Whose subscription came within a millisecond of the last look is found with the next
+        message, or by the next tick."""
+        if now - self._looked_at > LOOK_S:
+            self._looked_at = now
+            self.read_subscriptions()
+
     def read_subscriptions(self) -> None:
         """Take notice of who subscribed and who left, and answer the newcomers. Under the lock."""
         for bound in self._bound:
@@ -382,12 +389,12 @@ class Topics:
         self.link.close(linger_ms, first=self._conclude)
         self._home.transport.release(self._bound)
 
-    def part(self, until: float) -> None:
-        """Closed, and with all sent: block until the subscribers have read that from the kernel, or
-        that time of the monotonic clock."""
-        left = self._parting.wait(until)
+    def wait_drained(self, until: Callable[[], float]) -> None:
+        """Closed, and with all sent: block until the subscribers on this host have read that from
+        the kernel, or that time of the monotonic clock."""
+        left = self._draining.wait(until)
         if left:
-            logger.warning("%d subscribers have not read all that was published", left)
+            logger.warning("%d connections closed before all was read that was published", left)
 
     def _conclude(self) -> None:
         for topic in self._topics.values():
@@ -400,12 +407,15 @@ class Topics:
         self._home.flusher.forget(self)
         for topic in self._dirty:
             self._mark(topic, last_chance=True)
-        self._parting = Parting(self._readers.connections())
+        self.read_subscriptions()
+        self._draining.hold(self._readers.connections())
 
 
-def _shut_all(topics: dict[str, Topic]) -> None:
+def _abandon(topics: dict[str, Topic], draining: Draining) -> None:
+    """In a forked child: nothing is sent here, and no connection is held up."""
     for topic in topics.values():
         topic.batch.shut()
+    draining.release()
 
 
 def _receive(socket: Socket) -> zmq.Frame | None:

@@ -20,7 +20,7 @@ VARIANTS = {"ours-uncompressed": {"compress": False}}
 def run(selection: Selection) -> Iterator[Result]:
     if selection.takes("tcp", SIZE):
         for name, shape in SHAPES:
-            setting = Setting(transport="tcp", size=SIZE, shape=shape)
+            setting = Setting(transport="tcp", size=SIZE, shape=shape, compress=True)
             sides = selection.sides(("ours-uncompressed", "raw"))
             yield from throughput(name, setting, sides, selection.scale, variants=VARIANTS)
 

@@ -32,7 +32,7 @@ def node_of(role: Role, *, first: bool = False) -> Node:
     for variable in ("MESH_SECRET", "MESH_SEEDS"):
         os.environ.pop(variable, None)
     os.environ["MESH_REALM"] = "bench"
-    options = dict(setting.options)
+    options = {"compress": setting.compress} | dict(setting.options)
     if setting.transport == "ipc":
         os.environ["MESH_RUNTIME_DIR"] = f"{address.directory}/run"
     else:

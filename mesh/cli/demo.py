@@ -17,12 +17,12 @@ import sys
 import sysconfig
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import click
+import msgspec
 
 from mesh.cli.demo_parts import READINGS, make_node
 from mesh.errors import MeshError
@@ -36,12 +36,11 @@ JOIN_S = 15.0
 WORKERS = ("hasher-1", "hasher-2")
 
 
-@dataclass
-class Children:
+class Children(msgspec.Struct):
     """The processes of the demo; leaving ends those that still run."""
 
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    started: dict[str, float] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = msgspec.field(default_factory=dict)
+    started: dict[str, float] = msgspec.field(default_factory=dict)
 
     def start(self, role: str, name: str) -> None:
         node_name = f"sensor-{name}" if role == "sensor" else name
@@ -73,14 +72,13 @@ class Children:
                 process.wait()
 
 
-@dataclass
-class Watcher:
+class Watcher(msgspec.Struct):
     """What happened, as told by the node; prints it as it comes."""
 
     children: Children
-    began: float = field(default_factory=time.monotonic)
-    found_s: dict[str, float] = field(default_factory=dict)
-    left: dict[str, tuple[float, str]] = field(default_factory=dict)
+    began: float = msgspec.field(default_factory=time.monotonic)
+    found_s: dict[str, float] = msgspec.field(default_factory=dict)
+    left: dict[str, tuple[float, str]] = msgspec.field(default_factory=dict)
     tasks_lost: int = 0
 
     def say(self, text: str) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -211,8 +211,8 @@ class Topics:
 
     def look(self) -> None: ...
 
-    def part(self, until: float) -> None:
-        self.note("topics parted", until)
+    def wait_drained(self, until: Callable[[], float]) -> None:
+        self.note("topics drained", until())
 
     def tick(self) -> None:
         self.note("topics ticked")
@@ -357,7 +357,7 @@ def test_closing_goes_on_whatever_raises_meanwhile(bench: Bench) -> None:
     bench.loop.give_up()
     assert bench.loop.ended
     last = [entry[0] for entry in bench.note.log[-3:]]
-    assert last == ["context ended", "topics parted", "ended"]
+    assert last == ["context ended", "topics drained", "ended"]
     assert len(bench.note.named("source closed")) == 2
 
 
@@ -589,7 +589,7 @@ def test_sockets_are_closed_before_the_nodes_file_is_given_up_and_the_context_en
     order = [entry[0] for entry in bench.note.log if entry[0] not in ("tick", "receive")]
     assert order == [
         *("core closed", "topics closed", "bye", "control closed"),
-        *("source closed", "source closed", "context ended", "topics parted", "ended"),
+        *("source closed", "source closed", "context ended", "topics drained", "ended"),
     ]
 
 

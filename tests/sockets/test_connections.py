@@ -14,7 +14,7 @@ from typing import Protocol
 import pytest
 import zmq
 
-from mesh.sockets.connections import Accepted, Parting, Watch
+from mesh.sockets.connections import Accepted, Draining, Watch
 from tests.support.homes import Homes
 from tests.support.topics import NETWORKED
 from tests.support.waiting import until
@@ -194,26 +194,35 @@ def test_the_kernel_holds_more_of_a_connection_on_this_host(sides: Sides) -> Non
     assert (send_buffer_of(accepted) > before) is sides.endpoint.startswith("ipc")
     sides.disconnect()
     assert sides.bound.recv() == b"\0"
-    accepted.widen()  # it has ended: nothing happens
+    accepted.widen()
+    assert accepted.hold() is None
+
+
+Ends = tuple[kernel.socket, kernel.socket, Accepted]
 
 
 @pytest.fixture
-def accepted() -> Iterator[tuple[kernel.socket, kernel.socket, Accepted]]:
+def ends() -> Iterator[Ends]:
     """Both ends of a connection on this host, and the first as it was accepted."""
     ours, theirs = kernel.socketpair()
     with ours, theirs:
         yield ours, theirs, Accepted(ours.fileno(), os.fstat(ours.fileno()).st_ino)
 
 
-Ends = tuple[kernel.socket, kernel.socket, Accepted]
+@pytest.fixture
+def draining() -> Iterator[Draining]:
+    draining = Draining()
+    yield draining
+    draining.release()
 
 
-def test_a_connection_is_held_until_the_other_side_has_read(accepted: Ends) -> None:
-    ours, theirs, connection = accepted
+def test_a_connection_is_held_until_the_other_side_has_read(ends: Ends, draining: Draining) -> None:
+    ours, theirs, connection = ends
     ours.send(b"the last")
-    parting = Parting([connection])
+    draining.hold([connection])
     ours.close()
-    waiting = threading.Thread(target=parting.wait, args=[time.monotonic() + 10])
+    by = time.monotonic() + 10
+    waiting = threading.Thread(target=draining.wait, args=[lambda: by])
     waiting.start()
     waiting.join(0.05)
     assert waiting.is_alive()
@@ -223,22 +232,49 @@ def test_a_connection_is_held_until_the_other_side_has_read(accepted: Ends) -> N
     assert theirs.recv(100) == b"", "it has ended"
 
 
-def test_it_is_held_no_longer_than_wanted(accepted: Ends) -> None:
-    ours, theirs, connection = accepted
+def test_it_is_held_no_longer_than_wanted(ends: Ends, draining: Draining) -> None:
+    ours, theirs, connection = ends
     ours.send(b"the last")
-    parting = Parting([connection, connection])
+    draining.hold([connection, connection])
     ours.close()
-    began = time.monotonic()
-    assert parting.wait(began + 0.05) == 2
-    assert 0.05 <= time.monotonic() - began < 5
+    looks: list[None] = []
+
+    def until() -> float:
+        """Long, and then at once."""
+        looks.append(None)
+        return time.monotonic() + (100 if len(looks) < 3 else -1)
+
+    assert draining.wait(until) == 2
+    assert len(looks) == 3
     assert theirs.recv(100) == b"the last"
     assert theirs.recv(100) == b""
 
 
-def test_one_that_has_ended_is_not_held(accepted: Ends) -> None:
-    ours, theirs, connection = accepted
+def test_one_that_has_ended_is_not_held(ends: Ends, draining: Draining) -> None:
+    ours, theirs, connection = ends
     ours.send(b"the last")
     theirs.close()
-    assert Parting([connection]).wait(time.monotonic() + 10) == 0, "nobody will read it"
+    draining.hold([connection])
+    assert draining.wait(lambda: time.monotonic() + 10) == 0, "nobody will read it"
     ours.close()
-    assert Parting([connection]).wait(time.monotonic() + 10) == 0
+    draining.hold([connection])
+    assert draining.wait(lambda: time.monotonic() + 10) == 0
+
+
+def test_one_to_another_host_is_not_held(homes: Homes, draining: Draining) -> None:
+    sides = Sides(homes, "tcp")
+    sides.connect()
+    draining.hold([sides.accepted()])
+    assert draining._held == []
+    sides.close()
+
+
+def test_what_is_no_socket_is_neither_widened_nor_kept(tmp_path: Path) -> None:
+    """The descriptor of a connection that ended before anybody looked may be any file's."""
+    with (tmp_path / "file").open("wb") as file:
+        fd = file.fileno()
+        for accepted in (Accepted(fd, os.fstat(fd).st_ino), Accepted(fd, 0)):
+            accepted.widen()
+            assert accepted.hold() is None
+            assert not accepted.cut()
+            assert descriptors_of(file) == 1

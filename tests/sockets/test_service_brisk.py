@@ -28,6 +28,7 @@ from tests.support.services import (
     debts,
     nothing_left,
 )
+from tests.support.topics import NETWORKED
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_signal_handlers")
@@ -51,11 +52,12 @@ def make_brisk(client: Client, server: Server | None = None) -> None:
 # -- A client's exchange in one go -------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
 def test_a_lone_caller_soon_has_its_answers_in_one_go(
-    net: Net, monkeypatch: pytest.MonkeyPatch
+    net: Net, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.setattr("mesh.sockets.calls.MOMENT_MS", 5000)  # however slow the machine is
-    server, client = net.serve(echo), net.client()
+    server, client = net.serve(echo, **NETWORKED), net.client(scheme)
     make_brisk(client, server)
     core, counters = core_of(client), core_of(client).counters
     sent, received = counters.sent, counters.received
@@ -260,6 +262,30 @@ def test_what_allows_it_is_looked_at_again(net: Net, monkeypatch: pytest.MonkeyP
 
 
 # -- A server's thread that reads on -----------------------------------------------------------
+
+
+def test_a_quick_caller_does_not_keep_a_server_from_those_who_come_another_way(net: Net) -> None:
+    """By its socket for this host and by that for others: it waits at one of the two only."""
+    server = net.serve(echo, **NETWORKED)
+    quick, other = net.client("ipc"), net.client("tcp")
+    other.request("first", timeout=10.0)
+    over = threading.Event()
+    quick_calls = 0
+
+    def go_on() -> None:
+        nonlocal quick_calls
+        while not over.is_set():
+            quick.request("quick", timeout=10.0)
+            quick_calls += 1
+
+    with calls(go_on):
+        until(lambda: server.brisk)
+        before = quick_calls
+        for number in range(20):
+            assert other.request(number, timeout=10.0) == number
+        meanwhile = quick_calls - before
+        over.set()
+    assert meanwhile < 20 * 100
 
 
 def test_what_else_comes_to_a_brisk_server_is_treated_as_ever(net: Net) -> None:

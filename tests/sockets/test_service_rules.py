@@ -205,6 +205,8 @@ def test_no_more_run_than_may_and_no_more_wait_than_fit() -> None:
 def test_what_waits_is_bounded_in_bytes_but_what_need_not_wait_is_not() -> None:
     backlog = Backlog[str](1, 5, 100)
     assert backlog.arrive(request(1, size=1000)) is Verdict.WAIT
+    assert backlog.arrive(request(0, size=100)) is Verdict.WAIT, "the first will not wait"
+    backlog.cancel("caller", 0)
     start(backlog, 1)
     assert backlog.arrive(request(2, size=101)) is Verdict.BUSY
     assert backlog.arrive(request(3, size=60)) is Verdict.WAIT

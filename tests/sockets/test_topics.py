@@ -281,7 +281,7 @@ def test_bad_payloads_are_the_callers_errors_and_nothing_is_sent(homes: Homes) -
             publisher.send(1, headers=headers)
     assert topics.counters.sent == 0
     topics.close(0)
-    topics.part(0)
+    topics.wait_drained(lambda: 0)
 
 
 def test_options_of_one_topic_cannot_differ(net: Net) -> None:

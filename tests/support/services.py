@@ -54,20 +54,22 @@ class Net:
             self.attach(client, server)
         return server
 
-    def client(self) -> Client:
+    def client(self, scheme: str = "ipc") -> Client:
         """A client that knows all servers there are."""
         client = Client(Requests(self.calling, SERVICE), self, lambda: None)
         self.clients.append(client)
         for server in self.servers:
-            self.attach(client, server)
+            self.attach(client, server, scheme)
         return client
 
     def node_of(self, server: Server) -> int:
         return self.servers.index(server) + 1
 
-    def attach(self, client: Client, server: Server) -> None:
+    def attach(self, client: Client, server: Server, scheme: str = "ipc") -> None:
         offer = Offer(KEY, "serve", SERVICE, server.endpoints())
-        core_of(client).attach(self.node_of(server), offer, server.endpoints()[0])
+        ipc, *tcp = server.endpoints()
+        endpoint = ipc if scheme == "ipc" else tcp[0].replace("*", "127.0.0.1")
+        core_of(client).attach(self.node_of(server), offer, endpoint)
 
     def detach(self, client: Client, server: Server, reason: str = "died") -> None:
         core_of(client).detach(self.node_of(server), KEY, reason)

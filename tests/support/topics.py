@@ -99,7 +99,7 @@ class Net:
     def close(self) -> None:
         for topics in self.topics.values():
             topics.close(0)
-            topics.part(0)
+            topics.wait_drained(lambda: 0)
         for core in self.cores:
             core.close(0)
 
