@@ -16,7 +16,7 @@ import zmq
 
 from mesh import limits
 from mesh.sockets.frame import HEADER_BYTES, NUMBER, TIME_AND_REMAINING
-from mesh.sockets.moment import IN_A_ROW, PATIENT_S
+from mesh.sockets.moment import IN_A_ROW, PATIENT_S, may_hold
 from mesh.sockets.parts import NOBLOCK, parts_of, recv, send
 from mesh.sockets.single import QUICK, REPLY, REQUEST, beginning, quick_body
 
@@ -57,6 +57,13 @@ class Exchange:
         self._left = IN_A_ROW
         self._thread = get_ident()
 
+    def _may_go_on(self) -> bool:
+        """Now and then: whether what allowed it still does."""
+        if not may_hold():
+            return False
+        self.renew()
+        return True
+
     def attempt(self, payload: Any, timeout: float | None, retry: bool) -> bytes | Call | None:
         """The answer, not yet decoded; or the call that goes on, if it did not come within a
         moment; or None if nothing was sent, and the usual way is to be gone. Raises nothing of its
@@ -81,8 +88,8 @@ class Exchange:
             # Looked at without a call: `Link.alone`.
             if (
                 core.exchange is not self
-                or not self._left
                 or self._thread != get_ident()
+                or not (self._left > 0 or self._may_go_on())
                 or link._closed is not None  # or this is a forked child
                 or table.outstanding
                 or link._threads

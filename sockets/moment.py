@@ -22,7 +22,7 @@ MOMENT_S: Final = MOMENT_MS / 1000
 PATIENT_S: Final = 10 * MOMENT_S
 """Who waits no longer than this does not wait so: it might come too late for its own deadline."""
 IN_A_ROW: Final = 100
-"""Then once the usual way, where all that allows this one is looked at again."""
+"""Then all that allows it is looked at again."""
 CALM_S: Final = 0.1
 """After two threads met at a lock neither waits with it held for so long."""
 

@@ -253,12 +253,24 @@ def test_the_main_thread_waits_so_only_where_no_signal_handler_could_wait_in_it(
 
 
 def test_what_allows_it_is_looked_at_again(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.sockets.calls.MOMENT_MS", 5000)  # however slow the machine is
     client = (net.serve(echo), net.client())[1]
     make_brisk(client)
+    looks: list[None] = []
+
+    def may_hold() -> bool:
+        looks.append(None)
+        return len(looks) < 3
+
+    monkeypatch.setattr("mesh.sockets.exchange.may_hold", may_hold)
     monkeypatch.setattr("mesh.sockets.calls.may_hold", lambda: False)
-    for _ in range(moment.IN_A_ROW + 1):
+
+    def no_longer() -> bool:
         client.request("x", timeout=5.0)
-    assert core_of(client).exchange is None
+        return core_of(client).exchange is None
+
+    until(no_longer)
+    assert len(looks) == 3
 
 
 # -- A server's thread that reads on -----------------------------------------------------------
