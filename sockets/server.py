@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from mesh.sockets.failure import describe, encode_failure
 from mesh.sockets.frame import NUMBER, REST, SEQ_END, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home
 from mesh.sockets.link import Link
-from mesh.sockets.moment import MOMENT_MS, MOMENT_S
+from mesh.sockets.moment import MOMENT_MS
 from mesh.sockets.parts import (
     EVENTS,
     NOBLOCK,
@@ -120,12 +119,12 @@ class Server:
         self._only = self._bound[0].socket if len(self._bound) == 1 else None
         """The socket, if it is the only one, and with it a few shorter ways."""
         self.brisk = False
-        """Whether the last request came so soon that `exchange` is worth trying."""
+        """Whether the last request came by itself, so that `exchange` is worth trying: where one
+        caller waits for its answer, its next request may follow."""
         self.came_alone = False
         """Whether nothing else was there besides the request just taken."""
         self.started = 0
         """Handlers, since the beginning."""
-        self._answered = -math.inf
         with self.link:
             for bound in self._bound:
                 bound.socket.setsockopt(zmq.RCVTIMEO, MOMENT_MS)
@@ -164,7 +163,7 @@ class Server:
         if self.link.rang and socket is not None:
             self.link.rang = False
             request = self._read_one(socket)
-            self.brisk = time.monotonic() - self._answered < MOMENT_S
+            self.brisk = request is not None
             if request is not None:
                 self.came_alone = True
                 self.started += 1
@@ -336,7 +335,6 @@ class Server:
                 return
             backlog.done()
             self._send(request, parts, len(answer[1]))
-            self._answered = time.monotonic()
             if then is not None:
                 then()
             elif not link.alone:
@@ -353,6 +351,8 @@ class Server:
         try:
             body = quick_body(value)
         except (ValueError, OverflowError):
+            body = None
+        if body is None or len(body) >= limits.COMPRESS_BYTES_MIN:
             self.finish(request, self.result(value))
             return None
         frame = self._reply + _pack_number(request.seq) + _NEITHER_TIME_NOR_REMAINING + body

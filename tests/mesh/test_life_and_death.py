@@ -32,7 +32,7 @@ def watch(node: Node) -> queue.Queue[PeerEvent]:
 
 
 def test_a_killed_peer_is_noticed_at_once(programs: Programs) -> None:
-    """The figure is in docs/measured.md; here only that it is the kernel that tells, long before
+    """The figure is in docs/performance.md; here only that it is the kernel that tells, long before
     silence (10 heartbeats) could."""
     with Node("watcher") as node:
         events = watch(node)
