@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -10,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +22,7 @@ from mesh.discovery import local
 from mesh.discovery.seeds import SeedsSource
 from mesh.options import WhenFull
 from mesh.sockets.calls import Requests
+from mesh.sockets.subscriber import Subscriber
 from tests.support.homes import Homes
 from tests.support.processes import Programs
 from tests.support.waiting import until
@@ -291,11 +293,11 @@ def test_a_node_with_nothing_to_send_closes_at_once_whatever_its_deadline(timeou
     assert (node._parts.loop.ended, files()) == (True, [])
 
 
-@pytest.mark.parametrize("when_full", ["drop", "wait"])
-def test_who_reads_late_gets_what_was_sent_by_a_node_that_closes(
-    pool: ThreadPoolExecutor, when_full: WhenFull
-) -> None:
-    """More than the subscriber's own buffer holds is with the kernel when the publisher closes."""
+@contextlib.contextmanager
+def stalled(
+    payloads: Iterable[Any], when_full: WhenFull = "wait"
+) -> Iterator[tuple[Subscriber, Node]]:
+    """A subscriber that has room for one message, and a node that has sent it all those."""
     with (
         Node("reading", buffer_messages=1) as reading,
         Node("leaving", batch_window_ms=0) as leaving,
@@ -303,34 +305,35 @@ def test_who_reads_late_gets_what_was_sent_by_a_node_that_closes(
         subscriber = reading.subscriber("a")
         publisher = leaving.publisher("a", when_full=when_full)
         publisher.wait_for(1, timeout=5)
-        for number in range(50):
-            publisher.send(number, timeout=5)
+        for payload in payloads:
+            publisher.send(payload, timeout=5)
+        yield subscriber, leaving
+        subscriber.close()
+
+
+@pytest.mark.parametrize("when_full", ["drop", "wait"])
+def test_who_reads_late_gets_what_was_sent_by_a_node_that_closes(
+    pool: ThreadPoolExecutor, when_full: WhenFull
+) -> None:
+    """More than the subscriber's own buffer holds is with the kernel when the publisher closes."""
+    with stalled(range(50), when_full) as (subscriber, leaving):
         closing = pool.submit(leaving.close, timeout=10)
         with pytest.raises(TimeoutError):
             closing.result(0.1)
         got = [subscriber.recv(timeout=5).payload for _ in range(50)]
         closing.result(5)
-    assert got == list(range(50))
-    assert subscriber.lost == {}
+        assert got == list(range(50))
+        assert subscriber.lost == {}
 
 
 def test_who_closes_again_need_not_wait_for_those_who_do_not_read(
     pool: ThreadPoolExecutor,
 ) -> None:
-    with (
-        Node("reading", buffer_messages=1) as reading,
-        Node("leaving", batch_window_ms=0) as leaving,
-    ):
-        subscriber = reading.subscriber("a")
-        publisher = leaving.publisher("a", when_full="wait")
-        publisher.wait_for(1, timeout=5)
-        for _ in range(10):
-            publisher.send(bytes(1000), timeout=5)
+    with stalled([bytes(1000)] * 10) as (_, leaving):
         first = pool.submit(leaving.close, timeout=60)
         until(lambda: is_draining(leaving))
         leaving.close(timeout=0)
         first.result(5)
-        subscriber.close()
 
 
 def is_draining(node: Node) -> bool:
@@ -338,18 +341,9 @@ def is_draining(node: Node) -> bool:
 
 
 def test_what_nobody_read_is_told_when_time_is_up(caplog: pytest.LogCaptureFixture) -> None:
-    with (
-        Node("reading", buffer_messages=1) as reading,
-        Node("leaving", batch_window_ms=0) as leaving,
-    ):
-        subscriber = reading.subscriber("a")
-        publisher = leaving.publisher("a", when_full="wait")
-        publisher.wait_for(1, timeout=5)
-        for _ in range(50):
-            publisher.send(bytes(1000), timeout=5)
+    with stalled([bytes(1000)] * 50) as (_, leaving):
         leaving.close(timeout=0.05)
         assert "1 connections closed before all was read that was published" in caplog.text
-        subscriber.close()
 
 
 def test_closing_does_not_wait_for_ever() -> None:
