@@ -118,11 +118,9 @@ class Server:
         )
         self._only = self._bound[0].socket if len(self._bound) == 1 else None
         """The socket, if it is the only one, and with it a few shorter ways."""
-        self.brisk = False
-        """Whether the last request came by itself, so that `exchange` is worth trying: where one
-        caller waits for its answer, its next request may follow."""
         self.came_alone = False
-        """Whether nothing else was there besides the request just taken."""
+        """Whether nothing else was there besides the request just taken, so that `exchange` is
+        worth trying: where one caller waits for its answer, its next request may follow."""
         self.started = 0
         """Handlers, since the beginning."""
         with self.link:
@@ -163,7 +161,6 @@ class Server:
         if self.link.rang and socket is not None:
             self.link.rang = False
             request = self._read_one(socket)
-            self.brisk = request is not None
             if request is not None:
                 self.came_alone = True
                 self.started += 1
@@ -345,7 +342,7 @@ class Server:
 
     def exchange(self, request: Request, value: Any) -> Request | None:
         """Answer with `value`, of a quick type, and have the next request, if it comes within a
-        moment and nobody else is about: see `mesh.sockets.exchange`. Only while `brisk`."""
+        moment and nobody else is about: see `mesh.sockets.exchange`. Only while it `came_alone`."""
         link, backlog, counters = self.link, self._backlog, self.counters
         socket, routing_id = request.caller
         try:
@@ -359,7 +356,7 @@ class Server:
         with link.lock:
             # Looked at without a call each: `Link.alone`, `Link.closed`, `Backlog.__len__`.
             if self._closing or link._closed or backlog._waiting or link._threads:
-                self.brisk = False
+                self.came_alone = False
             else:
                 backlog.running -= 1
                 try:
@@ -372,12 +369,12 @@ class Server:
                 # While the caller is busy with the answer: what comes after this is by itself.
                 early = look(link.looks, 0)
                 if early and (len(early) > 1 or early[0][0] is not socket):
-                    self.brisk = False
+                    self.came_alone = False
                     return None
                 try:
                     routing_id, first = recv(socket, 0), recv(socket, NOBLOCK)
                 except zmq.Again:
-                    self.brisk = False
+                    self.came_alone = False
                     return None
                 # Another part of this one, or another message.
                 more = getsockopt(socket, EVENTS) & POLLIN if early else getsockopt(socket, RCVMORE)

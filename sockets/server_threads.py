@@ -84,7 +84,7 @@ class Threads:
                 server.finish(request, server.failed(error))
                 request = None
                 continue
-            if server.brisk and type(value) in QUICK:
+            if server.came_alone and type(value) in QUICK:
                 request = server.exchange(request, value)
                 if self._parked and request is not None:
                     with server.link.lock:

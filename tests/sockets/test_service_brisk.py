@@ -44,7 +44,7 @@ def make_brisk(client: Client, server: Server | None = None) -> None:
     def brisk() -> bool:
         for _ in range(10):
             assert client.request("quick", timeout=5.0) == "quick"
-        return core_of(client).exchange is not None and (server is None or server.brisk)
+        return core_of(client).exchange is not None and (server is None or server.came_alone)
 
     until(brisk)
 
@@ -291,7 +291,7 @@ def test_a_quick_caller_does_not_keep_a_server_from_those_who_come_another_way(n
             quick_calls += 1
 
     with calls(go_on):
-        until(lambda: server.brisk)
+        until(lambda: server.came_alone)
         before = quick_calls
         for number in range(20):
             assert other.request(number, timeout=10.0) == number
@@ -310,9 +310,9 @@ def test_what_else_comes_to_a_brisk_server_is_treated_as_ever(net: Net) -> None:
                 seq += 1
                 caller.send(seq)
                 assert caller.result(seq) is None
-                if server.brisk:
+                if server.came_alone:
                     break
-            assert server.brisk
+            assert server.came_alone
             seq += 1
             match odd:
                 case "garbage":
