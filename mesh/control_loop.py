@@ -227,7 +227,7 @@ class ControlLoop(Loop):
             self._guarded(self._remove if core.link.closed else _tick, core)
         self._guarded(self.wiring.retry)
         for source in self._sources:
-            if now - self._looked_at.get(source, 0.0) >= source.interval_s:
+            if now - self._looked_at.get(source, -math.inf) >= source.interval_s:
                 self._guarded(self._look_at, source)
 
     # -- Its end -----------------------------------------------------------------------------

@@ -95,7 +95,6 @@ class Requests:
         self._by_socket: dict[Socket, ServerAccount[Call]] = {}
         self._only: tuple[Socket, ServerAccount[Call]] | None = None
         """The only server there is, and with it a few shorter ways."""
-        self._read_at = -1
         self.exchange: Exchange | None = None
         """A shorter way, while it is open. Under the lock."""
         self._exchange: Exchange | None = None
@@ -108,10 +107,8 @@ class Requests:
         if server is not None and not self._send(call, server):
             self.table.put_back(call, server)
             self._place(call, server)
-        link = self.link
-        if self.table.waiting or look(link.looks, 0):
+        if self.table.waiting or look(self.link.looks, 0):
             return self._read(call)
-        self._read_at = link.attempts
         return None
 
     def adopt(
@@ -124,10 +121,7 @@ class Requests:
         return call
 
     def look(self, call: Call) -> bool | None:
-        """Whether it has its outcome; None after reading all there is.
-
-        An event loop has all its calls look in one go: the first of them has read for all.
-        """
+        """Whether it has its outcome; None after reading all there is."""
         if call.outcome is not None:
             return True
         link = self.link
@@ -137,7 +131,7 @@ class Requests:
             if call.outcome is not None:
                 self._hurry(call)
                 return True
-        return None if self._read_at == link.attempts else self._read(call)
+        return self._read(call)
 
     def _hurry(self, call: Call) -> None:
         """It had its answer quickly: perhaps the next can have its in one go."""
@@ -162,7 +156,6 @@ class Requests:
                 if self.table.waiting:
                     self._place_waiting()
                 if sent == self.counters.sent:  # else that may have swallowed the edge
-                    self._read_at = link.attempts
                     return None
         link.wake_all()  # there may be more
         return None

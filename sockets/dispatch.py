@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -67,7 +68,7 @@ class Dispatch:
         self._open = False
         """Whether the flusher looks after the batch."""
         self._frames = self._frames_seen = 0
-        self._sent_at = 0.0
+        self._sent_at = -math.inf
         self._compression = home.compression()
         self._sockets: dict[int, tuple[Socket, str]] = {}
         self._bound: list[Bound] = home.transport.bind(

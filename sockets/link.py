@@ -95,7 +95,8 @@ class Link:
         self._fd = self._poll.fileno()
         self._serial = next(_serials)
         self._stirred = False
-        """Whether all were woken: so that who attempts, and does not wait yet, does not miss it."""
+        """Whether all were woken, or there was something and nobody to wake: so that who attempts,
+        and does not wait yet, does not miss it."""
         self._sockets: dict[zmq.Socket[bytes], int] = {}
         self.looks: list[tuple[zmq.Socket[bytes], int]] = []
         """The sockets, as `look` wants them."""
@@ -340,9 +341,11 @@ class Link:
         if (led and self._threads) or self._ready() or self.readable():
             if self._threads:
                 self._threads[0].wake()
-            else:
-                for waiter in tuple(self._waiting_loops):
-                    waiter.wake()
+                return
+            for waiter in tuple(self._waiting_loops):
+                waiter.wake()
+            if not self._waiting_loops:  # all that waited were handed what they waited for
+                self._stirred = True
 
     # -- For event loops, under the lock -----------------------------------------------------
 

@@ -165,30 +165,22 @@ class LoopWaiter:
     # -- From the loop -----------------------------------------------------------------------
 
     def _readable(self) -> None:
-        """A socket has something. Who has a slot is handed what comes for it, so of those only one
-        has to read, and another when that has got what it waits for."""
+        """A socket has something."""
         link = self.link
         with link.lock:
             if not self._calls or link.closed:
                 self._leave_off()
                 return
-            link.attempts += 1
             link.rang = True
-            emptied = False
-            for wait in list(self._calls.values()):
-                if not (emptied and wait.slot is not None) and not wait.future.done():
-                    emptied = not self._try(wait)
+            self._try_all()
             link.rang = False
 
     def _look(self) -> None:
-        """Let every wait attempt, in the order in which they came."""
+        """Somebody woke it."""
         link = self.link
         with link.lock:
             self._asked = False
-            link.attempts += 1
-            for wait in list(self._calls.values()):
-                if not wait.future.done():
-                    self._try(wait)
+            self._try_all()
             if link.closed:
                 self._leave_off()
         if self._calls and self._retry is None:
@@ -199,6 +191,16 @@ class LoopWaiter:
     def _look_again(self) -> None:
         self._retry = None
         self._look()
+
+    def _try_all(self) -> None:
+        """Let every wait attempt, in the order in which they came. Who has a slot is handed what
+        comes for it, so of those only one has to read, and another when that has got what it waits
+        for."""
+        self.link.attempts += 1
+        emptied = False
+        for wait in list(self._calls.values()):
+            if not (emptied and wait.slot is not None) and not wait.future.done():
+                emptied = not self._try(wait)
 
     def _try(self, wait: Wait[Any]) -> bool:
         """Whether it has its outcome."""

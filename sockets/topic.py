@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from mesh.options import PublisherOptions
@@ -19,7 +21,7 @@ class Topic(msgspec.Struct, eq=False):
     options: PublisherOptions
     batch: Batch
     seq: int = 0
-    sent_at: float = 0.0
+    sent_at: float = -math.inf
     """When a message last left by itself, on the monotonic clock."""
     frames: int = 0
     """How many were sent."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -64,7 +65,7 @@ class Topics:
         self.counters = Counters()
         self.link = Link("publisher")
         self._home = home
-        self._looked_at = 0.0
+        self._looked_at = -math.inf
         self._flags = Flag.WAITS if self.waits else 0
         self._topics: dict[str, Topic] = {}
         self._draining = Draining()

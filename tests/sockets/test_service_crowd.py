@@ -194,6 +194,42 @@ def test_an_answer_that_comes_before_its_caller_sleeps_is_not_overlooked(
     assert time.monotonic() - began < 9, "its deadline made it look again"
 
 
+@pytest.mark.parametrize("how", ["thread", "loop"])
+def test_an_answer_that_comes_as_the_last_of_the_others_has_its_own_is_not_overlooked(
+    how: str, net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins while another waits, and reads the other's answer. Its own comes before it sleeps,
+    and what is looked at for the other's sake swallows what the descriptor would say."""
+    client = net.client()
+    core, begin = core_of(client), core_of(client).begin
+    raw_server.attach(client)
+
+    def call(payload: Any) -> Any:
+        if how == "thread":
+            return client.request(payload, timeout=10)
+        return asyncio.run(client.arequest(payload, timeout=10))
+
+    def beginning(call: Call) -> bool | None:
+        monkeypatch.setattr(core, "begin", begin)
+        raw_server.reply(caller, frame.seq, "for the other")
+        assert select.select([core.link], [], [], 5)[0]
+        outcome = begin(call)
+        own_caller, own_frame = raw_server.recv()
+        raw_server.reply(own_caller, own_frame.seq, "own")
+        assert select.select([core.link], [], [], 5)[0]
+        return outcome
+
+    with calls(lambda: client.request("other", timeout=10)) as other:
+        caller, frame = raw_server.recv()
+        until(lambda: len(core.link._threads) == 1)
+        monkeypatch.setattr(core, "begin", beginning)
+        began = time.monotonic()
+        assert call("one") == "own"
+        assert time.monotonic() - began < 9, "its deadline made it look again"
+    assert other == ["for the other"]
+    assert nothing_left(client)
+
+
 def test_an_answer_that_comes_before_a_loop_watches_is_not_overlooked(
     net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
