@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ pytest_plugins = [
 # run is the change's doing and can be had again.
 settings.register_profile("mesh", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("mesh")
+
+# A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
