@@ -165,18 +165,17 @@ class Node:
             self._parts.presence.observers.remove(tell)
 
     def on_peer(self, hook: Callable[[PeerEvent], object]) -> Callable[[PeerEvent], object]:
-        """Have `hook` called with a `PeerEvent` for each peer that joins or leaves from now on, in
-        this node's hook thread. Returns `hook`, so that it serves as a decorator. Raises
-        `InvalidOption`, `Closed`."""
+        """Have `hook` called with a `PeerEvent` for each peer that is here already, as ``joined``,
+        and for each that joins or leaves from now on, in this node's hook thread. Returns `hook`,
+        so that it serves as a decorator. Raises `InvalidOption`, `Closed`."""
         check_function(hook, "on_peer")
-        self._parts.check_open()
         hooks = self._parts.hooks
 
         def tell(event: PeerEvent | None) -> None:
             if event is not None:
                 hooks.run(hook, event)
 
-        self._parts.presence.observers.append(tell)
+        self._parts.on_loop(lambda: self._parts.presence.observe(tell))
         return hook
 
     def stats(self) -> Stats:

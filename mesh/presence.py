@@ -40,6 +40,13 @@ class Presence:
         self.peers = MappingProxyType(peers)
         self.tell(event)
 
+    def observe(self, observer: Observer) -> None:
+        """Tell it who is here, and from now on what changes. In the control thread, so that nobody
+        comes or goes between the two."""
+        for peer in self.peers.values():
+            observer(PeerEvent("joined", peer, ""))
+        self.observers.append(observer)
+
     def tell(self, event: PeerEvent | None) -> None:
         """Tell all observers, whatever one of them raises."""
         for observer in tuple(self.observers):

@@ -135,7 +135,7 @@ class Requests:
 
     def _hurry(self, call: Call) -> None:
         """It had its answer quickly: perhaps the next can have its in one go."""
-        if self.link.loops or self._exchange is None:
+        if self._exchange is None or self.link.has_loops():
             return  # a loop is never to wait for the lock
         now = time.monotonic()
         if now - call.began < MOMENT_S and now - self.link.met_at > CALM_S and may_hold():
@@ -152,10 +152,10 @@ class Requests:
                 if reader is not None and reader.outcome is not None:
                     return True  # what else there is, the next reads: see `Link.pass_on`
             if not inputs:
-                sent = self.counters.sent
-                if self.table.waiting:
-                    self._place_waiting()
-                if sent == self.counters.sent:  # else that may have swallowed the edge
+                if not self.table.waiting:
+                    return None
+                self._place_waiting()
+                if not look(link.looks, 0):  # a send swallows the edge, even one without room
                     return None
         link.wake_all()  # there may be more
         return None

@@ -7,7 +7,7 @@ control thread can always connect and disconnect peers.
 
 Why it is written as it is. A ZeroMQ socket's descriptor says only "look at the socket", and any
 operation, by any thread, can swallow that: so whoever leaves the link while others wait looks
-whether there is something left, and wakes the next of them. The *first* waiting thread watches the
+whether there is something left, and wakes the next of them, or keeps it in mind for itself. The *first* waiting thread watches the
 sockets; the others sleep on a wake-up descriptor of their own and are promoted in turn, so that one
 message wakes one thread. An event loop watches for itself, since it may be stopped at any time.
 
@@ -95,8 +95,8 @@ class Link:
         self._fd = self._poll.fileno()
         self._serial = next(_serials)
         self._stirred = False
-        """Whether all were woken, or there was something and nobody to wake: so that who attempts,
-        and does not wait yet, does not miss it."""
+        """Whether there may be something that nobody is sure to read: who attempts, and does not
+        wait yet, looks again."""
         self._sockets: dict[zmq.Socket[bytes], int] = {}
         self.looks: list[tuple[zmq.Socket[bytes], int]] = []
         """The sockets, as `look` wants them."""
@@ -142,11 +142,19 @@ class Link:
             return
         threads = self._threads
         if isinstance(waiter, Sleeper) and waiter in threads:
+            waiter.result = result  # first: if Ctrl-C comes before it is woken, its nap ends
             led = threads[0] is waiter
             threads.remove(waiter)
             if led and threads:
                 threads[0].wake()  # somebody has to watch the sockets
         waiter.hand(result)
+
+    def has_loops(self) -> bool:
+        """Whether an event loop has waited here, and may again. Under the lock."""
+        if self.loops:
+            for loop in [loop for loop in self.loops if loop.is_closed()]:
+                del self.loops[loop]
+        return bool(self.loops)
 
     @property
     def alone(self) -> bool:
@@ -157,7 +165,7 @@ class Link:
     def may_be_held(self) -> bool:
         """Whether nobody waits, nor a loop is about to, and it is open: so that who has the lock
         may keep it for a moment (`mesh.sockets.moment`)."""
-        return not (self._threads or self._waiting_loops or self.loops or self._closed)
+        return not (self._threads or self._waiting_loops or self._closed or self.has_loops())
 
     # -- Waiting -----------------------------------------------------------------------------
 
@@ -177,7 +185,8 @@ class Link:
         Raises `Timeout`, `Closed`, and whatever `attempt` raises. Safe from any thread.
         """
         sleeper = _own.sleeper
-        if sleeper.busy:
+        nested = sleeper.busy
+        if nested:
             sleeper = Sleeper()  # a signal handler waits in the midst of a wait
         threads = self._threads
         if self.lock.locked():
@@ -192,7 +201,8 @@ class Link:
                 # Under the lock still: nothing that anybody took notice of can have come since.
                 sleeper.busy = True
                 sleeper.result = None
-                threads.append(sleeper)
+                # A nested one comes first: this thread's other one cannot watch meanwhile.
+                threads.insert(0 if nested else len(threads), sleeper)
                 if slot is not None:
                     slot.waiter = sleeper
                 leads = threads[0] is sleeper
@@ -201,10 +211,18 @@ class Link:
             return self._sleep(sleeper, leads, attempt, timeout, what, slot, retry_s)
         finally:
             if sleeper.busy:
-                if sleeper in threads:
-                    with self.lock:
-                        self._leave(sleeper, slot)
-                sleeper.busy = False
+                try:
+                    self._end(sleeper, slot)
+                except BaseException:  # Ctrl-C: who is gone must not stay the one that watches
+                    self._end(sleeper, slot)
+                    raise
+
+    def _end(self, sleeper: Sleeper, slot: Slot | None) -> None:
+        """A wait is over, however it ended."""
+        if sleeper in self._threads:
+            with self.lock:
+                self._leave(sleeper, slot)
+        sleeper.busy = False
 
     def _sleep(
         self,
@@ -292,7 +310,7 @@ class Link:
                 waiter.wake()
         try:
             return await wait.future
-        except loops.CancelledError:
+        except (loops.CancelledError, GeneratorExit):
             waiter.end(wait, give_back)
             raise
         finally:
@@ -342,10 +360,9 @@ class Link:
             if self._threads:
                 self._threads[0].wake()
                 return
+            self._stirred = True  # a loop may be busy, or stopped
             for waiter in tuple(self._waiting_loops):
                 waiter.wake()
-            if not self._waiting_loops:  # all that waited were handed what they waited for
-                self._stirred = True
 
     # -- For event loops, under the lock -----------------------------------------------------
 

@@ -24,12 +24,12 @@ T = TypeVar("T")
 CancelledError = asyncio.CancelledError
 running_loop = asyncio.get_running_loop
 _running_loop_if_any = asyncio._get_running_loop
+_current_task = asyncio.current_task
 
 
 def loop_waiter(link: Link, loop: asyncio.AbstractEventLoop) -> LoopWaiter:
     """A waiter of `loop` on `link`, which has none yet. Under the lock."""
-    for old in [each for each in link.loops if each.is_closed()]:
-        del link.loops[old]
+    link.has_loops()  # those that are closed make room
     waiter = link.loops[loop] = LoopWaiter(link, loop)
     return waiter
 
@@ -63,7 +63,7 @@ class Wait(Generic[T]):
 
     def hand(self, result: T) -> None:
         """Under the lock, from any thread."""
-        if _running_loop_if_any() is self._of.loop:
+        if self._of.runs():
             self._of.settle(self, result)
         else:
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
@@ -87,6 +87,7 @@ class LoopWaiter:
         self._calls: dict[asyncio.Future[Any], Wait[Any]] = {}
         self._watching = False
         self._asked = False
+        self._trying = False
         self._retry: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -132,16 +133,23 @@ class LoopWaiter:
 
     # -- From whoever has the lock -----------------------------------------------------------
 
+    def runs(self) -> bool:
+        """Whether this is its loop's thread, and the loop not asleep: where it is, a signal handler
+        may be what runs, and what that leaves for later does not wake it."""
+        if _running_loop_if_any() is not self.loop:
+            return False
+        return self._trying or _current_task(self.loop) is not None
+
     def wake(self) -> None:
         """Have all attempt. From any thread."""
         if self._asked:
             return
-        self._asked = True
         try:
-            if _running_loop_if_any() is self.loop:
+            if self.runs():
                 self.loop.call_soon(self._look)
             else:
                 self.loop.call_soon_threadsafe(self._look)
+            self._asked = True
         except RuntimeError:  # the loop was closed under its coroutines: nobody is left to wake
             self.link.leave(self)
 
@@ -193,14 +201,19 @@ class LoopWaiter:
         self._look()
 
     def _try_all(self) -> None:
-        """Let every wait attempt, in the order in which they came. Who has a slot is handed what
-        comes for it, so of those only one has to read, and another when that has got what it waits
-        for."""
+        """Let every wait attempt, in the order in which they came; but a wait with a slot is handed
+        what comes for it, so once one of them has read all there is the others need not."""
         self.link.attempts += 1
         emptied = False
-        for wait in list(self._calls.values()):
-            if not (emptied and wait.slot is not None) and not wait.future.done():
-                emptied = not self._try(wait)
+        self._trying = True
+        try:
+            for wait in list(self._calls.values()):
+                if not (emptied and wait.slot is not None) and not wait.future.done():
+                    emptied = not self._try(wait)
+            if self._calls and not emptied:
+                self.link.pass_on(False)
+        finally:
+            self._trying = False
 
     def _try(self, wait: Wait[Any]) -> bool:
         """Whether it has its outcome."""

@@ -78,7 +78,7 @@ class Sleeper:
         fired = poll(nap_ms)
         if not fired:
             until = time.monotonic() + timeout - nap_ms / 1000
-            while not fired:
+            while not fired and self.result is None:
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     return False

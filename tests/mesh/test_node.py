@@ -130,6 +130,17 @@ def test_hooks_tell_who_comes_and_who_goes() -> None:
         until(lambda: not a.peers)
 
 
+def test_a_hook_that_comes_late_is_told_who_is_here_already(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    events: queue.Queue[PeerEvent] = queue.Queue()
+    a.on_peer(events.put)
+    joined = events.get(timeout=5)
+    assert (joined.kind, joined.peer, joined.reason) == ("joined", a.peers[b.id], "")
+    b.close()
+    assert events.get(timeout=5).kind == "left"
+    assert events.empty()
+
+
 def test_a_hook_that_raises_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
     events: queue.Queue[PeerEvent] = queue.Queue()
     with Node("a") as a:

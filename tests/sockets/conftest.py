@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import zmq
 
 from mesh.sockets import moment
 from tests.support import services
 from tests.support.homes import Homes
+from tests.support.links import Box, Inbox
 from tests.support.queues import Crew
 
 
@@ -60,3 +62,24 @@ def raw_server(net: services.Net) -> Iterator[services.RawServer]:
 def no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a program that has none: pytest-timeout has one."""
     monkeypatch.setattr(moment, "_HANDLED", (signal.SIGTERM,))
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def inbox(context: zmq.Context[zmq.Socket[bytes]], tmp_path: object) -> Iterator[Inbox]:
+    inbox = Inbox(context, f"ipc://{tmp_path}/inbox")
+    yield inbox
+    inbox.link.close()
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    box = Box()
+    yield box
+    box.link.close()

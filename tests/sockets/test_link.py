@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import gc
 import select
-import signal
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,57 +18,14 @@ import uvloop
 import zmq
 
 from mesh.errors import Closed, Timeout
-from mesh.sockets.link import Link, Recipient
+from mesh.sockets.link import Link
 from mesh.sockets.link_asyncio import LoopWaiter
 from mesh.sockets.parts import read_parts
+from tests.support.links import Box, Inbox, Slot, Taker, endpoint_of, push
 from tests.support.waiting import until
 
 MESSAGES = 400
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
-
-
-class Inbox:
-    """The smallest pattern: a PULL socket, and an attempt that takes one message."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        self.link = Link("inbox")
-        self.messages: deque[bytes] = deque()
-        self.socket = context.socket(zmq.PULL)
-        self.socket.bind(endpoint)
-        with self.link:
-            self.link.add(self.socket)
-
-    def take(self) -> bytes | None:
-        parts = read_parts(self.socket)
-        return None if parts is None else bytes(parts[0])
-
-    def give_back(self, message: bytes) -> None:
-        raise AssertionError("this inbox has nowhere to put it")
-
-
-@pytest.fixture
-def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
-    context = zmq.Context()
-    yield context
-    context.destroy(linger=0)
-
-
-@pytest.fixture
-def inbox(context: zmq.Context[zmq.Socket[bytes]], tmp_path: object) -> Iterator[Inbox]:
-    inbox = Inbox(context, f"ipc://{tmp_path}/inbox")
-    yield inbox
-    inbox.link.close()
-
-
-def push(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.PUSH)
-    socket.linger = 5000
-    socket.connect(endpoint)
-    return socket
-
-
-def endpoint_of(inbox: Inbox) -> str:
-    return inbox.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
 @pytest.mark.parametrize("disturbed", [True, False], ids=["churn", "quiet"])
@@ -384,48 +339,6 @@ def test_a_loop_that_was_closed_under_its_coroutines_does_not_stop_the_threads(
     task.get_coro().close()
 
 
-class Box:
-    """A pattern without sockets: what is waited for lies in an inbox."""
-
-    def __init__(self) -> None:
-        self.items: deque[int] = deque()
-        self.link = Link("box", partial(bool, self.items))
-
-    def take(self) -> int | None:
-        return self.items.popleft() if self.items else None
-
-    def put(self, *items: int) -> None:
-        """Without a word to anybody. Under the lock."""
-        self.items.extend(items)
-
-
-@pytest.fixture
-def box() -> Iterator[Box]:
-    box = Box()
-    yield box
-    box.link.close()
-
-
-class Taker:
-    """A thread that takes one, and is gone."""
-
-    def __init__(self, link: Link, take: Callable[[], object]) -> None:
-        self.got: object = None
-        self._link, self._take = link, take
-        self.thread = threading.Thread(target=self._run)
-        waiting = len(link._threads)
-        self.thread.start()
-        until(lambda: len(link._threads) > waiting, "the wait")
-
-    def _run(self) -> None:
-        self.got = self._link.wait(self._take, 10, "message")
-
-    def join(self) -> object:
-        self.thread.join(5)
-        assert not self.thread.is_alive(), "a wake-up went missing"
-        return self.got
-
-
 def test_whoever_leaves_hands_the_sockets_on(
     context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox
 ) -> None:
@@ -535,19 +448,13 @@ def test_who_is_told_to_look_again_during_his_first_attempt_does_so(box: Box) ->
     assert time.monotonic() - began < 4, "a deadline made it look again"
 
 
-class Kept:
-    """A slot, as a pattern keeps it with a call."""
-
-    waiter: Recipient | None = None
-
-
 def test_what_a_waiting_thread_is_handed_it_returns_and_another_watches_the_sockets(
     context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox
 ) -> None:
-    slots = [Kept(), Kept()]
+    slots = [Slot(), Slot()]
     got: list[object] = []
 
-    def wait(slot: Kept) -> None:
+    def wait(slot: Slot) -> None:
         got.append(inbox.link.wait(inbox.take, 10, "message", slot=slot))
 
     threads = [threading.Thread(target=wait, args=(slot,)) for slot in slots]
@@ -569,35 +476,6 @@ def test_what_a_waiting_thread_is_handed_it_returns_and_another_watches_the_sock
 
 def _wait(link: Link, count: int) -> bool:
     return len(link._threads) == count
-
-
-def test_a_signal_handler_that_waits_takes_no_wake_up_from_the_wait_it_interrupts(box: Box) -> None:
-    """Both in one thread, which has one descriptor to be woken by."""
-    other = Box()
-
-    def handler(number: int, frame: object) -> None:
-        box.link.run(lambda: box.put(1))  # wakes the wait that it interrupts
-        with pytest.raises(Timeout):
-            other.link.wait(other.take, 0.01, "message")
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
-        main = threading.main_thread().ident
-        assert main == threading.get_ident()
-
-        def interrupt() -> None:
-            until(lambda: box.link._threads, "the wait")
-            signal.pthread_kill(main, signal.SIGUSR1)
-
-        interrupting = threading.Thread(target=interrupt)
-        interrupting.start()
-        began = time.monotonic()
-        assert box.link.wait(box.take, 5, "message") == 1
-        assert time.monotonic() - began < 4, "its deadline made it look again"
-        interrupting.join()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-        other.link.close()
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mesh.errors import PeerLost, Timeout
+from mesh.errors import Closed, PeerLost, Timeout
 from mesh.sockets.calls import Call
 from mesh.sockets.client import Client
 from mesh.sockets.frame import Kind
@@ -307,6 +307,39 @@ def test_an_answer_that_comes_while_another_request_is_sent_on_is_not_overlooked
     finally:
         first.close()
         second.close()
+
+
+def test_an_answer_that_a_send_without_room_brought_to_light_is_not_overlooked(
+    net: Net, raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a send that fails takes notice of what came, and swallows what the descriptor would say
+    about it: here one of a call that waits, tried again by whoever reads for all."""
+    client = net.client()
+    raw_server.attach(client)
+    core, placing = core_of(client), core_of(client)._place_waiting
+
+    def full(call: Call, server: Any) -> bool:
+        has_input(core._connections[server].socket)  # as zmq_send does before it says EAGAIN
+        return False
+
+    def answered_first() -> None:
+        monkeypatch.setattr(core, "_place_waiting", placing)
+        raw_server.reply(caller, frame.seq, "answer")
+        assert select.select([core.link], [], [], 5)[0]
+        placing()
+
+    with calls(lambda: client.request("one", timeout=10)) as one:
+        caller, frame = raw_server.recv()
+        until(lambda: len(core.link._threads) == 1)
+        monkeypatch.setattr(core, "_send", full)
+        with calls(lambda: client.request("two", timeout=8)) as two:
+            until(lambda: len(core.link._threads) == 2)
+            monkeypatch.setattr(core, "_place_waiting", answered_first)
+            with core.link.lock:
+                core.link._threads[0].wake()
+            until(lambda: one == ["answer"])
+            client.close()
+    assert isinstance(two[0], Closed)
 
 
 def test_cancelled_calls_leave_nothing_behind(net: Net) -> None:

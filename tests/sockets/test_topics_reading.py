@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from mesh.sockets.home import node_text
 from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.subscription import Subscription
 from tests.support.homes import Homes
+from tests.support.links import long_before_its_deadline
 from tests.support.topics import (
     NETWORKED,
     PUBLISHER,
@@ -372,6 +374,21 @@ def test_recv_many_gives_no_more_than_it_was_asked_for(reading: Reading) -> None
     for bad in (0, -1, limits.RECV_MANY_MAX + 1, True, 1.5):
         with pytest.raises(InvalidOption, match="count_max must be an integer from 1 to"):
             subscriber.recv_many(timeout=0, count_max=bad)  # type: ignore[arg-type]
+
+
+def test_recv_many_reads_on_where_many_bytes_held_nothing_new(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RECV_MANY_BYTES", 1)
+    raw, subscriber = reading.pair("a")
+    raw.data("a", 1, "heard")
+    assert subscriber.recv(timeout=5).payload == "heard"
+    raw.data("a", 1, "heard")
+    raw.data("a", 2, "new")
+    until(lambda: core_of(subscriber).link.readable(), "the first")
+    time.sleep(0.05)  # and the second
+    with long_before_its_deadline():
+        assert payloads(subscriber.recv_many(timeout=10)) == ["new"]
 
 
 def test_what_cancelled_receivers_had_taken_is_received_in_order(net: Net) -> None:
