@@ -8,9 +8,9 @@ control thread can always connect and disconnect peers.
 Why it is written as it is. A ZeroMQ socket's descriptor says only "look at the socket", and any
 operation, by any thread, can swallow that: so whoever leaves the link while others wait looks
 whether there is something left, and wakes the next of them, or keeps it in mind for itself. The
-*first* waiting thread watches the sockets; the others sleep on a wake-up descriptor of their own and
-are promoted in turn, so that one message wakes one thread. An event loop watches for itself, since
-it may be stopped at any time.
+*first* waiting thread watches the sockets; the others sleep on a wake-up descriptor of their own,
+and are promoted in turn, so that one message wakes one thread. An event loop watches for itself,
+since it may be stopped at any time.
 
 A pattern builds on it with *attempts*: functions called under the lock that return what was waited
 for, or None after having read their sockets until these were empty. Knows nothing of frames.
