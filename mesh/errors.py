@@ -14,6 +14,8 @@
     ├── PeerLost                           the server of a request, or the way to it, is gone
     ├── Busy                               no room for the request, here or there
     ├── RemoteError                        the handler on the other side raised
+    ├── LogLocked                          another process, or this one, has that log open
+    ├── StorageFailed                      a write or sync failed before: nothing more is written
     └── UnsafeRuntimeDir   (PermissionError)  others could reach this node's sockets
 
 Misuse by the caller is an error; a fault of a peer is never one: it is dropped and counted
@@ -83,6 +85,15 @@ class RemoteError(MeshError):
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
         return RemoteError, (self.type, self.text, self.traceback)
+
+
+class LogLocked(MeshError):
+    """The directory of a log is in use; the text names the process that has it."""
+
+
+class StorageFailed(MeshError):
+    """A file was not written, because an earlier write or sync of it failed; the text names both.
+    What is on the disk is known once it has been opened anew."""
 
 
 class UnsafeRuntimeDir(MeshError, PermissionError):
