@@ -38,8 +38,9 @@ Bytes = bytes | memoryview
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 """How many parts one `writev` takes: 1024 on Linux."""
 _LOCK: Final = ".lock"
-_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Of every file. Without O_NONBLOCK opening a named pipe would hang; a file is never affected."""
+_FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK
+"""Of every file, besides O_CLOEXEC, which Python gives them all. Opening a named pipe would wait
+without O_NONBLOCK; a file never does."""
 
 
 class File(Protocol):
@@ -264,7 +265,7 @@ class Disk:
 
 
 def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:

@@ -307,6 +307,24 @@ def test_a_forked_child_has_no_part_in_the_lock_and_leaves_it_alone(path: Path) 
     assert lock_in_a_child(path) == "locked"
 
 
+def test_a_forked_child_that_lives_on_does_not_keep_the_lock(path: Path) -> None:
+    disk, reader, writer = Disk(path), *os.pipe()
+    disk.lock()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the test is over
+        os._exit(0)
+    try:
+        disk.close()
+        disk.lock()
+        disk.close()
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(child, 0)
+
+
 def test_a_second_opening_in_this_process_does_not_undo_the_lock(path: Path) -> None:
     """POSIX: closing any descriptor of a file gives up the locks on it."""
     disk, other = Disk(path), Disk(path)

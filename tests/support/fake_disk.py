@@ -258,7 +258,7 @@ class FakeFile:
         with self._poison:
             self._check(True)
             end = self._faults.begin("sync")
-            if end is None or (isinstance(end, Stopped) and self._faults.random.random() < 0.5):
+            if end is None:
                 self._content.sync()
             elif isinstance(end, OSError):
                 self._content.lose(self._faults.random)
