@@ -34,6 +34,7 @@ from typing import Final, Protocol
 from mesh.errors import InvalidName, LogLocked, StorageFailed
 
 Bytes = bytes | memoryview
+"""A view has bytes for its items."""
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 """How many parts one `writev` takes: 1024 on Linux."""
@@ -161,17 +162,19 @@ class DiskFile:
 
     def append(self, parts: Sequence[Bytes]) -> None:
         with self._poison:
-            views = [memoryview(part).cast("B") for part in parts if len(part)]
-            done = 0
-            while done < len(views):
-                written = os.writev(self._fd, views[done : done + _IOV_MAX])
-                if not written:
-                    raise OSError(errno.EIO, "nothing was written, without an error")
-                while done < len(views) and written >= len(views[done]):
-                    written -= len(views[done])
-                    done += 1
-                if written:
-                    views[done] = views[done][written:]
+            for first in range(0, len(parts), _IOV_MAX):
+                self._write(parts[first : first + _IOV_MAX])
+
+    def _write(self, parts: Sequence[Bytes]) -> None:
+        written = os.writev(self._fd, parts)
+        if written == sum(map(len, parts)):
+            return
+        rest = memoryview(b"".join(parts))[written:]
+        while rest:
+            written = os.writev(self._fd, [rest])
+            if not written:
+                raise OSError(errno.EIO, "nothing was written, without an error")
+            rest = rest[written:]
 
     def read(self, at: int, length: int) -> bytes:
         data = os.pread(self._fd, length, at)

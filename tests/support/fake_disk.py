@@ -154,7 +154,7 @@ class Content:
 
 def _write(layer: bytearray, at: int, data: bytes | None) -> None:
     if data is None:
-        layer[:] = layer[:at].ljust(at, b"\0")
+        del layer[at:]
     else:
         layer[:] = layer.ljust(at, b"\0")  # what was before it may be lost
         layer[at : at + len(data)] = data
