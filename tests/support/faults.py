@@ -160,13 +160,19 @@ def filled(path: Path, room_bytes: int = 0) -> Iterator[None]:
 
 def _mount(where: Path, *options: str | Path) -> str:
     where.mkdir(exist_ok=True)
-    return _run("mount", *options, where).stderr.strip()
+    return _problem("mount", *options, where)
 
 
 def _unmount(where: Path, *, at_last: bool = False) -> str:
     """`at_last`: if a failed test left a file open in it, once that is closed."""
-    problem = _run("umount", where).stderr.strip()
-    return _run("umount", "--lazy", where).stderr.strip() if problem and at_last else problem
+    problem = _problem("umount", where)
+    return _problem("umount", "--lazy", where) if problem and at_last else problem
+
+
+def _problem(tool: str, *arguments: str | Path) -> str:
+    """What it says if it fails; what it says otherwise is only advice."""
+    run = _run(tool, *arguments)
+    return run.stderr.partition("\n")[0] or tool if run.returncode else ""
 
 
 def _run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
