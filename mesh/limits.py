@@ -106,6 +106,31 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 ENDPOINTS_MAX: Final = 64
 """Endpoints of one node that are looked at."""
 
+# The log
+PRODUCERS_MAX: Final = 10_000
+"""Producers that a partition remembers; the one idle longest is forgotten first."""
+PRODUCER_BATCHES: Final = 256
+"""Latest batches of each that are remembered exactly: more than a client has in flight. Kafka keeps
+5, and allows no more in flight."""
+DEDUP_WINDOW_S: Final = 120.0
+"""Default of ``dedup_window_s``: JetStream's."""
+DEDUP_IDS_MAX: Final = 100_000
+"""Of a partition, within the window; the oldest are forgotten first."""
+DEDUP_ID_BYTES_MAX: Final = 255
+DERIVED_OUTPUTS_MAX: Final = 256
+"""Records of one partition that one input may be turned into."""
+DERIVED_SOURCES_MAX: Final = 4096
+"""Outputs of sources whose inputs a partition remembers."""
+DERIVED_INTERVALS_KEPT: Final = 32_768
+"""Of one output: half of the offsets a group looks at, so that all of these are known even if every
+other input has no output."""
+DERIVED_INTERVALS_EACH: Final = 40_960
+"""With so many the lowest are forgotten, down to those. 16 bytes each."""
+DERIVED_INTERVALS_MAX: Final = 1 << 20
+"""Of all of a partition's sources together: 16 MiB."""
+DERIVED_LATEST_MAX: Final = 65_536
+"""Derived records remembered with their offset."""
+
 # Times
 WAIT_FOR_ROOM_S: Final = 0.002
 """Longest sleep of a sender waiting for room: an XPUB reports POLLOUT even when full."""
