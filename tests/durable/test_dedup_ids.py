@@ -70,6 +70,28 @@ def test_over_the_limit_the_oldest_are_forgotten_and_counted(
     assert ids.seen("3", START_NS) == Original(3, START_NS)
 
 
+def test_an_id_used_again_after_its_window_is_the_youngest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "DEDUP_IDS_MAX", 2)
+    ids = DedupIds(WINDOW_S, Counter())
+    after_ns = START_NS + WINDOW_S * NS_PER_S
+    ids.add("again", 1, START_NS)
+    ids.add("between", 2, START_NS + 1)
+    ids.add("again", 3, after_ns)
+    ids.add("last", 4, after_ns)
+    assert ids.seen("between", after_ns) is None
+    assert ids.seen("again", after_ns) == Original(3, after_ns)
+
+
+def test_a_clock_that_went_back_over_a_restart_does_not_shorten_the_window(ids: DedupIds) -> None:
+    ids.add("before", 1, START_NS)
+    restarted = DedupIds(WINDOW_S, Counter())
+    restarted.restore(ids)
+    restarted.add("back", 2, START_NS - 100 * NS_PER_S)
+    assert restarted.seen("back", START_NS + 100 * NS_PER_S) == Original(2, START_NS)
+
+
 def test_text_is_its_utf8(ids: DedupIds) -> None:
     ids.add("größe", 1, START_NS)
     assert ids.seen("größe".encode(), START_NS) == Original(1, START_NS)

@@ -77,14 +77,20 @@ def test_only_the_latest_are_known_with_their_place(
     assert len(derivations.latest()) == 3
 
 
+GROUP_WINDOW = 65_536
+"""Offsets that a group looks at beyond what is settled."""
+
+
+@pytest.mark.slow
 def test_a_group_s_whole_window_is_known_though_every_other_input_has_no_output(
     derivations: Derivations,
 ) -> None:
-    window = 2 * limits.DERIVED_INTERVALS_KEPT
-    end = 3 * window
+    end = 3 * GROUP_WINDOW
     for offset in range(0, end, 2):
         derivations.add(SOURCE, offset, 0, offset, 1000)
-    for offset in range(end - window, end):
+        lowest = max(0, offset - GROUP_WINDOW + 2)
+        assert isinstance(derivations.seen(SOURCE, lowest), Original | Derived)
+    for offset in range(end - GROUP_WINDOW, end):
         seen = derivations.seen(SOURCE, offset)
         assert (seen is None) == (offset % 2 == 1), offset
     assert derivations.intervals <= limits.DERIVED_INTERVALS_EACH
@@ -127,6 +133,19 @@ def test_the_source_idle_longest_is_forgotten_first(
         False,
         False,
     ]
+
+
+def test_what_is_derived_anew_after_its_source_was_forgotten_is_among_the_latest(
+    derivations: Derivations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DERIVED_SOURCES_MAX", 1)
+    monkeypatch.setattr(limits, "DERIVED_LATEST_MAX", 2)
+    derivations.add(1, 5, 0, 10, 1000)
+    derivations.add(2, 5, 0, 20, 1000)
+    assert derivations.seen(1, 5) is None
+    derivations.add(1, 5, 0, 30, 1000)
+    derivations.add(1, 6, 0, 40, 1000)
+    assert derivations.seen(1, 5) == Original(30, 1000)
 
 
 def test_many_intervals_cost_the_source_idle_longest(

@@ -235,6 +235,10 @@ def test_a_log_whose_beginning_is_gone_tells_where_its_producers_stand(
 
 
 def test_a_log_that_lost_its_middle_is_believed(producers: Producers) -> None:
+    producers.appended(Q, 5, 0, 3, 100, 7)
+    producers.opened(Q, 6, 50)
+    assert producers.check(Q, 6, 50, 1) is NEW
+    assert producers.check(Q, 6, 0, 3) == Gap(0, 3, 50)
     producers.appended(P, 5, 0, 3, 100, 7)
     producers.appended(P, 5, 10, 3, 110, 7)
     assert producers.check(P, 5, 13, 1) is NEW
