@@ -68,7 +68,7 @@ class DedupIds:
         Raises `InvalidOption` for an id that cannot be one.
         """
         used = self._ids.get(as_bytes(dedup_id))
-        if used is None or max(now_ns, self._clock_ns) - used.time_ns >= self._window_ns:
+        if used is None or now_ns - used.time_ns >= self._window_ns:
             return None
         return Original(used.offset, used.time_ns)
 

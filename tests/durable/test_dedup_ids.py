@@ -131,6 +131,7 @@ def test_a_window_that_cannot_be_is_refused(window_s: float) -> None:
 steps = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(-5, 30)), max_size=60)
 
 
+@pytest.mark.slow
 @given(steps)
 def test_an_id_is_known_exactly_as_long_as_the_window(steps: list[tuple[str, int]]) -> None:
     """Whatever the clock does: the log's never goes back."""

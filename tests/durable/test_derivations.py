@@ -199,6 +199,7 @@ def test_intervals_are_the_set_of_offsets_and_no_more_than_it_takes(offsets: lis
     assert inputs.intervals == sum(offset - 1 not in there for offset in there)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20), st.integers(0, 1)), max_size=60),
     st.integers(0, 60),
