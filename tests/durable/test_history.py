@@ -40,7 +40,7 @@ PLAIN = "any order"
 class Run:
     """A stream that does everything right, whatever happens to those around it."""
 
-    def __init__(self, seed: int, appends: int = 40) -> None:
+    def __init__(self, seed: int, appends: int = 24) -> None:
         self.random = random.Random(seed)
         self.now = 0
         self.events: list[AnyEvent] = []
@@ -393,11 +393,13 @@ def findings_of(run: Run) -> list[Finding]:
     return judge(events, key_ordered=[KEYED]).findings
 
 
+@pytest.mark.slow
 @given(seeds)
 def test_a_correct_run_has_no_findings(seed: int) -> None:
     assert findings_of(Run(seed)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "kind"), FAULTS, ids=[f.__name__ for f, _ in FAULTS])
 @given(seed=seeds)
 def test_one_fault_is_one_finding(fault: Callable[[Run], bool], kind: str, seed: int) -> None:
@@ -412,7 +414,7 @@ def test_one_fault_is_one_finding(fault: Callable[[Run], bool], kind: str, seed:
 
 @pytest.mark.parametrize(("fault", "kind"), FAULTS, ids=[f.__name__ for f, _ in FAULTS])
 def test_most_runs_have_something_to_do_a_fault_to(fault: Callable[[Run], bool], kind: str) -> None:
-    assert sum(fault(Run(seed)) for seed in range(20)) >= 15
+    assert sum(fault(Run(seed)) for seed in range(20)) >= 10
 
 
 # By hand: the texts, and what looks like a fault and is none
@@ -617,6 +619,10 @@ def test_what_a_correct_stream_can_show_is_no_finding(events: list[AnyEvent]) ->
         ),
         pytest.param([*IN_LOG, delivered("b", 1), ack(0)], id="settled afterwards"),
         pytest.param(
+            [*IN_LOG, replace(ack(0, at=4), group="other"), delivered("b", 1)],
+            id="settled for another group",
+        ),
+        pytest.param(
             [
                 *IN_LOG,
                 invoked("e", seq=2, key="k"),
@@ -630,7 +636,7 @@ def test_what_a_correct_stream_can_show_is_no_finding(events: list[AnyEvent]) ->
 )
 def test_key_order_is_looked_at_in_the_groups_named(events: list[AnyEvent]) -> None:
     assert [f.kind for f in judge(events, key_ordered=["g"]).findings] == ["reordered"]
-    assert judge(events, key_ordered=["other"]).findings == []
+    assert judge(events, key_ordered=["a third"]).findings == []
 
 
 def test_what_was_on_its_way_when_another_acked_is_not_delivered_again() -> None:
@@ -644,6 +650,16 @@ def test_a_fault_is_told_once_however_often_it_is_seen() -> None:
     for at in range(10, 20):
         events.append(replace(read("b", 0, reader=f"{at}"), at=at))
     assert [f.kind for f in judge(events).findings] == ["phantom", "offset reused"]
+
+
+def test_a_record_delivered_again_and_again_after_its_ack_is_told_once() -> None:
+    events: list[AnyEvent] = [A, acked(0), delivered("a", 0, at=8), delivered("a", 0, at=9)]
+    assert [f.kind for f in judge(events).findings] == ["acked again"]
+
+
+def test_of_a_record_that_is_there_twice_no_order_is_expected() -> None:
+    events: list[AnyEvent] = [A, B, read("a", 2), appended("b", 1), read("a", 0, reader="s")]
+    assert [f.kind for f in judge(events).findings] == ["duplicate"]
 
 
 def test_an_offset_that_cannot_be_is_judged_all_the_same() -> None:

@@ -323,7 +323,8 @@ class _Court:
 
     def hear_keys(self, group: str) -> None:
         """A consumer of `group` that gets a record had those of its key before it, or they were
-        settled by then: somebody had called ack or reject, or they are among the dead letters."""
+        settled by then: somebody had called ack or reject, or they are among the dead letters.
+        A nak is not written down, so whether its delay held back the key is not looked at."""
         offsets_of: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         index_of: dict[Place, tuple[str, int]] = {}
         """Of each place its key, and its index among the offsets of that key."""
