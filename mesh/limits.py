@@ -131,6 +131,13 @@ DERIVED_INTERVALS_MAX: Final = 1 << 20
 DERIVED_LATEST_MAX: Final = 65_536
 """Derived records remembered with their offset."""
 
+# Groups
+GROUP_WINDOW: Final = 65536
+"""Offsets beyond the committed one that a group looks at: what is beyond waits in the log."""
+GROUP_MEMBERS_MAX: Final = PEERS_MAX
+REASON_CHARACTERS_MAX: Final = 255
+"""Of the reason that a member gives for rejecting a record."""
+
 # Times
 WAIT_FOR_ROOM_S: Final = 0.002
 """Longest sleep of a sender waiting for room: an XPUB reports POLLOUT even when full."""
@@ -152,3 +159,5 @@ SILENT_HEARTBEATS: Final = 3
 """A peer on another host is gone when it was silent for this many heartbeats."""
 SILENT_HEARTBEATS_SAME_HOST: Final = 10
 """On the same host the kernel tells of a death; a process that is only stopped may come back."""
+NAK_DELAY_S_MAX: Final = 86400.0
+"""Longest delay that a member may ask for: a record that waits holds up what is committed."""
