@@ -14,6 +14,8 @@
     ├── PeerLost                           the server of a request, or the way to it, is gone
     ├── Busy                               no room for the request, here or there
     ├── RemoteError                        the handler on the other side raised
+    ├── LogDamaged                         what had been on disk does not read any more
+    ├── LogFormat                          a log of another version
     ├── LogLocked                          another process, or this one, has that log open
     ├── StorageFailed                      a write or sync failed before: nothing more is written
     └── UnsafeRuntimeDir   (PermissionError)  others could reach this node's sockets
@@ -85,6 +87,29 @@ class RemoteError(MeshError):
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
         return RemoteError, (self.type, self.text, self.traceback)
+
+
+class LogDamaged(MeshError):
+    """Something in a log that had been on disk does not read any more. Nothing was changed, and
+    nothing that comes after it is delivered in its place."""
+
+    def __init__(self, file: str, position: int, offset: int, reason: str) -> None:
+        super().__init__(
+            f"{file} is damaged at byte {position:,}, where offset {offset:,} should be: {reason}"
+        )
+        self.file = file
+        self.position = position
+        """Byte of the file."""
+        self.offset = offset
+        """Of the first record that is missing."""
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[LogDamaged], tuple[str, int, int, str]]:
+        return LogDamaged, (self.file, self.position, self.offset, self.reason)
+
+
+class LogFormat(MeshError):
+    """A log that another version of this package has written; the text names both."""
 
 
 class LogLocked(MeshError):

@@ -1,0 +1,311 @@
+"""A partition's log: batches appended to segments, read by offset or time, given up from the front.
+
+Guarantee: what was synced is there after any crash, in its place and unchanged, or reading it
+raises `LogDamaged`; offsets are dense, and none is given twice. One thread appends (and syncs,
+rolls, trims, closes); any number of threads read, without a lock, and disturb nothing: they look at
+`tip` and `segments`, each of which is replaced as a whole.
+
+A failed write or sync leaves the log *failed*: nothing more is appended until `mend` has cut off
+what is not known to be on disk. A failed sync is never repeated: the kernel may have thrown away
+what it could not write, and would say yes the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from mesh.durable.batch import HEAD_BYTES, Batch, Bytes, Head, Header, encode
+from mesh.durable.index import Index
+from mesh.durable.recovery import State, recover, write_state
+from mesh.durable.scan import Found
+from mesh.durable.segment import Segment, begin
+from mesh.durable.storage import File, Storage
+from mesh.errors import StorageFailed
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_BYTES: Final = 16 * 1024 * 1024
+"""Only the last segment is read when a log is opened, and only whole ones are given up."""
+_MARK: Final = Header(body_check=0, body_bytes=0, count=0)
+
+
+class Tip(msgspec.Struct, frozen=True, gc=False):
+    """How far a log may be read."""
+
+    offset: int
+    """Of the first record that may not be."""
+    base: int
+    """The segment that is in."""
+    size: int
+    """And where."""
+
+
+class Log:
+    """See above."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        partition: int,
+        *,
+        now_ns: int,
+        observe: Callable[[Found], object] = lambda found: None,
+        segment_bytes: int = SEGMENT_BYTES,
+        shown_when_synced: bool = True,
+    ) -> None:
+        """Open the log in that folder, or begin one; `observe` is told each batch of its last
+        segment. With `shown_when_synced` readers see only what is on disk for sure.
+
+        Raises `LogDamaged`, `LogFormat`, `OSError`.
+        """
+        found = recover(storage, partition, now_ns, observe)
+        self.storage = storage
+        self.partition = partition
+        self.segments: tuple[Segment, ...] = found.segments
+        self.torn_bytes = found.torn_bytes
+        self.log_epoch = found.log_epoch + 1
+        self.unsynced_lost = 0
+        """Records that were cut off, because they could not be synced."""
+        self._file: File = found.file
+        self._index: Index = found.index
+        self._time_ns = found.time_ns
+        self._segment_bytes = segment_bytes
+        self._shown_when_synced = shown_when_synced
+        self._synced = found.index.size
+        self._synced_end = found.index.end
+        self._good = found.index.size
+        """After a failure: so much of the last segment is what it should be."""
+        self._begun = False
+        """Whether this opening is on disk, in `State`."""
+        self._marked = False
+        self._failed: OSError | None = None
+        self._removed = False
+        """Whether a segment was removed, and a crash may still bring it back."""
+        self.tip = Tip(self.end, self.segments[-1].base, self._index.size)
+
+    @property
+    def start(self) -> int:
+        """Offset of the first record that is still there."""
+        return self.segments[0].base
+
+    @property
+    def end(self) -> int:
+        """Offset of the next record."""
+        return self._index.end
+
+    @property
+    def synced_end(self) -> int:
+        """Below that all records are on disk for sure."""
+        return self._synced_end
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.size for segment in self.segments)
+
+    # -- Appending: one thread ---------------------------------------------------------------
+
+    def append(self, batches: Sequence[Batch], now_ns: int) -> list[Header]:
+        """Write them, and return what they have become. Not synced yet. Raises `StorageFailed`."""
+        size = sum(batch.header.size for batch in batches)
+        with self._failing():
+            if not self._begun:
+                self._save()
+                self._begun = True
+            if self._index.size > HEAD_BYTES and self._index.size + size > self._segment_bytes:
+                self._roll(now_ns)
+            return self._write(batches, now_ns)
+
+    def _write(self, batches: Sequence[Batch], now_ns: int) -> list[Header]:
+        index, offset = self._index, self._index.end
+        self._time_ns = time_ns = max(now_ns, self._time_ns)
+        written: list[Header] = []
+        pieces: list[Bytes] = []
+        for each in batches:
+            header = msgspec.structs.replace(
+                each.header,
+                offset=offset,
+                time_ns=time_ns,
+                log_epoch=self.log_epoch,
+                synced=self._synced,
+            )
+            pieces.append(encode(header, self.partition))
+            pieces += each.body
+            written.append(header)
+            offset = header.end
+        self._file.append(pieces)
+        for header in written:
+            index.note(header)
+        self.segments[-1].size = self._good = index.size
+        self._marked = False
+        if not self._shown_when_synced:
+            self._show()
+        return written
+
+    def sync(self) -> None:
+        """Have all on disk that was appended. Raises `StorageFailed`."""
+        with self._failing():
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._synced != self._index.size:
+            self._good = self._synced
+            self._file.sync()
+            self._good = self._index.size
+            self._synced, self._synced_end = self._index.size, self._index.end
+            self._show()
+
+    def _show(self) -> None:
+        self.tip = Tip(self._index.end, self.segments[-1].base, self._index.size)
+
+    def mark(self) -> None:
+        """Nothing is being appended: write down that what there is has been synced. From then on
+        nothing of it can be taken for a torn tail. Need not be synced itself. `StorageFailed`."""
+        if self._marked or not self._begun:
+            return
+        with self._failing():
+            self._sync()
+            self._write([Batch(_MARK, ())], self._time_ns)
+            self._marked = True
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        if self._failed is not None:
+            raise StorageFailed(f"{self.segments[-1].name}: {self._failed}") from self._failed
+        try:
+            yield
+        except OSError as error:
+            self._failed = error
+            raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
+
+    def _roll(self, now_ns: int) -> None:
+        """Go on in a new segment."""
+        self._sync()
+        base = self._index.end
+        head = Head(
+            partition=self.partition,
+            offset=base,
+            time_ns=max(now_ns, self._time_ns),
+            log_epoch=self.log_epoch,
+        )
+        file = begin(self.storage, head)
+        self._file.close()
+        self._file = file
+        sealed = self.segments[-1]
+        self._index = Index(base, HEAD_BYTES)
+        self._synced = self._good = HEAD_BYTES
+        self.segments = (*self.segments, Segment(self.partition, base, HEAD_BYTES, self._index))
+        self._show()
+        self._save()
+        with contextlib.suppress(OSError):  # it can be made again
+            sealed.store_index(self.storage)
+
+    def _save(self) -> None:
+        write_state(self.storage, State(self.log_epoch, self._synced_end))
+
+    def mend(self) -> None:
+        """After a failure: cut off what did not get there, or may not be on disk, and go on. Whose
+        appends those were, has not been told that they are written. Raises `StorageFailed`."""
+        if self._failed is None:
+            return
+        try:
+            self._file.close()
+            file = self._file = self.storage.open(self.segments[-1].name)
+            file.truncate(self._good)
+            file.sync()
+        except OSError as error:
+            self._failed = error
+            raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
+        self._failed = None
+        last = self.segments[-1]
+        last.size, lost = self._good, self._index.end
+        if self._good < self._index.size:
+            self._index = last.remade(self.storage)
+            self.unsynced_lost += lost - self._index.end
+            self.log_epoch += 1
+            self._begun = False
+        self._synced, self._synced_end = self._index.size, self._index.end
+        self._show()
+
+    def trim(self, offset: int) -> int:
+        """Give up whole segments that hold nothing from `offset` on, never the last; says how many.
+        What cannot be removed now, is tried again the next time."""
+        removed = 0
+        while len(self.segments) > 1 and self.segments[1].base <= offset:
+            first, *rest = self.segments
+            self.segments = tuple(rest)
+            try:
+                self._remove(first)
+            except OSError as error:
+                logger.warning("%s cannot be removed: %s", first.name, error)
+                self.segments = (first, *rest)
+                break
+            removed += 1
+        if self._removed:
+            try:
+                self._settle_removal()
+            except OSError as error:
+                logger.warning("that segments were removed is not on disk yet: %s", error)
+        return removed
+
+    def _remove(self, segment: Segment) -> None:
+        """The oldest first, and on disk before the next, so that a crash leaves no hole; what belongs
+        to it before it."""
+        self._settle_removal()
+        for name in self.storage.names():
+            if name.startswith(f"{segment.name}.") or name == segment.index_name:
+                self.storage.remove(name)
+        self.storage.remove(segment.name)
+        self._removed = True
+
+    def _settle_removal(self) -> None:
+        if self._removed:
+            self.storage.sync()
+            self._removed = False
+
+    def close(self) -> None:
+        """Whole and on disk, if that goes. The log is not used any more; readers may go on."""
+        try:
+            if self._failed is None and self._begun:
+                self.mark()
+                with self._failing():
+                    self._sync()
+                    self._save()
+        except StorageFailed as error:
+            logger.warning("a log was not closed cleanly: %s", error)
+        finally:
+            self._file.close()
+
+    # -- Reading: any thread -----------------------------------------------------------------
+
+    def segment_of(self, offset: int) -> Segment | None:
+        """The one that holds that record, or will; None if it was given up."""
+        segments = self.segments
+        i = bisect_right(segments, offset, key=lambda segment: segment.base) - 1
+        return segments[i] if i >= 0 else None
+
+    def offset_at(self, time_ns: int) -> int:
+        """The first record of that time or later; where the next will be if there is none. Raises
+        `LogDamaged`."""
+        segments, tip = self.segments, self.tip
+        i = bisect_left(
+            segments[:-1], time_ns, key=lambda segment: segment.index(self.storage).time_ns
+        )
+        segment = segments[i]
+        entry = segment.index(self.storage).at_time(time_ns)
+        if entry is None:
+            return segment.base
+        with contextlib.closing(self.storage.open_to_read(segment.name)) as file:
+            end = tip.size if segment.base == tip.base else segment.size
+            walk = segment.walk(file, *entry, end=end)
+            for found in walk:
+                if found.header.time_ns >= time_ns and found.header.count:
+                    return found.header.offset
+            segment.check(walk)
+        return walk.offset

@@ -1,0 +1,405 @@
+"""What a log promises whatever happens to it: nothing that was acknowledged is lost, nothing wrong
+is delivered, nothing goes missing in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from itertools import count
+from random import Random
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mesh.durable.log import Log
+from mesh.errors import LogDamaged, LogFormat, StorageFailed
+from tests.support.fake_disk import Content, FakeDisk, Stopped
+from tests.support.logs import append, batches, bodies, open_log, record, sound
+
+
+class Journal:
+    """What was asked of a log, and what it said."""
+
+    def __init__(self) -> None:
+        self.attempted = 0
+        """Records whose append was begun."""
+        self.acknowledged = 0
+        self.trimmed = 0
+        """Below this offset records may be gone."""
+
+    def append(self, log: Log, count: int) -> None:
+        numbers = range(self.attempted, self.attempted + count)
+        self.attempted += count
+        append(log, numbers)
+        self.acknowledged = self.attempted
+
+    def trim(self, log: Log, offset: int) -> None:
+        self.trimmed = offset
+        log.trim(offset)
+
+    def holds(self, disk: FakeDisk) -> Log:
+        """What is found on that disk is what it has to be, and the log goes on."""
+        log = open_log(disk)
+        assert log.start <= self.trimmed
+        assert self.acknowledged <= log.end <= self.attempted
+        assert bodies(log, log.start) == [record(number) for number in range(log.start, log.end)]
+        assert sound(disk).end == log.end
+        return log
+
+
+def work(disk: FakeDisk, journal: Journal) -> None:
+    """All that a log does, a few times each."""
+    log = open_log(disk, segment_bytes=400)
+    for number in range(6):
+        journal.append(log, number % 3 + 1)
+    log.mark()
+    journal.append(log, 1)
+    log.close()
+    log = open_log(disk, segment_bytes=400)
+    journal.append(log, 2)
+    journal.trim(log, 7)
+    log.mark()
+    journal.append(log, 2)
+    log.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["crash", "kill"])
+def test_acknowledged_records_survive_an_end_at_every_operation(end: str) -> None:
+    for stop_at in count(1):
+        disk, journal = FakeDisk(stop_at), Journal()
+        disk.faults.stop_at = stop_at
+        try:
+            work(disk, journal)
+        except Stopped:
+            pass
+        else:
+            break
+        for seed in range(20):
+            found = disk.crash(Random(seed)) if end == "crash" else disk.kill()
+            log = journal.holds(found)
+            numbers = range(log.end, log.end + 5)
+            append(log, numbers)
+            log.close()
+            assert bodies(open_log(found), numbers[0]) == [record(number) for number in numbers]
+            sound(found)
+    assert stop_at > 50
+
+
+@pytest.mark.slow
+def test_acknowledged_records_survive_one_crash_after_another() -> None:
+    """Each of them while the log recovers from the one before."""
+    for seed in range(300):
+        luck = Random(seed)
+        disk, journal = FakeDisk(seed), Journal()
+        for _ in range(6):
+            disk.faults.stop_at = disk.operations + luck.randint(1, 25)
+            try:
+                log = open_log(disk, segment_bytes=400)
+                journal.attempted = log.end
+                assert log.end >= journal.acknowledged
+                while True:
+                    journal.append(log, luck.randint(1, 3))
+            except Stopped:
+                disk = disk.crash(luck) if luck.random() < 0.7 else disk.kill()
+        journal.holds(disk)
+
+
+# -- Damage
+
+
+def small_log() -> FakeDisk:
+    """Three segments, closed."""
+    disk = FakeDisk()
+    log = open_log(disk, segment_bytes=300)
+    for number in range(7):
+        append(log, [number])
+    log.close()
+    return disk
+
+
+def contents(disk: FakeDisk) -> dict[str, bytes]:
+    found = {}
+    for name in disk.names():
+        file = disk.open_to_read(name)
+        found[name] = file.read(0, file.size())
+    return found
+
+
+def damaged(name: str, data: bytes) -> FakeDisk:
+    disk = small_log()
+    disk._directory.put(name, Content(data))
+    return disk
+
+
+def never_wrong(disk: FakeDisk) -> None:
+    """All records are read, or else what is missing is named, and nothing was changed."""
+    before = contents(disk)
+    read: list[bytes] = []
+    error = None
+    try:
+        log = open_log(disk)
+        for offset in range(7):
+            read += bodies(log, offset, 1)[:1]
+        log.close()
+    except (LogDamaged, LogFormat) as found:
+        error = found
+    assert read == [record(number) for number in range(len(read))]
+    if error is None:
+        assert len(read) == 7
+    else:
+        assert len(read) < 7
+        assert not isinstance(error, LogDamaged) or error.offset >= len(read)
+        assert {name: data for name, data in contents(disk).items() if name in before} == before
+
+
+NAMES = small_log().names()
+LOGS = [name for name in NAMES if name.endswith(".log")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", ["flipped", "zeroed", "cut off", "added"])
+def test_no_damaged_byte_of_a_log_yields_a_wrong_record_or_silence(name: str, fault: str) -> None:
+    data = contents(small_log())[name]
+    for at in range(len(data)):
+        changed = bytearray(data)
+        if fault == "flipped":
+            changed[at] ^= 1 << at % 8
+        elif fault == "zeroed":
+            changed[at : at + 16] = bytes(len(changed[at : at + 16]))
+        elif fault == "cut off":
+            del changed[at:]
+        else:
+            changed[at:at] = b"\0"
+        never_wrong(damaged(name, bytes(changed)))
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_segment_that_is_missing_is_named(name: str) -> None:
+    disk = small_log()
+    disk._directory.put(name, None)
+    try:
+        log = open_log(disk)
+    except LogDamaged:
+        return
+    if name == LOGS[0]:  # just as if retention had removed it
+        assert log.start == int(LOGS[1][:20])
+        assert bodies(log, log.start) == [record(n) for n in range(log.start, 7)]
+    else:
+        with pytest.raises(LogDamaged, match="the file ends"):
+            bodies(log)
+
+
+def test_a_torn_tail_is_kept_aside() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, range(3))
+    name = log.segments[-1].name
+    size = log.size
+    log.append(batches([3]), 0)
+    found = disk.kill()
+    file = found.open(name)
+    torn = file.read(size, 50)
+    file.truncate(size + 50)
+    log = open_log(found)
+    assert (log.end, log.torn_bytes) == (3, 50)
+    assert contents(found)[f"{name}.{size}.torn"] == torn
+
+
+# -- A disk that fails while it is used
+
+
+def test_nothing_is_acknowledged_after_a_failed_sync_until_it_was_mended() -> None:
+    """And the sync is not repeated: the second would succeed, and the data be gone."""
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, range(3))
+    disk.faults.fail("sync")
+    with pytest.raises(StorageFailed, match="Input/output error"):
+        append(log, [3])
+    for _ in range(2):
+        with pytest.raises(StorageFailed):
+            log.append(batches([3]), 0)
+        with pytest.raises(StorageFailed):
+            log.sync()
+        with pytest.raises(StorageFailed):
+            log.mark()
+    assert bodies(log) == [record(number) for number in range(3)]
+    log.mend()
+    assert (log.end, log.unsynced_lost) == (3, 1)
+    append(log, [3])
+    for seed in range(20):
+        assert bodies(open_log(disk.crash(Random(seed)))) == [record(n) for n in range(4)]
+
+
+@pytest.mark.parametrize("operation", ["append", "create", "sync", "rename", "names"])
+def test_a_failure_at_any_time_costs_no_acknowledged_record(operation: str) -> None:
+    for nth in range(1, 30):
+        disk, journal = FakeDisk(nth), Journal()
+        log = open_log(disk, segment_bytes=400)
+        disk.faults.fail(operation, nth)  # type: ignore[arg-type]
+        for _ in range(12):
+            try:
+                journal.append(log, 2)
+            except StorageFailed:
+                log.mend()
+                assert log.end >= journal.acknowledged
+                journal.attempted = log.end
+        for seed in range(5):
+            journal.holds(disk.crash(Random(seed)))
+        log.close()
+        journal.holds(disk.kill())
+
+
+def test_a_full_disk_refuses_appends_and_goes_on_when_there_is_room() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, range(3))
+    disk.faults.room_bytes = 100
+    with pytest.raises(StorageFailed, match="No space left") as failure:
+        append(log, range(3, 10))
+    assert isinstance(failure.value.__cause__, OSError)
+    assert failure.value.__cause__.errno == errno.ENOSPC
+    assert bodies(log) == [record(number) for number in range(3)]
+    log.mend()
+    disk.faults.room_bytes = 0
+    with pytest.raises(StorageFailed):
+        append(log, [3])
+    log.mend()
+    assert sound(disk).end == 3
+    disk.faults.room_bytes = None
+    append(log, range(3, 10))
+    assert bodies(log) == [record(number) for number in range(10)]
+    assert sound(disk).end == 10
+
+
+def test_a_log_opens_and_is_read_on_a_full_disk() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, range(3))
+    log.append(batches([3]), 0)
+    found = disk.kill()
+    found.open(log.segments[-1].name).truncate(log.size - 5)
+    found.faults.room_bytes = 0
+    log = open_log(found)
+    assert bodies(log) == [record(number) for number in range(3)]
+    log.close()
+
+
+class LogMachine(RuleBasedStateMachine):
+    """A log against a list, on a disk that does all it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = FakeDisk(1)
+        self.log = open_log(self.disk, segment_bytes=600)
+        self.records: list[int] = []
+        """Those that must be there."""
+        self.unsure: list[int] = []
+        """Those that may be, behind them."""
+        self.number = 0
+        self.trimmed = 0
+
+    def numbers(self, count: int) -> list[int]:
+        self.number += count
+        return list(range(self.number - count, self.number))
+
+    @rule(count=st.integers(1, 5))
+    def append(self, count: int) -> None:
+        numbers = self.numbers(count)
+        try:
+            self.log.append(batches(numbers), 0)
+        except StorageFailed:
+            self.mend(numbers)
+        else:
+            self.unsure += numbers
+
+    @rule()
+    def sync(self) -> None:
+        try:
+            self.log.sync()
+        except StorageFailed:
+            self.mend([])
+        else:
+            self.settle(len(self.records) + len(self.unsure))
+
+    @rule()
+    def mark(self) -> None:
+        try:
+            self.log.mark()
+        except StorageFailed:
+            self.mend([])
+
+    def mend(self, failed: list[int]) -> None:
+        self.unsure += failed
+        mended = False
+        while not mended:
+            with contextlib.suppress(StorageFailed):  # the next fault is its own
+                self.log.mend()
+                mended = True
+        self.settle(self.log.end)
+
+    def settle(self, end: int) -> None:
+        """So many of them are there for sure, and no others may come back."""
+        assert len(self.records) <= end <= len(self.records) + len(self.unsure)
+        self.records += self.unsure[: end - len(self.records)]
+        self.unsure.clear()
+
+    @rule(offset=st.integers(0, 100))
+    def trim(self, offset: int) -> None:
+        offset = min(offset, len(self.records))
+        self.trimmed = max(self.trimmed, offset)
+        self.log.trim(offset)
+
+    @rule(operation=st.sampled_from(["append", "sync", "create", "rename", "names", "remove"]))
+    def fail(self, operation: str) -> None:
+        self.disk.faults.fail(operation)  # type: ignore[arg-type]
+
+    @rule(bytes_=st.integers(0, 300))
+    def fill(self, bytes_: int) -> None:
+        self.disk.faults.room_bytes = bytes_
+
+    @rule()
+    def empty(self) -> None:
+        self.disk.faults.room_bytes = None
+
+    @rule(seed=st.integers(0, 1 << 16))
+    def crash(self, seed: int) -> None:
+        self.reopen(self.disk.crash(Random(seed)))
+
+    @rule()
+    def kill(self) -> None:
+        self.reopen(self.disk.kill())
+
+    @precondition(lambda self: self.disk.faults.room_bytes is None)
+    @rule()
+    def close(self) -> None:
+        self.disk.faults._failing.clear()
+        try:
+            self.log.sync()
+        except StorageFailed:
+            self.mend([])
+        self.log.close()
+        self.reopen(self.disk.kill())
+
+    def reopen(self, disk: FakeDisk) -> None:
+        self.disk = disk
+        self.log = open_log(disk, segment_bytes=600)
+        self.settle(self.log.end)
+
+    @invariant()
+    def is_what_it_has_to_be(self) -> None:
+        log = self.log
+        assert log.start <= self.trimmed
+        shown = [record(number) for number in (self.records + self.unsure)[log.start :]]
+        read = bodies(log, log.start)
+        assert read == shown[: len(read)]
+        assert len(read) >= len(self.records) - log.start
+
+    def teardown(self) -> None:
+        sound(self.disk)
+
+
+TestLogMachine = LogMachine.TestCase
