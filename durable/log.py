@@ -255,8 +255,8 @@ class Log:
         return removed
 
     def _remove(self, segment: Segment) -> None:
-        """The oldest first, and on disk before the next, so that a crash leaves no hole; what belongs
-        to it before it."""
+        """The oldest first, and on disk before the next, so that a crash leaves no hole; what
+        belongs to it before it."""
         self._settle_removal()
         for name in self.storage.names():
             if name.startswith(f"{segment.name}.") or name == segment.index_name:
