@@ -67,7 +67,8 @@ class Cursor:
                     size += each.header.size
                     if size >= bytes_max:
                         break
-            segment.check(walk)
+            if not found:  # or those that are good come first
+                segment.check(walk)
             place.position, place.offset, place.time_ns = walk.position, walk.offset, walk.time_ns
             self.offset = max(self.offset, walk.offset)
             if not found and not ends_here:

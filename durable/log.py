@@ -24,7 +24,7 @@ from mesh.durable.batch import HEAD_BYTES, Batch, Bytes, Head, Header, encode
 from mesh.durable.index import Index
 from mesh.durable.recovery import State, recover, write_state
 from mesh.durable.scan import Found
-from mesh.durable.segment import Segment, begin
+from mesh.durable.segment import Segment, begin, name_of
 from mesh.durable.storage import File, Storage
 from mesh.errors import StorageFailed
 
@@ -76,7 +76,8 @@ class Log:
         self._index: Index = found.index
         self._time_ns = found.time_ns
         self._segment_bytes = segment_bytes
-        self._shown_when_synced = shown_when_synced
+        self.keeps_all = shown_when_synced
+        """Whether what readers have seen is there for good, whatever happens."""
         self._synced = found.index.size
         self._synced_end = found.index.end
         self._good = found.index.size
@@ -85,6 +86,8 @@ class Log:
         """Whether this opening is on disk, in `State`."""
         self._marked = False
         self._failed: OSError | None = None
+        self._stray = ""
+        """The file of a segment that could not be begun, and may be there."""
         self._removed = False
         """Whether a segment was removed, and a crash may still bring it back."""
         self.tip = Tip(self.end, self.segments[-1].base, self._index.size)
@@ -100,6 +103,11 @@ class Log:
         return self._index.end
 
     @property
+    def time_ns(self) -> int:
+        """Of the last batch; the next will not be before it."""
+        return self._time_ns
+
+    @property
     def synced_end(self) -> int:
         """Below that all records are on disk for sure."""
         return self._synced_end
@@ -113,14 +121,23 @@ class Log:
 
     def append(self, batches: Sequence[Batch], now_ns: int) -> list[Header]:
         """Write them, and return what they have become. Not synced yet. Raises `StorageFailed`."""
-        size = sum(batch.header.size for batch in batches)
+        self.make_room(sum(batch.header.size for batch in batches), now_ns)
+        with self._failing():
+            return self._write(batches, now_ns)
+
+    def make_room(self, size: int, now_ns: int) -> bool:
+        """Have that many bytes of batches fit into the last segment, or begin one: whether that was
+        necessary. Raises `StorageFailed`."""
         with self._failing():
             if not self._begun:
                 self._save()
                 self._begun = True
-            if self._index.size > HEAD_BYTES and self._index.size + size > self._segment_bytes:
-                self._roll(now_ns)
-            return self._write(batches, now_ns)
+            if self._index.size + size <= self._segment_bytes:
+                return False
+            if self._index.end == self._index.base:
+                return False  # no record in it yet: the next one would have the same name
+            self._roll(now_ns)
+        return True
 
     def _write(self, batches: Sequence[Batch], now_ns: int) -> list[Header]:
         index, offset = self._index, self._index.end
@@ -144,7 +161,7 @@ class Log:
             index.note(header)
         self.segments[-1].size = self._good = index.size
         self._marked = False
-        if not self._shown_when_synced:
+        if not self.keeps_all:
             self._show()
         return written
 
@@ -194,7 +211,9 @@ class Log:
             time_ns=max(now_ns, self._time_ns),
             log_epoch=self.log_epoch,
         )
+        self._stray = name_of(base)
         file = begin(self.storage, head)
+        self._stray = ""
         self._file.close()
         self._file = file
         sealed = self.segments[-1]
@@ -215,21 +234,28 @@ class Log:
         if self._failed is None:
             return
         try:
+            if self._stray:  # or it would be taken for the last one, and hide what is appended now
+                with contextlib.suppress(FileNotFoundError):
+                    self.storage.remove(self._stray)
+                self.storage.sync()
+                self._stray = ""
             self._file.close()
             file = self._file = self.storage.open(self.segments[-1].name)
             file.truncate(self._good)
+            good, self._good = self._good, self._synced  # if this sync fails, no more is left
             file.sync()
+            self._good = good
+            last = self.segments[-1]
+            last.size, lost = good, self._index.end
+            if good < self._index.size:
+                self._index = last.remade(self.storage)
+                self.unsynced_lost += lost - self._index.end
+                self.log_epoch += 1
+                self._begun = False
         except OSError as error:
             self._failed = error
             raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
         self._failed = None
-        last = self.segments[-1]
-        last.size, lost = self._good, self._index.end
-        if self._good < self._index.size:
-            self._index = last.remade(self.storage)
-            self.unsynced_lost += lost - self._index.end
-            self.log_epoch += 1
-            self._begun = False
         self._synced, self._synced_end = self._index.size, self._index.end
         self._show()
 

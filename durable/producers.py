@@ -47,7 +47,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter, OrderedDict
 from typing import Final
 
@@ -105,7 +105,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """The batch neither follows the last one nor is one of those remembered."""
+    """The batch neither follows the last one nor is, or is part of, one of those remembered."""
 
     seq: int
     count: int
@@ -117,12 +117,12 @@ class Gap(msgspec.Struct, frozen=True):
             return f"records {self.seq:,} to {last:,} came where {self.next_seq:,} is the next"
         return (
             f"records {self.seq:,} to {last:,} came, where {self.next_seq:,} is the next "
-            "and no batch of just these is remembered"
+            "and no batch that has them is remembered"
         )
 
 
 Verdict = New | Original | Fenced | Unknown | Gap
-"""`Original`: exactly this batch is there already."""
+"""`Original`: the records of this batch are there already."""
 NEW: Final = New()
 
 
@@ -257,18 +257,18 @@ class Producers:
 
 
 def _find(batches: bytearray, seq: int, count: int) -> Original | None:
-    """The batch of exactly these records; sequences ascend."""
+    """Where those records are, if one batch has them all; sequences ascend."""
 
     def seq_of(index: int) -> int:
         first: int = _BATCH.unpack_from(batches, index * _BATCH_BYTES)[0]
         return first
 
     size = len(batches) // _BATCH_BYTES
-    index = bisect_left(range(size), seq, key=seq_of)
-    if index < size:
+    index = bisect_right(range(size), seq, key=seq_of) - 1
+    if index >= 0:
         first, length, offset, time_ns = _BATCH.unpack_from(batches, index * _BATCH_BYTES)
-        if (first, length) == (seq, count):
-            return Original(offset, time_ns)
+        if seq + count <= first + length:
+            return Original(offset + seq - first, time_ns)
     return None
 
 

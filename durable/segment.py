@@ -101,18 +101,15 @@ class Segment:
 
 
 def begin(storage: Storage, head: Head) -> File:
-    """Make the file of a new segment, and have its head on disk. Raises `OSError`: then there is no
-    such file."""
-    name = name_of(head.offset)
-    file = storage.create(name)
+    """Make the file of a new segment, and have its head on disk. Raises `OSError`: then there may
+    be such a file or not, now and after a crash."""
+    file = storage.create(name_of(head.offset))
     try:
         file.append([encode_head(head)])
         file.sync()
         storage.sync()
     except BaseException:
         file.close()
-        with contextlib.suppress(OSError):
-            storage.remove(name)
         raise
     return file
 

@@ -234,13 +234,15 @@ def test_nothing_is_acknowledged_after_a_failed_sync_until_it_was_mended() -> No
         assert bodies(open_log(disk.crash(Random(seed)))) == [record(n) for n in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["append", "create", "sync", "rename", "names"])
 def test_a_failure_at_any_time_costs_no_acknowledged_record(operation: str) -> None:
     for nth in range(1, 30):
         disk, journal = FakeDisk(nth), Journal()
         log = open_log(disk, segment_bytes=400)
         disk.faults.fail(operation, nth)  # type: ignore[arg-type]
-        for _ in range(12):
+        for number in range(12):
+            journal.holds(disk.crash(Random(number)))
             try:
                 journal.append(log, 2)
             except StorageFailed:
@@ -251,6 +253,47 @@ def test_a_failure_at_any_time_costs_no_acknowledged_record(operation: str) -> N
             journal.holds(disk.crash(Random(seed)))
         log.close()
         journal.holds(disk.kill())
+
+
+@pytest.mark.parametrize("removal", ["works", "fails"])
+@pytest.mark.parametrize("operation", ["append", "sync", "names"])
+def test_a_segment_that_could_not_be_begun_hides_nothing(operation: str, removal: str) -> None:
+    """It may come back with a crash, and must not be taken for the last one."""
+    disk, journal = FakeDisk(), Journal()
+    log = open_log(disk, segment_bytes=400)
+    journal.append(log, 2)
+    # The next append does not fit, and rolls: after a sync of the old segment, if need be.
+    disk.faults.fail(operation)  # type: ignore[arg-type]
+    if removal == "fails":
+        disk.faults.fail("remove")
+    with pytest.raises(StorageFailed):
+        log.append(batches(range(10, 20)), 0)
+    with contextlib.suppress(StorageFailed):
+        log.mend()
+    log.mend()
+    journal.append(log, 1)  # which fits
+    assert len(log.segments) == 1
+    for seed in range(30):
+        journal.holds(disk.crash(Random(seed)))
+    journal.holds(disk.kill())
+
+
+def test_a_sync_that_fails_in_mending_leaves_no_more_than_was_synced_before() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, [0])
+    log.append(batches([1]), 0)
+    disk.faults.fail("append")
+    with pytest.raises(StorageFailed):
+        log.append(batches([2]), 0)
+    disk.faults.fail("sync")
+    with pytest.raises(StorageFailed):
+        log.mend()
+    log.mend()
+    assert (log.end, log.unsynced_lost) == (1, 1)
+    append(log, [3])
+    for seed in range(20):
+        assert bodies(open_log(disk.crash(Random(seed)))) == [record(0), record(3)]
 
 
 def test_a_full_disk_refuses_appends_and_goes_on_when_there_is_room() -> None:
