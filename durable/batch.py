@@ -31,7 +31,7 @@ A segment of a log is a head, and then batch after batch with nothing between::
     60  u32  log epoch      how often the log had been opened
     64  u32  synced         bytes of this segment that were on disk for sure when it was written
     68  u8   codec          of the payloads
-    69  u8   flags          none so far: 0
+    69  u8   flags          see `Flags`
     70  u16  0
 
 The two checks cover everything, the position (`offset`) and whose log it is included: a batch that
@@ -63,6 +63,19 @@ _CHECK: Final = struct.Struct("<I")
 _LOW_HALF: Final = 0xFFFFFFFF
 _pack: Final = HEADER.pack
 _unpack: Final = HEADER.unpack_from
+
+
+class Flags:
+    """What a batch is besides a number of records."""
+
+    UNIQUE: Final = 1
+    """Its one record has a dedup id, or was derived: its columns say so."""
+    OPENED: Final = 2
+    """No record: a run of `producer` begins under `producer epoch`, its next record being `seq`."""
+    REPEATED: Final = 4
+    """No record: the one with that `seq` is there already, at the offset and of the time that the
+    body says."""
+    ALL: Final = UNIQUE | OPENED | REPEATED
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +133,7 @@ def batch(
     seq: int = 0,
     producer_epoch: int = 0,
     codec: int = 0,
+    flags: int = 0,
 ) -> Batch:
     """A batch to append."""
     check = size = 0
@@ -135,6 +149,7 @@ def batch(
         seq=seq,
         producer_epoch=producer_epoch,
         codec=codec,
+        flags=flags,
     )
     return Batch(header, body)
 
@@ -189,7 +204,7 @@ def decode(data: Bytes, at: int = 0, partition: int = 0) -> Header | None:
         return None
     if check != crc32(memoryview(data)[at + 8 : at + HEADER_BYTES], partition & _LOW_HALF):
         return None
-    if flags or rest or column_bytes > body_bytes:
+    if flags & ~Flags.ALL or rest or column_bytes > body_bytes:
         return None
     return Header(
         body_check=body_check,

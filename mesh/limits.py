@@ -107,6 +107,26 @@ ENDPOINTS_MAX: Final = 64
 """Endpoints of one node that are looked at."""
 
 # The log
+BATCH_BYTES_MAX: Final = 1 << 27
+"""Payloads of one batch, decompressed: twice the largest message."""
+BATCH_RECORDS_MAX: Final = 65_536
+KEY_BYTES_MAX: Final = 1024
+DELAY_S_MAX: Final = 365 * 86_400.0
+"""Of a delayed record."""
+WRITER_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of appends that wait for the writer of a partition: whoever brings more waits."""
+READ_BYTES: Final = 1 << 20
+"""Of a log, asked for at one time."""
+READ_BYTES_MAX: Final = 16 << 20
+READ_WAIT_MS_MAX: Final = 60_000
+LOG_READERS_MAX: Final = 10_000
+"""That wait for what comes next in one partition."""
+PARTITIONS_MET_MAX: Final = 4096
+"""Of one stream, that a node remembers."""
+STREAMS_MAX: Final = 10_000
+"""Of one sidecar."""
+SYNC_INTERVAL_S: Final = 1.0
+"""Of a stream with ``durability="interval"``. Redis' ``appendfsync everysec``."""
 PRODUCERS_MAX: Final = 10_000
 """Producers that a partition remembers; the one idle longest is forgotten first."""
 PRODUCER_BATCHES: Final = 256
@@ -134,6 +154,10 @@ DERIVED_LATEST_MAX: Final = 65_536
 # Groups
 GROUP_WINDOW: Final = 65536
 """Offsets beyond the committed one that a group looks at: what is beyond waits in the log."""
+GROUPS_MAX: Final = 1024
+"""Of one partition."""
+PREFETCH_BYTES_MAX: Final = 64 << 20
+"""Of records that one member holds."""
 GROUP_MEMBERS_MAX: Final = PEERS_MAX
 REASON_CHARACTERS_MAX: Final = 255
 """Of the reason that a member gives for rejecting a record."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -12,6 +12,8 @@ from mesh.errors import InvalidOption
 
 DiscoveryName = Literal["local", "mdns"]
 WhenFull = Literal["drop", "wait"]
+Durability = Literal["fsync", "interval", "os"]
+Retention = Literal["limits", "acked"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -84,7 +86,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Shared by the realm's nodes; 16 characters or more. ``None``: this machine only."""
 
     durable: str | None = None
-    """Directory of an embedded sidecar. ``None``: none. Not available in this version."""
+    """Directory of an embedded sidecar. ``None``: none."""
 
     seeds: tuple[str, ...] = ()
     """Control addresses, ``HOST:PORT``, to dial where multicast does not reach."""
@@ -144,8 +146,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidOption(f"batch_window_ms must be 0 to 1000 ms, not {window_ms!r}")
         if self.secret is not None:
             check_secret(self.secret)
-        if self.durable is not None:
-            raise InvalidOption("durable= is for streams, which this version does not have yet")
+        if self.durable is not None and not (isinstance(self.durable, str) and self.durable):
+            raise InvalidOption(f"durable must be the path of a directory, not {self.durable!r}")
         if self.secret is not None and self.insecure_lan:
             raise InvalidOption("insecure_lan=True and a secret contradict each other")
         for source in self.discovery or ():
@@ -229,3 +231,50 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_count(self.concurrency, "concurrency", 1, 1024)
         check_count(self.backlog, "backlog", 0, limits.OUTSTANDING_MAX)
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stream is kept. They are those it was created with, at each of its partitions."""
+
+    durability: Durability = "fsync"
+    """What an append waits for. ``fsync``: to be on disk. ``interval``: to be written, and on disk
+    within a second. ``os``: to be written; the kernel decides when it is on disk."""
+
+    retention: Retention = "limits"
+    """When a record goes. ``limits``: by the three limits that follow. ``acked``: also once every
+    group has acknowledged it."""
+
+    keep_bytes: int | None = None
+    """Bytes of a partition, beyond which its oldest records go; whole segments of 16 MiB at a time.
+    None: as many as come."""
+
+    keep_s: float | None = None
+    """Seconds after which a record goes. None: it stays."""
+
+    keep_count: int | None = None
+    """Records of a partition. None: as many as come."""
+
+    bytes_max: int | None = None
+    """Bytes of a partition; an append beyond them is refused (`LogFull`). None: as many as the disk
+    has room for."""
+
+    dedup_window_s: float = limits.DEDUP_WINDOW_S
+    """How long a ``dedup_id`` is remembered, in seconds. JetStream's default."""
+
+    def __post_init__(self) -> None:
+        if self.durability not in get_args(Durability):
+            raise InvalidOption(
+                f"durability must be 'fsync', 'interval' or 'os', not {self.durability!r}"
+            )
+        if self.retention not in get_args(Retention):
+            raise InvalidOption(f"retention must be 'limits' or 'acked', not {self.retention!r}")
+        for option, low in (("keep_bytes", 1), ("keep_count", 1), ("bytes_max", 1024)):
+            value = getattr(self, option)
+            if value is not None:
+                check_count(value, option, low, 1 << 62)
+        for option, seconds in (("keep_s", self.keep_s), ("dedup_window_s", self.dedup_window_s)):
+            if seconds is None:
+                continue
+            is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            if not is_number or not 0.001 <= seconds < 1e9:
+                raise InvalidOption(f"{option} must be 0.001 to 1e9 s, not {seconds!r}")

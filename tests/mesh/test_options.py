@@ -19,6 +19,7 @@ from mesh.options import (
     PublisherOptions,
     PullerOptions,
     ServiceOptions,
+    StreamOptions,
     SubscriberOptions,
     check_count,
     check_timeout,
@@ -27,6 +28,7 @@ from mesh.options import (
 CLASSES: list[Any] = [
     NodeOptions,
     PublisherOptions,
+    StreamOptions,
     SubscriberOptions,
     PullerOptions,
     ServiceOptions,
@@ -119,9 +121,21 @@ def test_every_field_of_every_class_is_documented() -> None:
         (SubscriberOptions, {"views": 1}, "views must be True or False, not 1"),
         (PullerOptions, {"views": None}, "views must be True or False, not None"),
         (
+            StreamOptions,
+            {"durability": "disk"},
+            "durability must be 'fsync', 'interval' or 'os', not 'disk'",
+        ),
+        (StreamOptions, {"retention": 1}, "retention must be 'limits' or 'acked', not 1"),
+        (
+            StreamOptions,
+            {"keep_count": 0},
+            f"keep_count must be an integer from 1 to {1 << 62}, not 0",
+        ),
+        (StreamOptions, {"keep_s": -1}, "keep_s must be 0.001 to 1e9 s, not -1"),
+        (
             NodeOptions,
-            {"durable": "/var/lib/x"},
-            "durable= is for streams, which this version does not have yet",
+            {"durable": ""},
+            "durable must be the path of a directory, not ''",
         ),
         (
             NodeOptions,

@@ -1,0 +1,383 @@
+"""A stream's part on one sidecar: its log, and what tells a repeated append from a new one.
+
+Guarantee: what `commit` returns a receipt for is in the log, as far as the stream's durability
+says, and will be found there once, however often it is said again and whichever side restarts in
+between. What it refuses was not written and will not be. One thread calls it (the writer's,
+`mesh.durable.writer`); the log may be read by any number of others.
+
+What a producer sent is taken apart no more than that takes: a batch is written as it came, behind a
+header with its place. Records that are there already, by their dedup id or what they were derived
+from, leave a note in their stead, since they have used up a number of their producer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from mesh.durable.batch import HEAD_BYTES, HEADER_BYTES, Batch, Flags, Header, batch
+from mesh.durable.dedup_ids import Original
+from mesh.durable.derivations import Derived, TooOld
+from mesh.durable.log import SEGMENT_BYTES, Log
+from mesh.durable.producers import NEW, New, Producers, SnapshotDamaged
+from mesh.durable.records import Columns, columns_of
+from mesh.durable.scan import Found
+from mesh.durable.storage import Storage
+from mesh.errors import LogDamaged, StorageFailed
+from mesh.options import Durability, StreamOptions
+from mesh.sockets.frame import Malformed
+
+logger = logging.getLogger(__name__)
+
+_SNAPSHOT: Final = "producers"
+_BASE: Final = struct.Struct("<Q")
+_PLACE: Final = struct.Struct("<QQ")
+NOWHERE: Final = (1 << 64) - 1
+"""Where a record is that is known to be there, but not where."""
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Appended(msgspec.Struct, frozen=True, array_like=True, tag="r", gc=False):
+    """A batch is in the log, or was already."""
+
+    offset: int
+    """Of its first record; `NOWHERE` if that is not remembered."""
+    count: int
+    time_ns: int
+    repeated: bool = False
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag="o"):
+    """A producer's run may write under `epoch`, from `seq` on."""
+
+    epoch: int
+    seq: int
+    durability: Durability = "fsync"
+
+
+Code = Literal[
+    "full",
+    "storage",
+    "damaged",
+    "closed",
+    "missing",
+    "differs",
+    "malformed",
+    "fenced",
+    "unknown",
+    "gap",
+    "old",
+]
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+    """A batch was not written, and will not be."""
+
+    code: Code
+    text: str
+    seq: int = 0
+    """What its producer's next is, where that is the matter."""
+
+
+Outcome = Appended | Opened | Refused
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """A new run of a producer asks for its epoch."""
+
+    producer: int
+
+
+Request = Batch | Opening
+
+
+class Partition:
+    """See above."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        number: int,
+        options: StreamOptions,
+        *,
+        now_ns: int,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        """Open the one in that folder, or begin it. Raises `LogDamaged`, `LogFormat`, `OSError`."""
+        self.options = options
+        self.refused = 0
+        """Batches."""
+        self._storage = storage
+        self._ahead = False
+        """Whether what is remembered may say more than the log has."""
+        tail: list[tuple[Header, bytes]] = []
+        self.log = Log(
+            storage,
+            number,
+            now_ns=now_ns,
+            observe=lambda found: tail.append(_noted(found)),
+            segment_bytes=segment_bytes,
+            shown_when_synced=options.durability == "fsync",
+        )
+        self._producers = self._remembered(tail)
+
+    # -- The writer's thread -----------------------------------------------------------------
+
+    def commit(self, requests: Sequence[Request], now_ns: int) -> list[Outcome]:
+        """Write those that are new, all in one go, and have them on disk if that is asked for.
+        What became of each. After a failed write the log is as it was before, or `broken`."""
+        try:
+            if self._ahead and not self.mend():
+                raise StorageFailed("what this log holds could not be read again")
+            self._make_room(requests, now_ns)
+            outcomes, batches = self._decide(requests, now_ns)
+            if batches:
+                self.log.append(batches, now_ns)
+                if self.options.durability == "fsync":
+                    self.log.sync()
+            return outcomes
+        except StorageFailed as failure:
+            refusal = _refusal(failure)
+            self.mend()
+            self.refused += len(requests)
+            return [refusal] * len(requests)
+
+    def mend(self) -> bool:
+        """After a failure: cut off what nobody was told of, and remember what is left. Whether that
+        went well; until it does nothing can be written."""
+        self._ahead = True
+        try:
+            self.log.mend()
+            self._producers = self._remembered(None)
+            self._ahead = False
+        except (StorageFailed, LogDamaged, OSError) as error:
+            logger.error("%s", error)
+            return False
+        return True
+
+    def sync(self) -> bool:
+        """Have on disk what was written without waiting for that. Whether it went well; else what
+        was written since may be lost, which the log counts."""
+        try:
+            self.log.sync()
+        except StorageFailed as failure:
+            logger.error("what was appended last is not on disk: %s", failure)
+            self.mend()
+            return False
+        return True
+
+    def rest(self) -> None:
+        """Nothing was appended for a while."""
+        try:
+            self.log.mark()
+        except StorageFailed as failure:
+            logger.warning("%s", failure)
+            self.mend()
+
+    def trim(self, offset: int) -> int:
+        """Give up whole segments below `offset`; says how many."""
+        return self.log.trim(offset)
+
+    def close(self) -> None:
+        self.log.close()
+
+    # -- What becomes of each ----------------------------------------------------------------
+
+    def _make_room(self, requests: Sequence[Request], now_ns: int) -> None:
+        """A new segment, if there has to be one, before anything is decided: so that what is
+        remembered then is what the log has before it."""
+        size = sum(
+            each.header.size + HEADER_BYTES if isinstance(each, Batch) else HEADER_BYTES
+            for each in requests
+        )
+        if self.log.make_room(size, now_ns):
+            try:
+                self._storage.replace(
+                    _SNAPSHOT, _BASE.pack(self.log.end) + self._producers.snapshot()
+                )
+            except OSError as error:
+                logger.warning("opening this log again will take longer: %s", error)
+
+    def _decide(
+        self, requests: Sequence[Request], now_ns: int
+    ) -> tuple[list[Outcome], list[Batch]]:
+        offset, time_ns = self.log.end, max(now_ns, self.log.time_ns)
+        room = NOWHERE
+        if self.options.bytes_max is not None:
+            room = self.options.bytes_max - self.log.size
+        outcomes: list[Outcome] = []
+        batches: list[Batch] = []
+        written: Batch | None
+        outcome: Outcome
+        for request in requests:
+            if isinstance(request, Opening):
+                outcome, written = self._open(request, time_ns)
+            else:
+                outcome, written = self._admit(request, offset, time_ns, room)
+            outcomes.append(outcome)
+            if written is not None:
+                batches.append(written)
+                offset += written.header.count
+                room -= written.header.size
+            elif isinstance(outcome, Refused):
+                self.refused += 1
+        return outcomes, batches
+
+    def _open(self, opening: Opening, time_ns: int) -> tuple[Outcome, Batch]:
+        opened = self._producers.open(opening.producer, time_ns)
+        self._producers.opened(opening.producer, opened.epoch, opened.next_seq)
+        note = batch(
+            (),
+            count=0,
+            producer=opening.producer,
+            seq=opened.next_seq,
+            producer_epoch=opened.epoch,
+            flags=Flags.OPENED,
+        )
+        return Opened(opened.epoch, opened.next_seq, self.options.durability), note
+
+    def _admit(
+        self, new: Batch, offset: int, time_ns: int, room: int
+    ) -> tuple[Outcome, Batch | None]:
+        header = new.header
+        producer, epoch, seq, count = (
+            header.producer,
+            header.producer_epoch,
+            header.seq,
+            header.count,
+        )
+        verdict = self._producers.check(producer, epoch, seq, count) if producer else NEW
+        if isinstance(verdict, Original):
+            return Appended(verdict.offset, count, verdict.time_ns, True), None
+        if not isinstance(verdict, New):
+            return _refused(verdict), None
+        if header.size > room:
+            return Refused("full", _full(self.options.bytes_max or 0, self.log.size)), None
+        if header.column_bytes:
+            try:
+                columns = columns_of(header, _joined(new.body))
+                original = self._seen(header, columns, time_ns)
+            except (Malformed, ValueError):
+                return Refused("malformed", "what stands beside the records is malformed"), None
+            if isinstance(original, Refused):
+                return original, None
+            if original is not None:
+                self._wrote(new.header, original.offset, original.time_ns)
+                note = batch(
+                    [_PLACE.pack(original.offset, original.time_ns)],
+                    count=0,
+                    producer=producer,
+                    seq=seq,
+                    producer_epoch=epoch,
+                    flags=Flags.REPEATED,
+                )
+                return Appended(original.offset, 1, original.time_ns, True), note
+            if header.flags & Flags.UNIQUE:
+                self._remember_unique(columns, offset, time_ns)
+        self._wrote(header, offset, time_ns)
+        return Appended(offset, count, time_ns), new
+
+    def _wrote(self, header: Header, offset: int, time_ns: int) -> None:
+        """That batch is at `offset` now, or its one record was before."""
+        if header.producer:
+            count = header.count or 1
+            self._producers.appended(
+                header.producer, header.producer_epoch, header.seq, count, offset, time_ns
+            )
+
+    def _seen(self, header: Header, columns: Columns, time_ns: int) -> Original | Refused | None:
+        """Where the record is already, if it is."""
+        if not header.flags & Flags.UNIQUE:
+            return None
+        if header.count != 1:
+            raise Malformed("malformed")
+        original: Original | Derived | TooOld | None = None
+        if columns.dedup_id is not None:
+            original = self._producers.dedup_ids.seen(columns.dedup_id, time_ns)
+        if original is None and (of := columns.derived) is not None:
+            original = self._producers.derivations.seen(of.source, of.offset, of.output)
+        if isinstance(original, Derived):
+            return Original(NOWHERE, 0)
+        if isinstance(original, TooOld):
+            return Refused("old", str(original))
+        return original
+
+    def _remember_unique(self, columns: Columns, offset: int, time_ns: int) -> None:
+        if columns.dedup_id is not None:
+            self._producers.dedup_ids.add(columns.dedup_id, offset, time_ns)
+        if (of := columns.derived) is not None:
+            self._producers.derivations.add(of.source, of.offset, of.output, offset, time_ns)
+
+    # -- What is remembered ------------------------------------------------------------------
+
+    def _remembered(self, tail: Iterable[tuple[Header, bytes]] | None) -> Producers:
+        """The table, from the last snapshot and what the log has after it. `tail`: what the last
+        segment has, if that was read already."""
+        window_s = self.options.dedup_window_s
+        producers, base = Producers(dedup_window_s=window_s), self.log.start
+        with contextlib.suppress(FileNotFoundError, SnapshotDamaged, struct.error):
+            with contextlib.closing(self._storage.open_to_read(_SNAPSHOT)) as file:
+                data = file.read(0, file.size())
+            (at,) = _BASE.unpack_from(data)
+            if any(segment.base == at for segment in self.log.segments):
+                restored = Producers.restore(data[_BASE.size :], dedup_window_s=window_s)
+                producers, base = restored, at
+        self._producers = producers
+        last = self.log.segments[-1]
+        for segment in self.log.segments:
+            if segment.base < base or (segment is last and tail is not None):
+                continue
+            with contextlib.closing(self._storage.open_to_read(segment.name)) as file:
+                walk = segment.walk(file, HEAD_BYTES, segment.base)
+                for found in walk:
+                    self._observe(*_noted(found))
+            segment.check(walk)
+        for header, body in tail or ():
+            self._observe(header, body)
+        return producers
+
+    def _observe(self, header: Header, body: bytes) -> None:
+        """A batch of the log, as it was written."""
+        flags = header.flags
+        if flags & Flags.OPENED:
+            self._producers.opened(header.producer, header.producer_epoch, header.seq)
+        elif flags & Flags.REPEATED:
+            self._wrote(header, *_PLACE.unpack(body))
+        elif header.count:
+            if flags & Flags.UNIQUE:
+                columns = columns_of(header, body)
+                self._remember_unique(columns, header.offset, header.time_ns)
+            self._wrote(header, header.offset, header.time_ns)
+
+
+def _noted(found: Found) -> tuple[Header, bytes]:
+    """What of a batch is looked at when a log is opened."""
+    return found.header, bytes(found.body) if found.header.flags else b""
+
+
+def _joined(body: Sequence[bytes | memoryview]) -> bytes | memoryview:
+    return body[0] if len(body) == 1 else b"".join(body)
+
+
+_CODES: Final[dict[str, Code]] = {"Fenced": "fenced", "Unknown": "unknown", "Gap": "gap"}
+
+
+def _refused(verdict: object) -> Refused:
+    next_seq = getattr(verdict, "next_seq", 0)
+    return Refused(_CODES[type(verdict).__name__], str(verdict), next_seq)
+
+
+def _refusal(failure: StorageFailed) -> Refused:
+    cause = failure.__cause__
+    full = isinstance(cause, OSError) and cause.errno in _NO_ROOM
+    return Refused("full" if full else "storage", str(failure))
+
+
+def _full(bytes_max: int, size: int) -> str:
+    return f"the log has {size:,} bytes of the {bytes_max:,} that it may have (bytes_max)"

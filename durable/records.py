@@ -1,0 +1,207 @@
+"""What is inside a batch: records, each with its payload and what stands beside it. No I/O.
+
+A batch's body is two parts::
+
+    columns    MessagePack of `Columns`: what some of the records have beside their payloads;
+               none of it where no record has any
+    payloads   MessagePack: one array of all payloads, which is decoded in one call; LZ4 where the
+               header's codec says so
+
+Encoded where records are made, in their producer's thread, and decoded where they are used: what
+keeps them looks at columns only, and at these only where it has to. Whoever decodes does not trust
+what is there: all is bounded, and what does not fit raises `Malformed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.batch import Batch, Flags, Header, batch
+from mesh.errors import NotSerializable, PayloadTooLarge
+from mesh.message import EMPTY
+from mesh.sockets import codec
+from mesh.sockets.codec import Headers
+from mesh.sockets.frame import Malformed
+
+PLAIN: Final = 0
+LZ4: Final = 1
+
+
+class Derived(msgspec.Struct, frozen=True, array_like=True):
+    """What a record was made of: see `mesh.durable.derivations`."""
+
+    source: int
+    offset: int
+    output: int
+
+
+class Columns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What stands beside payloads. A list has an item for each record."""
+
+    keys: list[bytes | None] | None = msgspec.field(name="k", default=None)
+    headers: list[list[Any] | None] | None = msgspec.field(name="h", default=None)
+    """Flat arrays of keys and values: see `codec.pack_headers`."""
+    due_ns: list[int] | None = msgspec.field(name="d", default=None)
+    """When groups may have it, since 1970; 0: at once."""
+    dedup_id: bytes | None = msgspec.field(name="i", default=None)
+    """Of the only record."""
+    derived: Derived | None = msgspec.field(name="f", default=None)
+    """Likewise."""
+    origins: list[list[Any]] | None = msgspec.field(name="o", default=None)
+    """Of what a topic carried: see `mesh.durable.recorder`."""
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Columns).decode
+_decode_raw: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_NONE: Final = Columns()
+
+
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
+    """One to be appended, encoded."""
+
+    payload: bytes
+    """In MessagePack."""
+    key: bytes | None = None
+    headers: list[Any] | None = None
+    due_ns: int = 0
+    dedup_id: bytes | None = None
+    derived: Derived | None = None
+
+    @property
+    def unique(self) -> bool:
+        """Whether it may turn out to be there already, and so has a batch of its own."""
+        return self.dedup_id is not None or self.derived is not None
+
+
+def pack_key(key: str | bytes | None) -> bytes | None:
+    """Raises `NotSerializable`."""
+    if key is None or type(key) is bytes:
+        packed = key
+    elif isinstance(key, str):
+        try:
+            packed = key.encode()
+        except UnicodeEncodeError as error:
+            raise NotSerializable(f"the key has no form: {error}") from None
+    else:
+        raise NotSerializable(f"a key is str or bytes, not {type(key).__name__}")
+    if packed is not None and len(packed) > limits.KEY_BYTES_MAX:
+        raise NotSerializable(
+            f"the key has {len(packed):,} bytes over the limit of {limits.KEY_BYTES_MAX}"
+        )
+    return packed
+
+
+def pack_headers(headers: Headers | None) -> list[Any] | None:
+    """Checked, as they stand in `Columns`. Raises `NotSerializable`."""
+    if not headers:
+        return None
+    codec.pack_headers(headers)
+    return [item for pair in headers.items() for item in pair]
+
+
+def pack_payload(payload: Any, bytes_max: int) -> bytes:
+    """Raises `NotSerializable`, `PayloadTooLarge`."""
+    packed = codec.pack(payload)
+    if len(packed) > bytes_max:
+        raise PayloadTooLarge(
+            f"record of {len(packed):,} bytes over the limit of {bytes_max:,} "
+            "(option message_bytes_max)"
+        )
+    return packed
+
+
+def batch_of(records: Sequence[NewRecord], *, compress: bool = False) -> Batch:
+    """A batch that holds them; one that is `unique` has to be the only one."""
+    keys = headers = due_ns = None
+    if any(record.key is not None for record in records):
+        keys = [record.key for record in records]
+    if any(record.headers is not None for record in records):
+        headers = [record.headers for record in records]
+    if any(record.due_ns for record in records):
+        due_ns = [record.due_ns for record in records]
+    first = records[0]
+    columns = b""
+    if keys or headers or due_ns or first.unique:
+        columns = _encode(
+            Columns(
+                keys=keys,
+                headers=headers,
+                due_ns=due_ns,
+                dedup_id=first.dedup_id,
+                derived=first.derived,
+            )
+        )
+    payloads = codec.pack_body([record.payload for record in records])
+    return _batch(columns, payloads, len(records), Flags.UNIQUE if first.unique else 0, compress)
+
+
+def batch_of_payloads(payloads: Sequence[bytes | msgspec.Raw], *, compress: bool = False) -> Batch:
+    """A batch of payloads that are bytes, or packed already, and have nothing beside them."""
+    return _batch(b"", codec.pack_items(payloads), len(payloads), 0, compress)
+
+
+def _batch(columns: bytes, payloads: bytes, count: int, flags: int, compress: bool) -> Batch:
+    packed = codec.compress(payloads) if compress else None
+    return batch(
+        [columns, payloads if packed is None else packed] if columns else [packed or payloads],
+        count=count,
+        column_bytes=len(columns),
+        codec=PLAIN if packed is None else LZ4,
+        flags=flags,
+    )
+
+
+def columns_of(header: Header, body: bytes | memoryview) -> Columns:
+    """Raises `Malformed`."""
+    if not header.column_bytes:
+        return _NONE
+    try:
+        columns: Columns = _decode(memoryview(body)[: header.column_bytes])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed("malformed") from error
+    for column in (columns.keys, columns.headers, columns.due_ns, columns.origins):
+        if column is not None and len(column) != header.count:
+            raise Malformed("malformed")
+    return columns
+
+
+def payloads_of(header: Header, body: bytes | memoryview) -> list[Any]:
+    """All payloads of a batch. Raises `Malformed`."""
+    packed: bytes | memoryview = memoryview(body)[header.column_bytes :]
+    if header.codec == LZ4:
+        packed = codec.decompress(packed, limits.BATCH_BYTES_MAX)
+    elif header.codec != PLAIN:
+        raise Malformed("malformed")
+    payloads = codec.unpack(
+        packed,
+        depth_max=limits.DEPTH_MAX + 1,
+        containers_max=limits.CONTAINERS_MAX + 1 + header.count,
+        ext_hook=codec.restore,
+    )
+    if type(payloads) is not list or len(payloads) != header.count:
+        raise Malformed("malformed")
+    return payloads
+
+
+def raw_payloads_of(header: Header, body: bytes | memoryview) -> list[bytes]:
+    """The same, each in MessagePack still. Raises `Malformed`."""
+    packed: bytes | memoryview = memoryview(body)[header.column_bytes :]
+    if header.codec == LZ4:
+        packed = codec.decompress(packed, limits.BATCH_BYTES_MAX)
+    try:
+        raw = _decode_raw(packed)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Malformed("malformed") from error
+    if len(raw) != header.count:
+        raise Malformed("malformed")
+    return [bytes(each) for each in raw]
+
+
+def headers_of(flat: list[Any] | None) -> Headers:
+    """Of one record. Raises `Malformed`."""
+    return EMPTY if flat is None else codec.read_headers(flat)

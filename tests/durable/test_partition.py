@@ -1,0 +1,423 @@
+"""What a partition promises to those who append: a receipt is for ever, a repeat gets the first
+one, and what was refused is not there."""
+
+from __future__ import annotations
+
+import errno
+from random import Random
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from mesh.durable.batch import Batch
+from mesh.durable.partition import NOWHERE, Appended, Opening, Partition, Refused
+from mesh.durable.producers import Producers
+from mesh.durable.records import Derived, batch_of
+from mesh.options import StreamOptions
+from tests.support.fake_disk import Content, FakeDisk
+from tests.support.logs import sound
+from tests.support.partitions import (
+    PARTITION,
+    SECOND_NS,
+    Writing,
+    appended,
+    numbered,
+    only,
+    open_partition,
+    payloads,
+    record,
+)
+
+
+@pytest.fixture
+def disk() -> FakeDisk:
+    return FakeDisk()
+
+
+def again(partition: Partition, disk: FakeDisk, how: str) -> Partition:
+    """The partition after a restart."""
+    options = partition.options
+    if how == "close":
+        partition.close()
+        return open_partition(disk.kill(), options)
+    return open_partition(disk.kill() if how == "kill" else disk.crash(Random(1)), options)
+
+
+# -- Producers
+
+
+def test_records_get_dense_offsets_whoever_appends(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    one, other = Writing(partition, 1), Writing(partition, 2)
+    assert [one.append("a").offset, other.append("b", "c").offset, one.append("d").offset] == [
+        0,
+        1,
+        3,
+    ]
+    assert payloads(partition) == ["a", "b", "c", "d"]
+    sound(disk)
+
+
+@pytest.mark.parametrize("how", ["", "close", "kill", "crash"])
+def test_a_repeat_gets_the_original_receipt(disk: FakeDisk, how: str) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    batches = [writing.batch(record(n), record(-n)) for n in range(20)]
+    first = partition.commit(batches, 5 * SECOND_NS)
+    if how:
+        partition = again(partition, disk, how)
+    repeated = partition.commit(batches, 9 * SECOND_NS)
+    assert repeated == [Appended(2 * n, 2, 5 * SECOND_NS, True) for n in range(20)]
+    assert first == [Appended(2 * n, 2, 5 * SECOND_NS, False) for n in range(20)]
+    assert len(payloads(partition)) == 40
+
+
+def test_a_repeat_beside_its_original_gets_its_receipt(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    batch = Writing(partition, 1).batch(record("a"))
+    assert partition.commit([batch, batch], 0) == [
+        Appended(0, 1, 0, False),
+        Appended(0, 1, 0, True),
+    ]
+    assert payloads(partition) == ["a"]
+
+
+def test_part_of_a_batch_is_recognised_as_well(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    writing.append("a", "b", "c")
+    part = numbered(batch_of([record("b")]), 1, writing.epoch, 1)
+    assert partition.commit([part], 0) == [Appended(1, 1, 0, True)]
+
+
+def test_a_gap_is_refused_and_says_what_is_next(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    writing.append("a")
+    writing.seq = 5
+    outcome = only(partition.commit([writing.batch(record("b"))], 0))
+    assert outcome == Refused("gap", "records 5 to 5 came where 1 is the next", 1)
+    assert payloads(partition) == ["a"]
+
+
+def test_an_earlier_run_is_fenced_once_a_later_one_began(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    early, late = Writing(partition, 1), Writing(partition, 1)
+    outcome = only(partition.commit([early.batch(record("a"))], 0))
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "fenced"
+    assert late.append("b").offset == 0
+
+
+@pytest.mark.parametrize("how", ["close", "kill", "crash"])
+def test_a_producer_goes_on_where_it_stood_after_a_restart(disk: FakeDisk, how: str) -> None:
+    partition = open_partition(disk)
+    early = Writing(partition, 1)
+    early.append("a", "b")
+    partition = again(partition, disk, how)
+    late = Writing(partition, 1)
+    assert (late.seq, late.epoch) == (2, early.epoch + 1)
+    outcome = only(partition.commit([early.batch(record("c"))], 0))
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "fenced"
+
+
+def test_a_producer_that_is_not_known_is_refused(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    outcome = only(partition.commit([numbered(batch_of([record("a")]), 9, 1, 0)], 0))
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "unknown"
+
+
+# -- What is there already
+
+
+@pytest.mark.parametrize("how", ["", "close", "kill", "crash"])
+def test_a_dedup_id_is_recognised_within_its_window(disk: FakeDisk, how: str) -> None:
+    partition = open_partition(disk, StreamOptions(dedup_window_s=60))
+    writing = Writing(partition, 1)
+    first = writing.batch(record("a", dedup_id=b"x"))
+    assert appended(partition.commit([first], 10 * SECOND_NS)).offset == 0
+    if how:
+        partition = again(partition, disk, how)
+        writing = Writing(partition, 1, 11 * SECOND_NS)
+    within = writing.batch(record("b", dedup_id=b"x"))
+    after = writing.batch(record("c", dedup_id=b"x"))
+    assert partition.commit([within], 60 * SECOND_NS) == [Appended(0, 1, 10 * SECOND_NS, True)]
+    assert partition.commit([after], 70 * SECOND_NS) == [Appended(1, 1, 70 * SECOND_NS, False)]
+    assert payloads(partition) == ["a", "c"]
+    # What was turned away has used up its number: asked again, it gets the same answer.
+    assert partition.commit([within], 71 * SECOND_NS) == [Appended(0, 1, 10 * SECOND_NS, True)]
+    assert writing.append("d", now_ns=72 * SECOND_NS).offset == 2
+    sound(disk)
+
+
+@pytest.mark.parametrize("how", ["", "close", "kill", "crash"])
+def test_what_was_derived_from_an_input_is_there_once_for_ever(disk: FakeDisk, how: str) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    derived = [Derived(7, n, 0) for n in range(30)]
+    partition.commit([writing.batch(record(n, derived=derived[n])) for n in range(30)], 0)
+    if how:
+        partition = again(partition, disk, how)
+        writing = Writing(partition, 1)
+    later = 1 << 60
+    outcome = appended(partition.commit([writing.batch(record(0, derived=derived[4]))], later))
+    assert (outcome.offset, outcome.repeated) == (4, True)
+    other = Derived(7, 4, 1)
+    assert not appended(partition.commit([writing.batch(record(0, derived=other))], later)).repeated
+    assert len(payloads(partition)) == 31
+
+
+def test_where_it_is_may_be_forgotten_but_not_that_it_is_there(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.DERIVED_LATEST_MAX", 1)
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    for n in range(3):
+        partition.commit([writing.batch(record(n, derived=Derived(7, n, 0)))], 0)
+    repeat = writing.batch(record(0, derived=Derived(7, 0, 0)))
+    assert appended(partition.commit([repeat], 0)) == Appended(NOWHERE, 1, 0, True)
+    partition = again(partition, disk, "kill")
+    assert appended(partition.commit([repeat], 0)) == Appended(NOWHERE, 1, 0, True)
+
+
+def test_two_records_cannot_share_a_dedup_id(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    both = writing.batch(record("a", dedup_id=b"x"), record("b"))
+    outcome = only(partition.commit([both], 0))
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "malformed"
+
+
+# -- No room
+
+
+def test_at_its_bound_a_partition_refuses_and_goes_on_when_there_is_room(disk: FakeDisk) -> None:
+    partition = open_partition(disk, StreamOptions(bytes_max=2000))
+    writing = Writing(partition, 1)
+    refused = None
+    while refused is None:
+        batch = writing.batch(record("x" * 100))
+        outcome = only(partition.commit([batch], 0))
+        if isinstance(outcome, Refused):
+            refused = outcome
+    assert refused.code == "full"
+    assert "bytes_max" in refused.text
+    before = payloads(partition)
+    partition.trim(partition.log.segments[-1].base)
+    assert appended(partition.commit([batch], 0)).offset == len(before)
+    sound(disk)
+
+
+def test_a_full_disk_refuses_and_nothing_is_half_written(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    writing.append("a")
+    disk.faults.room_bytes = 50
+    batch = writing.batch(record("b"))
+    outcome = only(partition.commit([batch], 0))
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "full"
+    assert payloads(partition) == ["a"]
+    disk.faults.room_bytes = None
+    assert appended(partition.commit([batch], 0)) == Appended(1, 1, 0, False)
+    assert payloads(partition) == ["a", "b"]
+    sound(disk)
+
+
+def test_what_a_failed_sync_refused_is_appended_once_when_it_is_asked_again(
+    disk: FakeDisk,
+) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    writing.append("a")
+    disk.faults.fail("sync")
+    batches = [writing.batch(record("b")), writing.batch(record("c", dedup_id=b"x"))]
+    for outcome in partition.commit(batches, 0):
+        assert isinstance(outcome, Refused)
+        assert outcome.code == "storage"
+    assert [appended([each]).offset for each in partition.commit(batches, 0)] == [1, 2]
+    assert payloads(partition) == ["a", "b", "c"]
+
+
+def test_while_a_disk_does_not_work_everything_is_refused(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    writing.append("a")
+    for nth in range(1, 10):
+        disk.faults.fail("sync", nth, errno.EIO)
+    batch = writing.batch(record("b"))
+    refused = 0
+    while isinstance(only(partition.commit([batch], 0)), Refused):
+        refused += 1
+        assert payloads(partition) == ["a"]
+    assert refused > 1
+    assert payloads(partition) == ["a", "b"]
+    sound(disk)
+
+
+# -- Opening
+
+
+def test_a_snapshot_spares_reading_all_segments(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    batches = [writing.batch(record(n)) for n in range(100)]
+    for batch in batches:
+        partition.commit([batch], 0)
+    assert len(partition.log.segments) > 5
+    found = disk.kill()
+    for segment in partition.log.segments[:-1]:
+        found._directory.put(segment.name, Content(b"nobody reads this"))
+    partition = open_partition(found)
+    assert [each.offset for each in map(appended, ([o] for o in partition.commit(batches, 0)))] == [
+        *range(100)
+    ]
+
+
+@pytest.mark.parametrize("snapshot", [None, b"", b"12345678", b"\0" * 100])
+def test_without_a_good_snapshot_the_log_tells(disk: FakeDisk, snapshot: bytes | None) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    batches = [writing.batch(record(n)) for n in range(100)]
+    for batch in batches:
+        partition.commit([batch], 0)
+    found = disk.kill()
+    found._directory.put("producers", None if snapshot is None else Content(snapshot))
+    partition = open_partition(found)
+    assert all(appended([each]).repeated for each in partition.commit(batches, 0))
+
+
+def test_an_unsynced_durability_answers_before_the_disk_has_it(disk: FakeDisk) -> None:
+    partition = open_partition(disk, StreamOptions(durability="interval"))
+    writing = Writing(partition, 1)
+    syncs = disk.faults.done["sync"]
+    writing.append("a")
+    assert disk.faults.done["sync"] == syncs
+    assert payloads(partition) == ["a"]
+    assert partition.sync()
+    assert disk.faults.done["sync"] == syncs + 1
+
+
+# -- All of it
+
+
+class PartitionMachine(RuleBasedStateMachine):
+    """Producers that repeat what they are not sure of, on a disk that does all it may."""
+
+    partition_class: type[Partition] = Partition
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = FakeDisk(1)
+        self.partition = self.opened()
+        self.now_ns = 0
+        self.runs: dict[int, Writing] = {}
+        self.receipts: dict[tuple[int, int], int] = {}
+        """Offsets that were acknowledged, by producer and number."""
+        self.batches: dict[tuple[int, int], Batch] = {}
+        self.owed: dict[int, list[Batch]] = {}
+        """What each producer has not got an answer for."""
+
+    def opened(self) -> Partition:
+        return self.partition_class(
+            self.disk, PARTITION, StreamOptions(), now_ns=0, segment_bytes=700
+        )
+
+    @rule(producer=st.integers(1, 3))
+    def begin(self, producer: int) -> None:
+        outcome = only(self.partition.commit([Opening(producer)], self.now_ns))
+        if isinstance(outcome, Refused):
+            return
+        self.owed[producer] = []
+        run = Writing.__new__(Writing)
+        run.partition, run.producer = self.partition, producer
+        run.epoch, run.seq = outcome.epoch, outcome.seq  # type: ignore[union-attr]
+        acknowledged = [seq for p, seq in self.receipts if p == producer]
+        assert run.seq >= max(acknowledged, default=-1) + 1
+        self.runs[producer] = run
+
+    @rule(producer=st.integers(1, 3), counts=st.lists(st.integers(1, 3), max_size=4))
+    def append(self, producer: int, counts: list[int]) -> None:
+        run = self.runs.get(producer)
+        if run is None:
+            return
+        owed = self.owed[producer]
+        for count in counts:
+            first = run.seq
+            new = run.batch(*(record([producer, first + n]) for n in range(count)))
+            owed.append(new)
+        self.now_ns += SECOND_NS
+        for batch, outcome in zip(
+            list(owed), self.partition.commit(owed, self.now_ns), strict=True
+        ):
+            if isinstance(outcome, Appended):
+                self.acknowledged(batch, outcome)
+                owed.remove(batch)
+
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        if self.batches:
+            key = data.draw(st.sampled_from(sorted(self.batches)))
+            batch = self.batches[key]
+            outcome = only(self.partition.commit([batch], self.now_ns))
+            if isinstance(outcome, Appended):
+                assert outcome.repeated
+                self.acknowledged(batch, outcome)
+
+    def acknowledged(self, batch: Batch, outcome: Appended) -> None:
+        header = batch.header
+        self.batches[header.producer, header.seq] = batch
+        for n in range(header.count):
+            key = header.producer, header.seq + n
+            assert self.receipts.setdefault(key, outcome.offset + n) == outcome.offset + n
+
+    @rule(operation=st.sampled_from(["append", "sync", "create", "rename", "names"]))
+    def fail(self, operation: str) -> None:
+        self.disk.faults.fail(operation)  # type: ignore[arg-type]
+
+    @rule(seed=st.integers(0, 1 << 16))
+    def crash(self, seed: int) -> None:
+        self.disk = self.disk.crash(Random(seed))
+        self.partition = self.opened()
+
+    @rule()
+    def kill(self) -> None:
+        self.disk = self.disk.kill()
+        self.partition = self.opened()
+
+    @invariant()
+    def each_is_there_once(self) -> None:
+        found = payloads(self.partition)
+        assert len(set(map(str, found))) == len(found), "twice"
+        for (producer, seq), offset in self.receipts.items():
+            assert found[offset] == [producer, seq]
+
+    def teardown(self) -> None:
+        sound(self.disk)
+
+
+TestPartitionMachine = PartitionMachine.TestCase
+
+
+class Forgetful(Partition):
+    """Keeps what it deduplicates by in memory only."""
+
+    def _remembered(self, tail: object) -> Producers:
+        return Producers()
+
+
+def test_the_machine_finds_one_that_deduplicates_in_memory_only() -> None:
+    class Machine(PartitionMachine):
+        partition_class = Forgetful
+
+    machine = Machine()
+    machine.begin(1)
+    machine.append(1, [1])
+    machine.kill()
+    with pytest.raises(AssertionError):
+        machine.begin(1)
