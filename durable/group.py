@@ -129,6 +129,13 @@ class Group:
         """How many records members hold."""
         return len(self._leases.in_flight)
 
+    @property
+    def room(self) -> int:
+        """How many more records could be given to members now."""
+        if self.options.order == "exclusive":
+            return 0 if self._active is None else self._active.room
+        return sum(member.room for member in self._leases.members.values())
+
     def next_at(self) -> float | None:
         """When to `expire` and `take`, if nothing else happens before; None: never."""
         times = [at for at in (self._leases.next(), self._waiting.next()) if at is not None]
@@ -181,6 +188,16 @@ class Group:
         count = sum(end - first for first, end in lost)
         self.counters["trimmed"] += count
         return Gap(lost[0][0], lost[-1][1] - 1, count)
+
+    def resume(self, offset: int) -> None:
+        """All records below `offset` are done with, whoever has them: their effects say so."""
+        offset = min(offset, self.end)
+        for each in [each for each in self._tally.deliveries if each < offset]:
+            self._remove(each)
+        for first, end in self._tally.settled.missing_in(self.committed, offset):
+            for each in range(first, end):
+                self._waiting.withdraw(each)
+            self._tally.settle(first, end)
 
     # Members
 
