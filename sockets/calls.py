@@ -77,10 +77,19 @@ class _Connection:
 class Requests:
     """The core of a client: its servers, and the requests it waits for."""
 
-    kind = "service"
-    seeks: OfferKind | None = "serve"
-
-    def __init__(self, home: Home, channel: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        channel: str,
+        *,
+        kind: str = "service",
+        seeks: OfferKind = "serve",
+        patient: bool = False,
+    ) -> None:
+        """`patient`: what no server has room for waits until there is one that has."""
+        self.kind = kind
+        self._patient = patient
+        self.seeks: OfferKind | None = seeks
         self.channel = check_name(channel)
         self.counters = Counters()
         self.link = Link(f"client {channel!r}")
@@ -108,7 +117,7 @@ class Requests:
             self.table.put_back(call, server)
             self._place(call, server)
         if self.table.waiting or look(self.link.looks, 0):
-            return self._read(call)
+            return self.read(call)
         return None
 
     def adopt(
@@ -131,7 +140,7 @@ class Requests:
             if call.outcome is not None:
                 self._hurry(call)
                 return True
-        return self._read(call)
+        return self.read(call)
 
     def _hurry(self, call: Call) -> None:
         """It had its answer quickly: perhaps the next can have its in one go."""
@@ -142,7 +151,7 @@ class Requests:
             self.exchange = self._exchange
             self.exchange.renew()
 
-    def _read(self, reader: Call | None = None) -> bool | None:
+    def read(self, reader: Call | None = None) -> bool | None:
         """Read until `reader` has its outcome, or nothing is left to read; place what waits."""
         link, by_socket = self.link, self._by_socket
         for _ in range(_FRAMES_PER_ATTEMPT):
@@ -219,7 +228,7 @@ class Requests:
             return Timeout(f"no answer of service {self.channel!r}: the request was not started")
         if code != failure.BUSY:
             return error
-        if self.table.refused(server, call):
+        if self.table.refused(server, call, patient=self._patient):
             self._place(call)
             return None
         return Busy(
@@ -358,7 +367,7 @@ class Requests:
             if server is None:
                 return
             self._disconnect(server, f"is gone ({reason})")
-            self._read()  # and place those that go to another
+            self.read()  # and place those that go to another
 
     def _disconnect(self, server: ServerAccount[Call], what: str) -> None:
         connection = self._connections.pop(server)
@@ -386,7 +395,7 @@ class Requests:
                     self.counters.dropped["connection lost"] += 1
                     self._disconnect(server, "lost its connection")
                     self._connect(server.peer, server.key, connection.endpoint)
-            self._read()
+            self.read()
 
     def close(self, linger_ms: int) -> None:
         """Whoever waits gets `Closed`; servers are told to forget what they have not started."""

@@ -127,7 +127,7 @@ class Client(Handle):
 
         def attempt() -> bool | None:
             # Whoever waits first watches the sockets for all.
-            core._read()
+            core.read()
             return core.table.servers >= count or None
 
         return attempt, check_timeout(timeout), f"{count} servers of {self.channel!r}"

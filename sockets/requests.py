@@ -85,11 +85,14 @@ class RequestTable(Generic[R]):
         self.waiting[seq] = request
 
     def assign(self, request: R) -> ServerAccount[R] | None:
-        """Admit a request and place it in one go: the server that has it now, if there is one."""
+        """Admit a request and place it in one go: the server that has it now, if there is one, and
+        nobody waits, who would be before it."""
         servers = self._servers
-        if len(servers) != 1 or self.outstanding >= self._requests_max:
+        if len(servers) != 1 or self.waiting or self.outstanding >= self._requests_max:
+            behind = bool(self.waiting)
             self.admit(request)
-            if (best := self.choose(request)) is not None:
+            best = None if behind else self.choose(request)
+            if best is not None:
                 self.placed(request, best)
             return best
         self.outstanding += 1
@@ -148,17 +151,19 @@ class RequestTable(Generic[R]):
         server.abandoned -= 1
         return True
 
-    def refused(self, server: ServerAccount[R], request: R) -> bool:
+    def refused(self, server: ServerAccount[R], request: R, *, patient: bool = False) -> bool:
         """`server`, which just answered, was too busy: False if there is no other to try.
 
-        Else the request waits to be placed.
+        Else the request waits to be placed; so does one that is `patient`, until others come.
         """
         request.tried = (*request.tried, server)
         request.server = None
-        if self.choose(request) is None:
+        if self.choose(request) is None and not patient:
             return False
         self.outstanding += 1
         self.waiting[request.seq] = request
+        if patient:
+            self.waiting = dict(sorted(self.waiting.items()))
         return True
 
     def abandon(self, request: R) -> ServerAccount[R] | None:
@@ -190,15 +195,17 @@ class RequestTable(Generic[R]):
         all that wait none is kept from a server for having been turned away there before: there may
         be no other any more."""
         del self._servers[server.peer, server.key]
-        lost = []
-        for request in server.requests.values():
+        lost, again = [], {}
+        for seq, request in server.requests.items():
             request.server = None
             if request.retry:
-                self.waiting[request.seq] = request
+                again[seq] = request
             else:
                 self.outstanding -= 1
                 lost.append(request)
         server.requests.clear()
+        if again:  # they go before those that came later and wait, too
+            self.waiting = dict(sorted({**again, **self.waiting}.items()))
         for request in self.waiting.values():
             request.tried = ()
         return lost

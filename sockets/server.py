@@ -6,9 +6,9 @@ error that says why there is none. A server whose backlog is full says so at onc
 raises takes nothing down.
 
 A handler runs in the thread that read its request (`mesh.sockets.server_threads`). An ``async def``
-handler runs in the event loop that was running where the service was registered, or in a loop of
-the service's own; each request has a task, and the loop watches the sockets itself
-(`mesh.sockets.server_asyncio`).
+handler runs in the event loop that was running where the service was registered, or in one of the
+service's own, which watches the sockets itself (`mesh.sockets.server_asyncio`). A log beside the
+node answers later, in threads of its own (`mesh.sockets.server_relay`).
 
 ZeroMQ's high-water mark is as high as the number of requests one client may have outstanding, so a
 caller that keeps to it never loses an answer; who does not, loses what it does not read.
@@ -85,12 +85,19 @@ Answer = tuple[int, Message]
 class Server:
     """The core of a service: its ROUTER sockets, its backlog, and whoever runs its handler."""
 
-    kind = "service"
     seeks: OfferKind | None = None
 
     def __init__(
-        self, home: Home, channel: str, handler: Callable[[Any], Any], options: ServiceOptions
+        self,
+        home: Home,
+        channel: str,
+        handler: Callable[..., Any],
+        options: ServiceOptions,
+        *,
+        kind: str = "service",
+        runner: Callable[[Server, int], Runner] = runner_of,
     ) -> None:
+        self.kind = kind
         self.channel = check_name(channel)
         self.counters = Counters()
         self.handler = handler
@@ -107,7 +114,7 @@ class Server:
             options.concurrency, options.backlog, home.transport.buffer_bytes
         )
         self.link = Link(f"service {channel!r}", self._backlog.can_start)
-        self.on_end: Callable[[], object] = _nothing
+        self.on_end: Callable[[], object] = lambda: None
         """To be called once when the service ends, under the lock: it may end by itself, with the
         event loop of its handler."""
         self._compression = home.compression()
@@ -127,11 +134,11 @@ class Server:
             for bound in self._bound:
                 bound.socket.setsockopt(zmq.RCVTIMEO, MOMENT_MS)
                 self.link.add(bound.socket)
-        self._runner: Runner = runner_of(self, options.concurrency)
+        self._runner: Runner = runner(self, options.concurrency)
         self._runner.start()
 
     def endpoints(self) -> tuple[str, ...]:
-        """Where clients send their requests."""
+        """For clients."""
         return endpoints_of(self._bound)
 
     @property
@@ -440,7 +447,3 @@ class Server:
             self._timer.cancel()
         self._home.transport.release(self._bound)
         self._runner.end()
-
-
-def _nothing() -> None:
-    """Nobody has to be told."""

@@ -123,13 +123,24 @@ def test_a_lost_server_takes_only_the_requests_that_may_not_be_retried() -> None
         table.placed(new, server)
     table.admit(waiting)
     assert table.leave(server) == [once]
-    assert list(table.waiting.values()) == [waiting, again]
+    assert list(table.waiting.values()) == [again, waiting], "in the order in which they came"
     assert len(table) == 2
     assert table.choose(again) is None
     other = join(table, 2)
     assert place(table, again) is other
     assert table.abandon(once) is None, "its end was told already"
     assert len(table) == 2
+
+
+def test_nobody_overtakes_those_that_wait() -> None:
+    table = Table("add")
+    server = join(table, 1)
+    first, second = Outstanding(True), Outstanding(True)
+    assert table.assign(first) is server
+    table.put_back(first, server)  # there was no room
+    assert table.assign(second) is None
+    assert list(table.waiting.values()) == [first, second]
+    assert table.choose(second) is server
 
 
 def test_an_answer_of_another_server_is_nobodys() -> None:
