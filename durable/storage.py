@@ -334,3 +334,10 @@ def _locked(path: Path, holder: str) -> str:
 
 def _file_id(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def directory_of(path: str) -> Disk:
+    """That directory, made if it is missing, for its owner alone. Raises `OSError`."""
+    directory = Path(path)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Disk(directory)

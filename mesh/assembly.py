@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mesh import host
 from mesh.control_loop import ControlLoop
@@ -45,6 +45,10 @@ from mesh.sockets.home import Core, Counters, Home, node_text
 from mesh.sockets.topic import Topic
 from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Transport
+
+if TYPE_CHECKING:  # durable/ is loaded by programs that have streams
+    from mesh.durable.hosting import Hosting
+    from mesh.durable.streams import Streams
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,8 @@ class Assembly:
         self._closing: Closed | None = None
         self._lock = threading.Lock()
         self._keys = itertools.count(1)
+        self._hosting: Hosting | None = None
+        self._streams: Streams | None = None
         self._topic_keys: dict[str, int] = {}
         self._queues: dict[str, tuple[Dispatch, int]] = {}
         self._started_ticks = host.start_ticks(os.getpid())
@@ -118,6 +124,9 @@ class Assembly:
             undo = self.loop.give_up
             _alive.add(self)
             self.loop.start()
+            if options.durable is not None:
+                self._hosting = hosting = self._host(options.durable)
+                self.presence.observers.append(hosting.observe)
             self.forgotten = weakref.finalize(node, self.end, _FORGOTTEN_S)
             self.forgotten.atexit = False
         except BaseException:
@@ -167,6 +176,16 @@ class Assembly:
             pid=os.getpid(),
             pid_space=host.pid_space(),
             started=self._started_ticks,
+        )
+
+    def _host(self, directory: str) -> Hosting:
+        from mesh.durable.hosting import Hosting
+
+        def offer(offer: Offer) -> None:
+            self.loop.post(lambda: self.loop.offer(offer))
+
+        return Hosting(
+            directory, self._home, add=self.loop.add, offer=offer, next_key=self.next_key
         )
 
     # -- Cores -------------------------------------------------------------------------------
@@ -225,6 +244,16 @@ class Assembly:
                 self.add(core, Offer(core.key, "push", core.channel, core.endpoints()))
             self._queues[queue] = (core, handles + 1)
             return core
+
+    def streams(self) -> Streams:
+        """What all of this node's streams share; made with the first of them."""
+        from mesh.durable.streams import Streams
+
+        with self._lock:
+            if self._streams is None:
+                sidecar = None if self._hosting is None else self._hosting.sidecar
+                self._streams = Streams(self.home(), self.add, self.release_of, sidecar)
+            return self._streams
 
     def release_workers(self, core: Dispatch) -> None:
         with self._lock:
@@ -289,7 +318,12 @@ class Assembly:
         if self._closing is None:
             self._closing = Closed(f"node {self.name!r} is closed")
         self.loop.hurry(timeout)
-        self.loop.post(lambda: self.loop.leave(timeout))
+        self.loop.post(lambda: self._leave(timeout))
+
+    def _leave(self, timeout: float) -> None:
+        if self._hosting is not None:
+            self._hosting.leave()
+        self.loop.leave(timeout)
 
     def close(self, timeout: float) -> None:
         """Begin to close, and wait until that is done. May be called again, to wait again."""
@@ -303,6 +337,10 @@ class Assembly:
 
     def _ended(self) -> None:
         self._flusher.close()
+        if self._streams is not None:
+            self._streams.close()
+        if self._hosting is not None:
+            self._hosting.close()
         self.hooks.close()
         _alive.discard(self)
 

@@ -9,11 +9,16 @@
     ├── NotSerializable    (TypeError)     a payload MessagePack has no form for
     ├── PayloadTooLarge    (ValueError)    a message over ``message_bytes_max``
     ├── Timeout            (TimeoutError)  a wait reached its deadline
+    │   └── NoSidecar                      of waiting for a log to append to, or to read
     ├── Closed                             the node or the handle was closed
     │   └── Forked                         it belongs to the parent of this process
     ├── PeerLost                           the server of a request, or the way to it, is gone
     ├── Busy                               no room for the request, here or there
     ├── RemoteError                        the handler on the other side raised
+    ├── LogFull                            an append was refused for want of room
+    ├── OutcomeUnknown                     whether a record is in the log cannot be found out
+    ├── ProducerFenced                     a later run of the same producer has begun
+    ├── SequenceGap                        a producer's own numbers leave out some, or go back
     ├── LogDamaged                         what had been on disk does not read any more
     ├── LogFormat                          a log of another version
     ├── LogLocked                          another process, or this one, has that log open
@@ -87,6 +92,27 @@ class RemoteError(MeshError):
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
         return RemoteError, (self.type, self.text, self.traceback)
+
+
+class NoSidecar(Timeout):
+    """No sidecar came within the timeout; the text says how to have one."""
+
+
+class LogFull(MeshError):
+    """The log has no room for the record, which was not written; the text says which limit."""
+
+
+class OutcomeUnknown(MeshError):
+    """The log no longer knows whether the record is there: who appends it again may have it
+    twice."""
+
+
+class ProducerFenced(MeshError):
+    """A later run of this producer has begun, and this one may not write any more."""
+
+
+class SequenceGap(MeshError):
+    """A record's number does not follow its producer's last; the text says both. Not written."""
 
 
 class LogDamaged(MeshError):

@@ -260,3 +260,21 @@ class Stats(msgspec.Struct, frozen=True):
     round_trip_s: Mapping[str, float]
     """The last ping's round trip to each peer, by node id."""
     peers: int
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """What an append returns: its records are in the log, `count` of them from `offset` on."""
+
+    partition: str
+    """Whose log: 16 hexadecimal digits, which stay with the sidecar's directory."""
+    offset: int | None
+    """Of the first record in that partition, from 0. None for a repeat of which only this is known
+    any more, that it is there."""
+    count: int
+    time_ns: int
+    """The log's wall clock when it took them, nanoseconds since 1970; never goes back."""
+    durability: Literal["written", "fsynced"]
+    """How safe they are: ``written`` survives a crash of the processes, ``fsynced`` also one of the
+    machine."""
+    repeated: bool = False
+    """Whether they had been there before, so that nothing was appended."""

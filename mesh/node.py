@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mesh import limits
 from mesh.assembly import Assembly, too_few
@@ -24,6 +24,7 @@ from mesh.options import (
     PublisherOptions,
     PullerOptions,
     ServiceOptions,
+    StreamOptions,
     SubscriberOptions,
     WhenFull,
     check_count,
@@ -40,6 +41,9 @@ from mesh.sockets.pusher import Pusher
 from mesh.sockets.server import Server
 from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.subscription import Subscription
+
+if TYPE_CHECKING:
+    from mesh.durable.stream import Stream
 
 Handler = TypeVar("Handler", bound=Callable[[Any], Any])
 
@@ -65,7 +69,7 @@ class Node:
         *,
         realm: str | None = None,
         secret: str | None = None,
-        durable: str | None = None,
+        durable: str | os.PathLike[str] | None = None,
         seeds: Iterable[str] | None = None,
         discovery: Iterable[DiscoveryName] | None = None,
         interfaces: Iterable[str] | None = None,
@@ -84,7 +88,7 @@ class Node:
                 os.environ.get("MESH_REALM") or "default" if realm is None else realm, "realm"
             ),
             secret=secret if secret is not None else os.environ.get("MESH_SECRET") or None,
-            durable=durable,
+            durable=None if durable is None else os.fspath(durable),
             seeds=_strings(seeds, "seeds", os.environ.get("MESH_SEEDS")),
             discovery=None if discovery is None else _strings(discovery, "discovery"),  # type: ignore[arg-type]
             interfaces=None if interfaces is None else _strings(interfaces, "interfaces"),
@@ -264,6 +268,30 @@ class Node:
         core = Requests(parts.home(), service)
         parts.add(core)
         return Client(core, self, parts.release_of(core))
+
+    def stream(
+        self,
+        name: str,
+        *,
+        producer: str | None = None,
+        home: str | None = None,
+        options: StreamOptions | None = None,
+    ) -> Stream:
+        """A handle to the stream `name`: to append to it, replay it and consume it. It is made by
+        its first append, or its first consumer, at the sidecar that gets that.
+
+        `producer`: the name that its sequence is kept under across runs; one run at a time may
+        write under it. None: a new producer. `home`: the partition of the sidecar that all appends
+        go to. None: the nearest. `options`: how the stream is kept, where it is made; where it is
+        there already they have to be the same. Raises `InvalidName`, `InvalidOption`, `Closed`.
+        Does not block.
+        """
+        from mesh.durable.stream import Stream  # programs without a stream do without its parts
+
+        check_name(name)
+        parts = self._parts
+        parts.check_open()
+        return Stream(parts.streams(), name, options, producer, home, self, lambda: None)
 
     # -- Its end -----------------------------------------------------------------------------
 

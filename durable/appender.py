@@ -1,0 +1,255 @@
+"""What one producer has under way to one partition: numbered, in order, until its outcome is known.
+
+Guarantee: records are in the log in the order in which they were submitted here, each once, however
+often the connection breaks or either side's wait ends. What was refused was not written; what came
+behind it is numbered anew and asked for again. A wait that ends changes nothing: its records stay
+under way, and what is submitted later comes behind them.
+
+All under the lock of its route's link, and driven by whoever waits or submits. Knows no sockets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.batch import Batch
+from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.protocol import Open
+from mesh.durable.refusals import error_of
+from mesh.durable.route import Ask, Route
+from mesh.errors import Busy, MeshError, OutcomeUnknown, StorageFailed
+from mesh.options import StreamOptions
+
+_ASKS_MAX: Final = limits.PRODUCER_BATCHES // 2
+"""Batches of a producer under way: half of what the log remembers of it, so that each of them can
+be recognised if it has to be asked for again."""
+_REPLACE: Final = msgspec.structs.replace
+
+
+class Pending:
+    """A batch under way. Who waits for it, does so with its ask."""
+
+    __slots__ = ("appended", "ask", "batch", "error")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.ask: Ask | None = None
+        self.appended: Appended | None = None
+        self.error: MeshError | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.appended is not None or self.error is not None
+
+
+class Appender:
+    """See above."""
+
+    def __init__(
+        self, route: Route, stream: str, producer: int, options: StreamOptions | None
+    ) -> None:
+        self.route = route
+        self.producer = producer
+        self.durability = "fsync"
+        self.bytes_waiting = 0
+        """Of all that is under way."""
+        self.next_seq: int | None = None
+        """Of the next record; None while that is not known."""
+        self._stream = stream
+        self._options = options
+        self._epoch = 0
+        self._opening: Ask | None = None
+        self._claimed: list[Ask] = []
+        self._failed: MeshError | None = None
+        """Nothing more can be appended."""
+        self._queue: deque[Pending] = deque()
+        """What has not been asked for, or has to be asked for again."""
+        self._asked: deque[Pending] = deque()
+        self._rewinding = False
+        """Whether one was refused: those behind it are refused as well, and then go out again."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._queue and not self._asked
+
+    def submit(self, batch: Batch) -> Pending:
+        """Have it appended, behind all that was submitted before. Raises `ProducerFenced` and the
+        like, if nothing can be any more."""
+        if self._failed is not None:
+            raise self._failed
+        pending = Pending(batch)
+        self._queue.append(pending)
+        self.bytes_waiting += batch.header.size
+        self._send()
+        return pending
+
+    def begin(self) -> None:
+        """Find out where its sequence stands."""
+        if self.next_seq is None and self._opening is None and self._failed is None:
+            self._opening = self.route.begin(Open(self._stream, self.producer, self._options))
+
+    def claim(self, pending: Pending) -> Ask | None:
+        """The ask that its outcome depends on, to wait with, if nobody else does; to be `released`.
+        None: there is none, or more than one answer is missing; look again soon."""
+        ask = self._opening if pending.ask is None else pending.ask
+        if ask is None or ask in self._claimed or self.route.reply(ask) is not None:
+            return None
+        self._claimed.append(ask)
+        return ask
+
+    def release(self, ask: Ask | None) -> None:
+        """Nobody waits with it any more."""
+        if ask is not None:
+            self._claimed.remove(ask)
+
+    def depends_on(self, pending: Pending, ask: Ask | None) -> bool:
+        """Whether its outcome depends on that still, and on nothing else."""
+        return (self._opening if pending.ask is None else pending.ask) is ask
+
+    def advance(self, ask: Ask | None) -> None:
+        """Take in what answers there are, those to `ask` first, and ask for what is next."""
+        self.route.look(ask)
+        self._opened()
+        self._settle()
+        self._send()
+
+    def withdraw(self, pending: Pending) -> bool:
+        """Forget it, if it has not been asked for. Whether that was so."""
+        if pending.ask is None and pending in self._queue:
+            self._queue.remove(pending)
+            self.bytes_waiting -= pending.batch.header.size
+            return True
+        return False
+
+    # -- What is asked for -------------------------------------------------------------------
+
+    def _send(self) -> None:
+        if self._rewinding or not self._queue:
+            return
+        if self.next_seq is None:
+            self.begin()
+            self._opened()  # within the process it may have been answered
+        while (
+            self._queue
+            and self.next_seq is not None
+            and len(self._asked) < _ASKS_MAX
+            and not self._rewinding
+        ):
+            pending = self._queue[0]
+            header = _REPLACE(
+                pending.batch.header,
+                producer=self.producer,
+                producer_epoch=self._epoch,
+                seq=self.next_seq,
+            )
+            try:
+                pending.ask = self.route.append(self._stream, Batch(header, pending.batch.body))
+            except Busy:
+                return
+            pending.batch = Batch(header, pending.batch.body)
+            self.next_seq += header.count
+            self._queue.popleft()
+            self._asked.append(pending)
+
+    def _opened(self) -> None:
+        if self._opening is None:
+            return
+        reply = self.route.reply(self._opening)
+        if reply is None:
+            return
+        self._opening = None
+        if isinstance(reply, Opened):
+            self._epoch, self.next_seq, self.durability = reply.epoch, reply.seq, reply.durability
+        elif isinstance(reply, Refused):
+            self._fail(error_of(reply))
+        elif isinstance(reply, MeshError):
+            self._fail(reply)
+        else:
+            self._fail(StorageFailed("the sidecar's answer to the opening of a producer is none"))
+
+    def _fail(self, error: MeshError) -> None:
+        """Nothing of this producer can be appended."""
+        self._failed = error
+        for pending in (*self._asked, *self._queue):
+            pending.error = pending.error or error
+        self._asked.clear()
+        self._queue.clear()
+        self.bytes_waiting = 0
+        self.route.link.wake_all()
+
+    # -- What was answered -------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        asked = self._asked
+        if self._rewinding:
+            self._rewind()
+        while asked and not self._rewinding:
+            reply = self.route.reply(asked[0].ask)  # type: ignore[arg-type]
+            if reply is None:
+                return
+            self._settled(asked[0], reply)
+
+    def _settled(self, pending: Pending, reply: object) -> None:
+        header = pending.batch.header
+        if isinstance(reply, Appended):
+            pending.appended = reply
+            self._done(pending)
+        elif isinstance(reply, Refused) and reply.code == "fenced":
+            self._fail(error_of(reply))
+        elif isinstance(reply, Refused) and reply.code == "gap" and reply.seq <= header.seq:
+            # The log has lost what it had not promised to keep: go on from where it is.
+            self._again(reply.seq)
+        elif isinstance(reply, Refused) and reply.code == "unknown":
+            if self._may_be_there(pending):
+                pending.error = error_of(reply)
+                self._done(pending)
+            self._again(None)
+        else:
+            if isinstance(reply, Refused):
+                pending.error = error_of(reply)
+            elif isinstance(reply, MeshError):
+                pending.error = reply
+            else:
+                pending.error = StorageFailed("the sidecar's answer to an append is none")
+            self._done(pending)
+            gap = isinstance(reply, Refused) and reply.code == "gap"
+            self._again(reply.seq if gap else header.seq)  # type: ignore[attr-defined]
+
+    def _done(self, pending: Pending) -> None:
+        self._asked.popleft()
+        self.bytes_waiting -= pending.batch.header.size
+
+    def _may_be_there(self, pending: Pending) -> bool:
+        assert pending.ask is not None
+        return not self.route.sent_once(pending.ask)
+
+    def _again(self, seq: int | None) -> None:
+        """All that is still asked for will be refused; then it is asked for again, from `seq` on,
+        or, if that is not known, after opening."""
+        self._rewinding = True
+        self.next_seq = seq
+        self._rewind()
+
+    def _rewind(self) -> None:
+        replies = [self.route.reply(pending.ask) for pending in self._asked]  # type: ignore[arg-type]
+        if any(reply is None for reply in replies):
+            return
+        self._rewinding = False
+        for pending, reply in zip(reversed(self._asked), reversed(replies), strict=True):
+            if self.next_seq is None and self._may_be_there(pending):
+                pending.error = OutcomeUnknown("the log no longer knows this producer")
+                self.bytes_waiting -= pending.batch.header.size
+                continue
+            if isinstance(reply, Appended):  # it was there before
+                pending.appended = reply
+                self.bytes_waiting -= pending.batch.header.size
+                continue
+            pending.ask = None
+            self._queue.appendleft(pending)
+        self._asked.clear()
+        self.route.link.wake_all()

@@ -1,0 +1,88 @@
+"""A thread that does one thing after the other: what it is given, and what is due.
+
+Whoever gives it something does not wait. What it is given may give it more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+
+logger = logging.getLogger(__name__)
+
+Action = Callable[[], object]
+
+
+class Clerk:
+    """See above. Started with it."""
+
+    def __init__(self, name: str) -> None:
+        self._inbox: deque[Action] = deque()
+        self._due: list[tuple[float, int, Action]] = []
+        """The clerk's own."""
+        self._numbers = count()
+        self._bell = threading.Lock()  # released: it rang. Held: it did not
+        self._bell.acquire()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name=f"mesh clerk {name}", daemon=True)
+        self._thread.start()
+
+    def run(self, action: Action) -> None:
+        """Do it soon. Takes no lock."""
+        self._inbox.append(action)
+        self._ring()
+
+    def at(self, when: float, action: Action) -> None:
+        """Do it then (`time.monotonic`). For the clerk itself to call."""
+        heapq.heappush(self._due, (when, next(self._numbers), action))
+
+    def every(self, interval_s: float, action: Action) -> None:
+        """Do it again and again, until the end."""
+
+        def again() -> None:
+            self.at(time.monotonic() + interval_s, again)
+            action()
+
+        self.run(lambda: self.at(time.monotonic() + interval_s, again))
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Do what was given, nothing that is due later, and end."""
+        self._closing = True
+        self._ring()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it rang already, and that was not heard yet
+            self._bell.release()
+
+    def _work(self) -> None:
+        while True:
+            if self._inbox:
+                self._do(self._inbox.popleft())
+            elif self._closing:
+                return
+            else:
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until something is due, and do that, or until it rings."""
+        left_s = -1.0
+        if self._due:
+            left_s = self._due[0][0] - time.monotonic()
+            if left_s <= 0:
+                self._do(heapq.heappop(self._due)[2])
+                return
+        self._bell.acquire(timeout=left_s)
+
+    def _do(self, action: Action) -> None:
+        try:
+            action()
+        except Exception:
+            logger.exception("something could not be done")

@@ -1,0 +1,284 @@
+"""Consuming a stream as a member of a group: `Stream.consumer`.
+
+Guarantee, at least once: every record of every partition that is reached is delivered to the group
+until a member acknowledges it, and to one member at a time. What a member holds when it leaves,
+dies, or does not say for `ack_wait` what became of it, goes to others. Order is that of the group,
+within a partition. An acknowledgement is told soon; until it is remembered (`flush`) a crash may
+bring the record back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from mesh.durable.deliveries import AskedOptions
+from mesh.durable.seat import ConsumedRecord, Seat, Taken
+from mesh.durable.streams import Streams
+from mesh.errors import Closed, InvalidOption, MeshError, Timeout
+from mesh.options import check_timeout
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.handle import Receiving
+from mesh.sockets.home import Counters, node_text
+from mesh.sockets.link import Link
+
+_GAPS_MAX: Final = 1024
+_FLUSH_S: Final = 0.02
+"""How often who waits for all to be remembered looks."""
+_CLOSE_S: Final = 1.0
+"""What closing gives a sidecar to hear what was done last."""
+
+
+class Consuming:
+    """The core of a consumer: its seats, and what they have brought."""
+
+    kind = "stream"
+    seeks: OfferKind | None = None
+
+    def __init__(
+        self,
+        streams: Streams,
+        stream: str,
+        group: str,
+        *,
+        prefetch: int,
+        options: AskedOptions,
+        latest: bool,
+    ) -> None:
+        self.channel = stream
+        self.counters = Counters()
+        self.link = Link(f"consumer {group!r} of stream {stream!r}")
+        self.gaps: deque[tuple[str, int, int, int]] = deque(maxlen=_GAPS_MAX)
+        self.group = group
+        self._streams = streams
+        self._prefetch = prefetch
+        self._options = options
+        self._from_ns = time.time_ns() if latest else None
+        self._member = f"{node_text(streams.node_id)}{secrets.token_hex(8)}"
+        self._seats: dict[str, Seat] = {}
+        self._resume: dict[str, int] = {}
+        self._inbox: deque[ConsumedRecord] = deque()
+        self._error: MeshError | None = None
+        self._taken_at = time.monotonic()
+        self._closed = False
+
+    # -- Records -----------------------------------------------------------------------------
+
+    def pop(self) -> ConsumedRecord | None:
+        """The next record, if one is here. In any thread, without a lock."""
+        try:
+            record = self._inbox.popleft()
+        except IndexError:
+            return None
+        self._taken_at = time.monotonic()
+        return record
+
+    def take(self) -> ConsumedRecord | None:
+        """Likewise, for the link to wait with. Raises what ended it."""
+        record = self.pop()
+        if record is None and self._error is not None:
+            raise type(self._error)(*self._error.args)
+        return record
+
+    def about_to_wait(self) -> None:
+        """Nothing is here: say what was done, and look for partitions."""
+        self._taken_at = time.monotonic()
+        for seat in list(self._seats.values()):
+            seat.say()
+        self.look()
+
+    def look(self) -> None:
+        """Take a seat at each partition that is there."""
+        for partition in self._streams.having(self.channel):
+            if partition not in self._seats and not self._closed:
+                self._sit(partition)
+
+    def resume(self, partition: str, offset: int) -> None:
+        with self.link.lock:
+            self._resume[partition] = offset
+            seat = self._seats.get(partition)
+        if seat is not None:
+            seat.resume(offset)
+
+    @property
+    def partitions(self) -> frozenset[str]:
+        return frozenset(list(self._seats))
+
+    def settled(self) -> bool:
+        """Whether all that was done is remembered."""
+        return all(
+            seat.route.link.run(lambda seat=seat: seat.settled)  # type: ignore[misc]
+            for seat in list(self._seats.values())
+        )
+
+    def say(self) -> None:
+        for seat in list(self._seats.values()):
+            seat.say()
+
+    def _sit(self, partition: str) -> None:
+        seat = Seat(
+            self._streams.route_to(partition),
+            self.channel,
+            self.group,
+            self._member,
+            prefetch=self._prefetch,
+            options=self._options,
+            from_ns=self._from_ns,
+            hand_over=self._handed,
+        )
+        with self.link.lock:
+            if self._closed or partition in self._seats:
+                return
+            self._seats[partition] = seat
+            resume = self._resume.get(partition)
+        if resume is not None:
+            seat.resume(resume)
+        seat.start()
+
+    def _handed(self, seat: Seat, taken: Taken) -> None:
+        """In the seat's thread."""
+        with contextlib.suppress(Closed), self.link:
+            if isinstance(taken, list):
+                self._inbox += taken
+                self.counters.received += len(taken)
+            elif isinstance(taken, MeshError):
+                self._error = taken
+            else:
+                first, last, missing = taken
+                self.gaps.append((seat.partition, first, last, missing))
+                self.counters.lost += missing
+            self.link.wake_all()
+
+    # -- The rest of a core ------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        raise AssertionError("it seeks nothing: its streams' finders do")
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        raise AssertionError("it seeks nothing: its streams' finders do")
+
+    def tick(self) -> None:
+        """Say what was done; see to it that what waits here is not given to others, as long as the
+        consumer takes any."""
+        now = time.monotonic()
+        self.look()
+        for seat in list(self._seats.values()):
+            busy = now - self._taken_at < seat.ack_wait_s
+            if busy and now - seat.extended_at > seat.ack_wait_s / 3:
+                seat.extended_at = now
+                seat.extend(*(each.offset for each in list(self._inbox) if each._seat is seat))
+            seat.say()
+
+    def close(self, linger_ms: int) -> None:
+        with self.link.lock:
+            self._closed = True
+        for seat in list(self._seats.values()):
+            seat.close()
+        self.link.close()
+
+
+class Consumer(Receiving[ConsumedRecord]):
+    """A member of a group: iterate over it, or call `recv`. Safe from several threads and tasks,
+    which then share its records."""
+
+    def __init__(self, core: Consuming, owner: object, release: Callable[[], None]) -> None:
+        super().__init__(core.link.what, owner, release)
+        self._core = core
+
+    @property
+    def group(self) -> str:
+        return self._core.group
+
+    @property
+    def partitions(self) -> frozenset[str]:
+        """Those that it consumes."""
+        return self._core.partitions
+
+    @property
+    def gaps(self) -> list[tuple[str, int, int, int]]:
+        """What retention removed before anybody of the group had settled it, the latest of these:
+        partition, first and last offset, and how many records between them."""
+        return list(self._core.gaps)
+
+    @property
+    def lost(self) -> int:
+        """How many records that were, in all."""
+        return self._core.counters.lost
+
+    def recv(self, timeout: float | None = None) -> ConsumedRecord:
+        """The next record, blocking up to `timeout` seconds (None: for ever, 0: not at all).
+
+        Raises `Timeout`; `OptionsDiffer` and `InvalidOption` if the group cannot be had so;
+        `StorageFailed`, `LogDamaged` if its partition cannot be read on; `Closed`.
+        """
+        core = self._core
+        record = core.pop()
+        if record is None:
+            self._check_open()
+            core.about_to_wait()
+            record = core.link.wait(core.take, check_timeout(timeout), "record")
+        return record
+
+    async def arecv(self, timeout: float | None = None) -> ConsumedRecord:
+        """`recv` for asyncio."""
+        core = self._core
+        record = core.pop()
+        if record is None:
+            self._check_open()
+            core.about_to_wait()
+            record = await core.link.wait_async(core.take, check_timeout(timeout), "record")
+        return record
+
+    def resume_from(self, position: str | Iterable[str]) -> None:
+        """All records up to and including that position (`ConsumedRecord.position`) are done with,
+        of each of its partitions: their effects say so. Before the first `recv`. For groups whose
+        members take records in order, such as ``order="exclusive"``. Raises `InvalidOption`. Does
+        not block."""
+        for each in (position,) if isinstance(position, str) else position:
+            partition, colon, offset = each.rpartition(":")
+            if not colon or not offset.isdecimal() or len(partition) != 16:
+                raise InvalidOption(f"a position is PARTITION:OFFSET, not {each!r}")
+            self._core.resume(partition, int(offset) + 1)
+
+    def flush(self, *, timeout: float | None = 10.0) -> None:
+        """Block until all that was acknowledged and the like is remembered. Raises `Timeout`,
+        `Closed`."""
+        self._check_open()
+        self._core.say()
+        self._core.link.wait(
+            self._is_settled, check_timeout(timeout), "end of settling", retry_s=_FLUSH_S
+        )
+
+    async def aflush(self, *, timeout: float | None = 10.0) -> None:
+        """`flush` for asyncio."""
+        self._check_open()
+        self._core.say()
+        await self._core.link.wait_async(
+            self._is_settled, check_timeout(timeout), "end of settling", retry_s=_FLUSH_S
+        )
+
+    def close(self) -> None:
+        """Leave the group: what was done is said, what is here and was not taken goes to others.
+        Gives the sidecars up to a second to hear it. Idempotent."""
+        if self.closed:
+            return
+        core = self._core
+        core.close(0)
+        deadline = time.monotonic() + _CLOSE_S
+        with contextlib.suppress(Closed, Timeout):
+            for seat in list(core._seats.values()):
+                left = max(0.0, deadline - time.monotonic())
+                seat.route.link.wait(
+                    lambda seat=seat: seat.settled or None,  # type: ignore[misc]
+                    left,
+                    "word that it was heard",
+                    retry_s=_FLUSH_S,
+                )
+        super().close()
+
+    def _is_settled(self) -> bool | None:
+        return self._core.settled() or None

@@ -1,0 +1,102 @@
+"""Several partitions read at once, for one who waits for whichever has something.
+
+Each is read by a thread of its own, since each route has a link of its own to wait on; what they
+read comes together here, at a link without sockets. Bounded: a partition is read on once what it
+brought last was taken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from mesh.durable.reader import Chunk, PartitionReader, read
+from mesh.errors import Closed, MeshError
+from mesh.sockets.link import Link
+
+
+class _Feed:
+    """One partition, and the thread that reads it."""
+
+    def __init__(self, reader: PartitionReader, deliver: Callable[[Chunk | MeshError], None]):
+        self.reader = reader
+        self._deliver = deliver
+        self._taken = threading.Semaphore(2)
+        """What was brought and not taken yet: one chunk while the next one is being read."""
+        self._closed = False
+        name = f"mesh replay {reader.partition}"
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def taken(self) -> None:
+        self._taken.release()
+
+    def close(self) -> None:
+        self._closed = True
+        self._taken.release()
+        link = self.reader.route.link
+        try:
+            link.run(link.wake_all)
+        except Closed:
+            return
+
+    def _work(self) -> None:
+        reader = self.reader
+        try:
+            while not self._closed and (reader.follow or reader.offset < reader.end):
+                self._taken.acquire()
+                chunk = read(reader, None, stopped=self._is_closed)
+                if not self._closed and chunk:
+                    self._deliver(chunk)
+        except Closed:
+            self._deliver([])
+        except (MeshError, OSError) as error:
+            self._deliver(error if isinstance(error, MeshError) else MeshError(str(error)))
+        finally:
+            reader.close()
+
+    def _is_closed(self) -> bool:
+        return self._closed
+
+
+class Feeds:
+    """See above."""
+
+    def __init__(self, stream: str) -> None:
+        self.link = Link(f"replay of {stream!r}")
+        self._feeds: dict[str, _Feed] = {}
+        self._brought: dict[str, deque[Chunk | MeshError]] = {}
+
+    def add(self, reader: PartitionReader) -> None:
+        """Begin to read that one, which knows where."""
+        partition = reader.partition
+        brought = self._brought[partition] = deque()
+
+        def deliver(chunk: Chunk | MeshError) -> None:
+            try:
+                with self.link:
+                    brought.append(chunk)
+                    self.link.wake_all()
+            except Closed:
+                return  # nobody reads any more
+
+        self._feeds[partition] = _Feed(reader, deliver)
+
+    def take(self, partition: str | None = None) -> tuple[str, Chunk] | None:
+        """What that one has brought, or any. Under the lock: for the link to wait with. Raises what
+        ended the reading."""
+        for each, brought in self._brought.items():
+            if brought and partition in (None, each):
+                chunk = brought.popleft()
+                if isinstance(chunk, MeshError):
+                    raise chunk
+                self._brought[each] = self._brought.pop(each)  # the others first, the next time
+                self._feeds[each].taken()
+                return each, chunk
+        return None
+
+    def close(self) -> None:
+        """Read no more."""
+        for feed in self._feeds.values():
+            feed.close()
+        self.link.close()

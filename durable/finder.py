@@ -1,0 +1,76 @@
+"""Which sidecars there are: all of them, or those that have a certain stream.
+
+A core like a pattern's (`mesh.sockets.home.Core`), attached to offers by the control thread, but
+without sockets: who waits for a sidecar waits on its link.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from mesh import limits
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.home import Counters
+from mesh.sockets.link import Link
+from mesh.sockets.transport import scheme_of
+
+
+class FoundSidecar(msgspec.Struct, frozen=True, order=True):
+    """One that is there. The nearest sorts first."""
+
+    distance: int
+    """0: in this process; 1: on this host; 2: elsewhere."""
+    partition: str
+
+
+class Finder:
+    """See above."""
+
+    kind = "stream"
+
+    def __init__(self, own: int, seeks: Literal["log", "host"], channel: str) -> None:
+        self.seeks: OfferKind | None = seeks
+        self.channel = channel
+        self.counters = Counters()
+        self.link = Link(f"sidecars of {channel!r}")
+        self.met: dict[str, None] = {}
+        """Partitions that were there at any time, the latest last."""
+        self._own = own
+        self._found: dict[tuple[int, int], FoundSidecar] = {}
+
+    def nearest(self) -> list[str]:
+        """Partitions, the nearest first."""
+        return list(dict.fromkeys(each.partition for each in sorted(self._all())))
+
+    def distance(self, partition: str) -> int:
+        """Of that sidecar, which is there."""
+        return min(f.distance for f in self._all() if f.partition == partition)
+
+    def _all(self) -> list[FoundSidecar]:
+        return list(self._found.values())  # in one go: others may be changing it
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        distance = 0 if peer == self._own else 1 if scheme_of(endpoint) == "ipc" else 2
+        partition = offer.channel if self.seeks == "log" else offer.partition
+        with self.link:
+            self._meet(partition)
+            self._found[peer, offer.key] = FoundSidecar(distance, partition)
+            self.link.wake_all()
+
+    def _meet(self, partition: str) -> None:
+        self.met.pop(partition, None)
+        self.met[partition] = None
+        if len(self.met) > limits.PARTITIONS_MET_MAX:
+            del self.met[next(iter(self.met))]
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        with self.link:
+            self._found.pop((peer, key), None)
+
+    def tick(self) -> None:
+        """There is nothing to be done."""
+
+    def close(self, linger_ms: int) -> None:
+        self.link.close(0)

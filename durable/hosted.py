@@ -1,0 +1,276 @@
+"""One stream that is open at a sidecar: who writes it, reads it and consumes it, and what of it may
+go.
+
+`submit`, `begin_to_close` and `close` are for any thread; everything else is the clerk's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.batch import Batch, encode
+from mesh.durable.clerk import Clerk
+from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.groups import Groups
+from mesh.durable.members import Members
+from mesh.durable.partition import Partition, Refused, Request
+from mesh.durable.protocol import Batches, Fetch, Find, Join, Place, Read, Reply, Settle
+from mesh.durable.retention import Kept, Sealed, trim_to
+from mesh.durable.writer import Writer
+from mesh.errors import LogDamaged
+from mesh.options import StreamOptions
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[Reply], object]
+_GROUPS: Final = "groups"
+_CLOSED: Final = Refused("closed", "the sidecar is closed")
+
+
+class _Reader(msgspec.Struct, frozen=True, eq=False):
+    query: Read
+    answer: Answer
+    until: float
+
+
+class Hosted:
+    """See above."""
+
+    def __init__(
+        self,
+        name: str,
+        options: StreamOptions,
+        partition: Partition,
+        clerk: Clerk,
+        bury: Callable[[str, Batch, Any], object],
+    ) -> None:
+        """`bury` appends a batch to the dead letters of the stream with that name."""
+        self.name = name
+        self.options = options
+        self.log = partition.log
+        self._partition = partition
+        self._clerk = clerk
+        self._bury = bury
+        self._writer: Writer | None = None
+        """From its first append on."""
+        self._lock = threading.Lock()
+        self._closing = False
+        self._woken = False
+        """Whether the clerk is about to look after those who wait for records."""
+        self._readers: list[_Reader] = []
+        self._members: Members | None = None
+        self._wake_at = 0.0
+        self._dismissed = False
+
+    # -- From any thread ---------------------------------------------------------------------
+
+    def submit(self, request: Request, answer: Answer, *, patient: bool = True) -> None:
+        """Have it written. Blocks while too much waits to be, if `patient`."""
+        writer = self._writer
+        if writer is None:
+            with self._lock:
+                if self._writer is None and not self._closing:
+                    self._writer = Writer(self._partition, self.name, appended=self._appended)
+                writer = self._writer
+        if writer is None:
+            answer(_CLOSED)
+        else:
+            writer.submit(request, answer, patient=patient)
+
+    def begin_to_close(self) -> None:
+        """Take no more appends. Does not block."""
+        with self._lock:
+            self._closing = True
+            writer = self._writer
+        if writer is not None:
+            writer.close(0)
+
+    def close(self, timeout: float) -> bool:
+        """Have written what was submitted, and close the log; the clerk has ended. Whether that was
+        done in time."""
+        self.begin_to_close()
+        if self._members is not None:
+            self._members.close()
+        if self._writer is not None:
+            return self._writer.close(timeout)
+        self._partition.close()
+        return True
+
+    def _appended(self) -> None:
+        """In the writer's thread: whoever waits for records is looked after by the clerk."""
+        if not self._woken and (self._readers or self._members is not None):
+            self._woken = True
+            self._clerk.run(self._wake)
+
+    # -- Reading -----------------------------------------------------------------------------
+
+    def find(self, query: Find, answer: Answer) -> None:
+        log = self.log
+        try:
+            tip = log.tip.offset
+            offset = log.start if query.time_ns is None else log.offset_at(query.time_ns)
+        except (LogDamaged, OSError) as error:
+            answer(self._unreadable(error))
+            return
+        answer(Place(log.start, tip, offset, log.log_epoch))
+
+    def read(self, query: Read, answer: Answer) -> None:
+        reader = _Reader(query, answer, time.monotonic() + query.wait_ms / 1000)
+        if self._serve(reader, late=self._dismissed or not query.wait_ms):
+            return
+        if len(self._readers) >= limits.LOG_READERS_MAX:
+            answer(Refused("full", f"{limits.LOG_READERS_MAX} readers wait here already"))
+            return
+        self._readers.append(reader)
+        self._clerk.at(reader.until, partial(self._give_up, reader))
+        if query.offset < self.log.tip.offset:
+            self._wake()  # it came just before the writer knew of this reader
+
+    def _serve(self, reader: _Reader, *, late: bool = False) -> bool:
+        """Answer, if there is something, or it is too late to wait for that."""
+        query, log = reader.query, self.log
+        tip = log.tip.offset
+        if query.offset >= tip and not late:
+            return False
+        cursor = Cursor(log, query.offset)
+        try:
+            with contextlib.closing(cursor):
+                found = cursor.read(min(query.bytes_max, limits.READ_BYTES_MAX))
+        except (LogDamaged, OSError) as error:
+            reader.answer(self._unreadable(error))
+            return True
+        if isinstance(found, Gap):
+            reader.answer(Batches([], tip, log.log_epoch, found.last + 1))
+            return True
+        batches = [memoryview(encode(each.header, log.partition) + each.body) for each in found]
+        reader.answer(Batches(batches, tip, log.log_epoch))
+        return True
+
+    def _give_up(self, reader: _Reader) -> None:
+        if reader in self._readers:
+            self._readers.remove(reader)
+            self._serve(reader, late=True)
+
+    def _unreadable(self, error: Exception) -> Refused:
+        logger.error("stream %r cannot be read: %s", self.name, error)
+        text = f"stream {self.name!r} cannot be read: {error}"
+        return Refused("damaged" if isinstance(error, LogDamaged) else "storage", text)
+
+    # -- Groups ------------------------------------------------------------------------------
+
+    def member_asks(self, query: Join | Fetch | Settle, answer: Answer) -> None:
+        now, now_ns = time.monotonic(), time.time_ns()
+        if self._dismissed:
+            answer(_CLOSED)
+            return
+        try:
+            members = self._with_members()
+        except OSError as error:
+            answer(self._unreadable(error))
+            return
+        match query:
+            case Join():
+                members.join(query, answer, now, now_ns)
+            case Fetch():
+                members.fetch(query, answer, now, now_ns)
+            case Settle():
+                members.settle(query, answer, now, now_ns)
+        self._plan()
+
+    def node_gone(self, node: str) -> None:
+        if self._members is not None:
+            self._members.gone(node, time.monotonic(), time.time_ns())
+            self._plan()
+
+    def dismiss(self) -> None:
+        """Nobody is to wait for records any more."""
+        self._dismissed = True
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.answer(_CLOSED)
+        if self._members is not None:
+            self._members.dismiss()
+
+    def _with_members(self) -> Members:
+        if self._members is None:
+            groups = Groups(self.log.storage.folder(_GROUPS), self.log)
+            self._members = Members(self.name, groups, self.log, self._send_letter)
+        return self._members
+
+    def _send_letter(self, batch: Batch, done: Callable[[Any], object]) -> None:
+        self._bury(self.name, batch, lambda outcome: self._clerk.run(partial(done, outcome)))
+
+    # -- What happens by itself --------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """There are more records, or something is due."""
+        self._woken = False
+        if self._readers:
+            self._readers = [reader for reader in self._readers if not self._serve(reader)]
+        if self._members is not None:
+            now = time.monotonic()
+            self._members.serve_all(now, time.time_ns())
+            self._members.tire(now)
+            self._plan()
+
+    def _plan(self) -> None:
+        """Come back when something is due."""
+        assert self._members is not None
+        due, now = self._members.next_at(), time.monotonic()
+        if due is None or (now < self._wake_at <= due):
+            return
+        self._wake_at = max(due, now + 0.001)
+        self._clerk.at(self._wake_at, self._wake)
+
+    def tick(self) -> None:
+        """About every second: give up what retention lets go."""
+        if self._members is None and self.options.retention == "acked":
+            with contextlib.suppress(OSError):
+                self._with_members()
+        if self._members is not None:
+            self._members.tick(time.monotonic(), time.time_ns())
+        offset = self._trim_to()
+        if offset is not None and self.log.segment_of(offset) is not self.log.segments[0]:
+            if self._writer is None:
+                self._trim(offset)
+            else:
+                self._writer.run(partial(self._trim, offset))
+
+    def _trim(self, offset: int) -> None:
+        """In the writer's thread, if there is one."""
+        if self._partition.trim(offset) and self._members is not None:
+            self._clerk.run(self._trimmed)
+
+    def _trimmed(self) -> None:
+        if self._members is not None:
+            self._members.trimmed(time.monotonic(), time.time_ns())
+
+    def _trim_to(self) -> int | None:
+        options, log = self.options, self.log
+        segments, storage = log.segments, log.storage
+        if len(segments) < 2:
+            return None
+        kept = Kept(
+            bytes_max=options.keep_bytes, age_s_max=options.keep_s, count_max=options.keep_count
+        )
+        acked = None
+        if options.retention == "acked" and self._members is not None:
+            acked = self._members.acked_to()
+        try:
+            sealed = [
+                Sealed(each.size, each.index(storage).end, each.index(storage).time_ns)
+                for each in segments[:-1]
+            ]
+        except (LogDamaged, OSError) as error:
+            logger.error("stream %r: nothing is given up: %s", self.name, error)
+            return None
+        return trim_to(sealed, segments[-1].size, log.end, kept, time.time_ns(), acked)

@@ -1,0 +1,65 @@
+"""A sidecar as part of a node: its server, and what the node offers of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mesh.durable.sidecar import Sidecar
+from mesh.durable.storage import directory_of
+from mesh.message import PeerEvent
+from mesh.sockets.control import Offer
+from mesh.sockets.home import Core, Home
+from mesh.sockets.server import Server
+from mesh.sockets.server_relay import OPTIONS, Relay
+
+
+class Hosting:
+    """See above. Until `close`."""
+
+    def __init__(
+        self,
+        directory: str,
+        home: Home,
+        *,
+        add: Callable[..., object],
+        offer: Callable[[Offer], object],
+        next_key: Callable[[], int],
+    ) -> None:
+        """Open the sidecar in `directory`, which is made if need be, and serve it. `add` has the
+        node look after a core, `offer` has it offer more. Raises `LogLocked`, `LogDamaged`,
+        `OSError`."""
+        self.sidecar = Sidecar(directory_of(directory), hosts=self._host)
+        self._offer = offer
+        self._next_key = next_key
+        try:
+            partition = f"{self.sidecar.number:016x}"
+            server = Server(
+                home, partition, self.sidecar.handle, OPTIONS, kind="stream", runner=Relay
+            )
+            self._core: Core = server
+            self._partition = partition
+            self._endpoints = server.endpoints()
+            log = Offer(next_key(), "log", partition, self._endpoints)
+            add(server, log, *(self._host_offer(name) for name in sorted(self.sidecar.streams)))
+        except BaseException:
+            self.sidecar.close(0)
+            raise
+
+    def observe(self, event: PeerEvent | None) -> None:
+        """A peer came or went: who consumed here and is gone, holds nothing any more."""
+        if event is not None and event.kind == "left":
+            self.sidecar.node_gone(event.peer.id)
+
+    def leave(self) -> None:
+        """The node is about to close: nobody is to wait for records any more. Does not block."""
+        self.sidecar.dismiss()
+
+    def close(self) -> None:
+        """Write what was accepted, and give up the directory."""
+        self.sidecar.close()
+
+    def _host(self, stream: str) -> None:
+        self._offer(self._host_offer(stream))
+
+    def _host_offer(self, stream: str) -> Offer:
+        return Offer(self._next_key(), "host", stream, self._endpoints, partition=self._partition)

@@ -1,0 +1,289 @@
+"""The members of one partition's groups, as they ask for records: the clerk's side of a consumer.
+
+Guarantee: what a member says is written down before it is confirmed; what it is given is, before it
+leaves. A member that leaves, whose node is gone, or that has not asked for long, loses what it
+holds to the others, at once. A question asked again, since its answer was lost with a connection,
+gets that answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.batch import Batch
+from mesh.durable.deliveries import Delivery
+from mesh.durable.groups import Groups, Letter
+from mesh.durable.log import Log
+from mesh.durable.partition import Appended, Outcome, Refused
+from mesh.durable.protocol import Delivered, Fetch, Join, Joined, Reply, Settle, Settled
+from mesh.durable.records import Derived, NewRecord, batch_of, columns_of, raw_payloads_of
+from mesh.errors import InvalidOption, LogDamaged, OptionsDiffer
+from mesh.sockets.frame import Malformed
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[Reply], object]
+_SILENT_S: Final = 2 * limits.READ_WAIT_MS_MAX / 1000
+"""A member asks again at the latest when its last question was answered with nothing."""
+_NOTHING: Final = Delivery((), ())
+_CLOSED: Final = Refused("closed", "the sidecar is closed")
+
+
+class _Waiting(msgspec.Struct, frozen=True):
+    number: int
+    answer: Answer
+    until: float
+
+
+class _Member:
+    """One, and its last questions."""
+
+    def __init__(self) -> None:
+        self.waiting: _Waiting | None = None
+        self.answered: tuple[int, Delivered] | None = None
+        self.heard_at = 0.0
+
+
+class Members:
+    """See above. For the clerk's thread."""
+
+    def __init__(
+        self, stream: str, groups: Groups, log: Log, bury: Callable[[Batch, Any], object]
+    ) -> None:
+        """`bury` appends a batch to the stream's dead letters, and calls back with the outcome."""
+        self._stream = stream
+        self._groups = groups
+        self._log = log
+        self._bury = bury
+        self._members: dict[tuple[str, str], _Member] = {}
+        self._unburied: dict[tuple[str, int], Letter] = {}
+
+    # -- What they ask -----------------------------------------------------------------------
+
+    def join(self, query: Join, answer: Answer, now: float, now_ns: int) -> None:
+        groups, log = self._groups, self._log
+        self._rewind()
+        try:
+            start = log.start if query.from_ns is None else log.offset_at(query.from_ns)
+            groups.open(query.group, query.options, start)
+        except InvalidOption as error:
+            answer(Refused("malformed", str(error)))
+            return
+        except OptionsDiffer as error:
+            answer(Refused("differs", str(error)))
+            return
+        except (LogDamaged, OSError) as error:
+            code = "damaged" if isinstance(error, LogDamaged) else "storage"
+            answer(Refused(code, f"group {query.group!r}: {error}"))  # type: ignore[arg-type]
+            return
+        if not groups.join(query.group, query.member, query.prefetch):
+            answer(Refused("full", f"group {query.group!r} has too many members"))
+            return
+        member = self._members.setdefault((query.group, query.member), _Member())
+        member.heard_at = now
+        stats = groups.stats()[query.group]
+        answer(Joined(groups.options(query.group), stats.committed))
+        self.serve([query.group], now, now_ns)
+
+    def fetch(self, query: Fetch, answer: Answer, now: float, now_ns: int) -> None:
+        self._rewind()
+        member = self._members.get((query.group, query.member))
+        if member is None:
+            answer(Refused("unknown", f"{query.member} is no member of group {query.group!r} here"))
+            return
+        member.heard_at = now
+        if member.answered is not None and member.answered[0] == query.number:
+            answer(member.answered[1])
+            return
+        member.answered = None
+        if member.waiting is not None:
+            member.waiting.answer(Delivered(_NOTHING, self._log.log_epoch))
+        member.waiting = _Waiting(query.number, answer, now + query.wait_ms / 1000)
+        self.serve([query.group], now, now_ns)
+
+    def settle(self, query: Settle, answer: Answer, now: float, now_ns: int) -> None:
+        self._rewind()
+        if query.group not in self._groups:
+            answer(Refused("unknown", f"there is no group {query.group!r} here"))
+            return
+        if query.log_epoch == self._log.log_epoch or self._log.keeps_all:
+            self._groups.settle(query.group, query.member, query.said, now)
+        member = self._members.get((query.group, query.member))
+        if member is not None:
+            member.heard_at = now
+        if query.leave:
+            self._leave(query.group, query.member)
+        self._groups.write()
+        answer(Settled())
+        self.serve([query.group], now, now_ns)
+
+    # -- What happens ------------------------------------------------------------------------
+
+    def serve(self, groups: Iterable[str], now: float, now_ns: int) -> None:
+        """Give their members what there is for them."""
+        ready: list[tuple[str, str]] = []
+        for group in groups:
+            ready += [(group, member) for member in self._groups.grant(group, now, now_ns)]
+        answers: list[tuple[Answer, Reply]] = []
+        for group, name in ready:
+            member = self._members.get((group, name))
+            if member is not None and member.waiting is not None:
+                answers.append((member.waiting.answer, self._delivered(group, name, member)))
+        self._groups.write()
+        for answer, reply in answers:
+            answer(reply)
+        self._send_letters(groups)
+
+    def serve_all(self, now: float, now_ns: int) -> None:
+        """The log has more, or something is due."""
+        self._rewind()
+        self.serve({group for group, _ in self._members}, now, now_ns)
+
+    def next_at(self) -> float | None:
+        """When to `serve_all`, and to `tire`, if nothing happens before."""
+        times = [each.waiting.until for each in self._members.values() if each.waiting is not None]
+        due = self._groups.next_at()
+        if due is not None and self._members:
+            times.append(due)
+        return min(times, default=None)
+
+    def tire(self, now: float) -> None:
+        """Those who have waited long enough are told that there is nothing."""
+        for member in self._members.values():
+            if member.waiting is not None and member.waiting.until <= now:
+                waiting, member.waiting = member.waiting, None
+                waiting.answer(Delivered(_NOTHING, self._log.log_epoch))
+
+    def gone(self, node: str, now: float, now_ns: int) -> None:
+        """That node is gone, and with it its members."""
+        self._remove([key for key in self._members if key[1].startswith(node)], now, now_ns)
+
+    def tick(self, now: float, now_ns: int) -> None:
+        """About every second."""
+        silent = [key for key, m in self._members.items() if now - m.heard_at > _SILENT_S]
+        self._remove(silent, now, now_ns)
+        for letter in list(self._unburied.values()):
+            self._send(letter)
+        self._groups.sync()
+
+    def acked_to(self) -> int | None:
+        """All groups have settled everything below that, for good; None if there is no group."""
+        return self._groups.acked_to()
+
+    def trimmed(self, now: float, now_ns: int) -> None:
+        """The log has given up records."""
+        self._groups.trimmed()
+        self.serve_all(now, now_ns)
+
+    def dismiss(self) -> None:
+        """Nobody is to wait any more."""
+        for member in self._members.values():
+            if member.waiting is not None:
+                waiting, member.waiting = member.waiting, None
+                waiting.answer(_CLOSED)
+
+    def close(self) -> None:
+        self.dismiss()
+        self._groups.close()
+
+    # -- What that takes ---------------------------------------------------------------------
+
+    def _delivered(self, group: str, name: str, member: _Member) -> Reply:
+        waiting, member.waiting = member.waiting, None
+        assert waiting is not None
+        try:
+            delivery = self._groups.fetch(group, name)
+        except (LogDamaged, OSError) as error:
+            return Refused("damaged", f"group {group!r} of stream {self._stream!r}: {error}")
+        gaps = tuple(self._groups.gaps(group, name))
+        reply = Delivered(delivery, self._log.log_epoch, gaps)
+        member.answered = waiting.number, reply
+        return reply
+
+    def _rewind(self) -> None:
+        if self._groups.rewind():
+            self.dismiss()
+            self._members.clear()
+
+    def _remove(self, keys: list[tuple[str, str]], now: float, now_ns: int) -> None:
+        for group, name in keys:
+            self._leave(group, name)
+        if keys:
+            self.serve({group for group, _ in keys}, now, now_ns)
+
+    def _leave(self, group: str, name: str) -> None:
+        member = self._members.pop((group, name), None)
+        if member is not None and member.waiting is not None:
+            member.waiting.answer(Refused("unknown", "this member has left"))
+        self._groups.leave(group, name)
+
+    # -- Dead letters ------------------------------------------------------------------------
+
+    def _send_letters(self, groups: Iterable[str]) -> None:
+        for group in groups:
+            try:
+                letters = self._groups.letters(group)
+            except (LogDamaged, OSError) as error:
+                logger.error("group %r: a dead letter cannot be read: %s", group, error)
+                continue
+            for letter in letters:
+                self._unburied[group, letter.dead.offset] = letter
+                self._send(letter)
+
+    def _send(self, letter: Letter) -> None:
+        def done(outcome: Outcome) -> None:
+            if isinstance(outcome, Appended):
+                self._unburied.pop((letter.group, letter.dead.offset), None)
+                self._groups.buried(letter.group, letter.dead.offset)
+                self._groups.write()
+            else:
+                logger.warning("a dead letter of %r has to wait: %s", self._stream, outcome)
+
+        try:
+            batch = dead_letter(self._stream, self._log.partition, letter)
+        except Malformed:
+            logger.error("a dead letter of %r is malformed, and is given up", self._stream)
+            self._unburied.pop((letter.group, letter.dead.offset), None)
+            self._groups.buried(letter.group, letter.dead.offset)
+            return
+        self._bury(batch, done)
+
+
+def dead_letter(stream: str, partition: int, letter: Letter) -> Batch:
+    """The record as it is appended to the dead letters: with its payload, key and headers, and
+    where it came from. Raises `Malformed`."""
+    header, body = letter.found.header, letter.found.body
+    index = letter.dead.offset - header.offset
+    columns = columns_of(header, body)
+    origin = {
+        "mesh-stream": stream,
+        "mesh-partition": f"{partition:016x}",
+        "mesh-offset": letter.dead.offset,
+        "mesh-group": letter.group,
+        "mesh-deliveries": letter.dead.deliveries,
+        "mesh-reason": letter.dead.reason,
+    }
+    flat = [] if columns.headers is None else columns.headers[index] or []
+    own = [item for pair in zip(flat[::2], flat[1::2], strict=True) if pair[0] not in origin
+           for item in pair]  # fmt: skip
+    record = NewRecord(
+        raw_payloads_of(header, body)[index],
+        None if columns.keys is None else columns.keys[index],
+        [*own, *(item for pair in origin.items() for item in pair)],
+        derived=Derived(source_number(stream, partition, letter.group), letter.dead.offset, 0),
+    )
+    return batch_of([record])
+
+
+def source_number(stream: str, partition: int, group: str) -> int:
+    """Of a stream's partition as a group reads it: what outputs are derived from."""
+    digest = blake2b(digest_size=8, person=b"derived")
+    for part in (stream, f"{partition:016x}", group):
+        digest.update(len(part.encode()).to_bytes(4, "little") + part.encode())
+    return int.from_bytes(digest.digest(), "little") & ((1 << 63) - 1)

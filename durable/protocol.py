@@ -1,0 +1,202 @@
+"""What streams and sidecars say to each other: typed messages, strictly validated. No I/O.
+
+Each travels as the one payload, `bytes`, of a request or of its answer (`mesh.sockets.server`), as
+a MessagePack array whose first item names the message. A batch is in there as it will stand in the
+log (`mesh.durable.batch`): its producer's own check covers it from end to end.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+from zlib import crc32
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.batch import HEADER_BYTES, Batch, Flags, Header, decode, encode
+from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
+from mesh.durable.group import GroupOptions
+from mesh.durable.partition import Appended, Opened, Refused
+from mesh.options import StreamOptions
+from mesh.sockets.frame import Malformed
+
+Text = Annotated[str, msgspec.Meta(max_length=255)]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Raw = bytes | memoryview
+
+
+class Wire(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The root of the messages."""
+
+
+# -- What streams ask
+
+
+class Open(Wire, frozen=True, tag="O"):
+    """A run of a producer begins. The stream is made if there is none. → `Opened`"""
+
+    stream: Text
+    producer: Natural
+    options: StreamOptions | None = None
+    """None: whichever the stream has."""
+
+
+class Append(Wire, frozen=True, tag="A"):
+    """→ `Appended`, `Refused`"""
+
+    stream: Text
+    batch: memoryview
+
+
+class Find(Wire, frozen=True, tag="F"):
+    """Where a stream's partition begins, ends, and has the first record of a time. → `Place`"""
+
+    stream: Text
+    time_ns: Natural | None = None
+
+
+class Read(Wire, frozen=True, tag="R"):
+    """Records from an offset on; where there are none yet, once there are, or after `wait_ms`.
+    → `Batches`"""
+
+    stream: Text
+    offset: Natural
+    bytes_max: Natural = limits.READ_BYTES
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=limits.READ_WAIT_MS_MAX)] = 0
+
+
+class Join(Wire, frozen=True, tag="J"):
+    """A member of a group comes, or says anew how many records it may hold. → `Joined`"""
+
+    stream: Text
+    group: Text
+    member: Text
+    """Begins with the id of its node."""
+    prefetch: Annotated[int, msgspec.Meta(ge=1, le=limits.PREFETCH_MAX)]
+    options: AskedOptions = AskedOptions()
+    from_ns: Natural | None = None
+    """A new group begins with the first record of that time or later. None: with the first."""
+
+
+class Fetch(Wire, frozen=True, tag="G"):
+    """What a member is to get; where there is nothing, once there is, or after `wait_ms`.
+    → `Delivered`, `Refused` with ``unknown`` if it has to join (again)"""
+
+    stream: Text
+    group: Text
+    member: Text
+    number: Natural
+    """Of this question: asked again, it gets the same answer."""
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=limits.READ_WAIT_MS_MAX)] = 0
+
+
+class Settle(Wire, frozen=True, tag="S"):
+    """What a member says of records. → `Settled`"""
+
+    stream: Text
+    group: Text
+    member: Text
+    log_epoch: Natural
+    """Of the log when they were delivered."""
+    said: Settlements
+    leave: bool = False
+    """It goes, and what it holds otherwise is for others."""
+
+
+# -- What sidecars answer
+
+
+class Place(Wire, frozen=True, tag="P"):
+    start: Natural
+    end: Natural
+    """Behind the last record that may be read."""
+    offset: Natural
+    """Of the first record of that time or later."""
+    log_epoch: Natural
+
+
+class Batches(Wire, frozen=True, tag="B"):
+    """The first may begin before what was asked for."""
+
+    batches: list[memoryview]
+    end: Natural
+    """Of what may be read."""
+    log_epoch: Natural
+    gap_end: Natural = 0
+    """Records before this are gone, where some of these were asked for."""
+
+
+class Joined(Wire, frozen=True, tag="j"):
+    options: GroupOptions
+    committed: Natural
+
+
+class Delivered(Wire, frozen=True, tag="d"):
+    delivery: Delivery
+    log_epoch: Natural
+    gaps: tuple[tuple[int, int, int], ...] = ()
+    """What retention took from the group unsettled: first, last, and how many."""
+
+
+class Settled(Wire, frozen=True, tag="s"):
+    """It is remembered."""
+
+
+Query = Open | Append | Find | Read | Join | Fetch | Settle
+Reply = Opened | Appended | Refused | Place | Batches | Joined | Delivered | Settled
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_query: Final = msgspec.msgpack.Decoder(Query).decode
+_decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
+
+
+def encode_message(message: Query | Reply) -> bytes:
+    return _encode(message)
+
+
+def decode_query(data: Raw) -> Query:
+    """Raises `Malformed`."""
+    try:
+        return _decode_query(data)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        raise Malformed("malformed") from error
+
+
+def decode_reply(data: Raw) -> Reply:
+    """Raises `Malformed`."""
+    try:
+        return _decode_reply(data)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        raise Malformed("malformed") from error
+
+
+def pack_batch(new: Batch) -> bytes:
+    """For `Append`."""
+    return b"".join((encode(new.header), *new.body))
+
+
+def unpack_batch(data: memoryview) -> Batch:
+    """What a producer sent, as it made it. Raises `Malformed`."""
+    header = decode(data)
+    if header is None or len(data) != header.size:
+        raise Malformed("malformed")
+    body = data[HEADER_BYTES:]
+    if (
+        not 1 <= header.count <= limits.BATCH_RECORDS_MAX
+        or header.flags & ~Flags.UNIQUE
+        or not header.producer
+        or crc32(body) != header.body_check
+    ):
+        raise Malformed("malformed")
+    return Batch(header, (body,))
+
+
+def read_batch(data: memoryview, partition: int) -> tuple[Header, memoryview]:
+    """A batch as it stands in the log of that partition. Raises `Malformed`."""
+    header = decode(data, partition=partition)
+    if header is None or len(data) != header.size:
+        raise Malformed("malformed")
+    body = data[HEADER_BYTES:]
+    if crc32(body) != header.body_check:
+        raise Malformed("malformed")
+    return header, body

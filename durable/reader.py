@@ -1,0 +1,139 @@
+"""Reading one partition on and on: over its route, with what comes next under way already.
+
+Where the log is in this process it is read directly, as long as there is something to read. For one
+thread or task at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.partition import Refused
+from mesh.durable.protocol import Batches, Read, Reply, read_batch
+from mesh.durable.reading import Run, run_of
+from mesh.durable.refusals import error_of
+from mesh.durable.route import Ask, LocalRoute, Route, answer
+from mesh.errors import LogDamaged, MeshError, StorageFailed
+from mesh.sockets.frame import Malformed
+
+_READ_BYTES: Final = 1 << 20
+_WAIT_MS: Final = 20_000
+"""A sidecar that has nothing new says so after that long, and is asked again."""
+
+Chunk = list[Run] | Gap
+
+
+class PartitionReader:
+    """See above. `offset` is where it has come to."""
+
+    def __init__(self, route: Route, stream: str) -> None:
+        self.route = route
+        self.partition = route.partition
+        self.offset = 0
+        self.end = 0
+        """As of the last answer: behind the last record there."""
+        self.follow = False
+        self._stream = stream
+        self._number = int(route.partition, 16)
+        self._ask: Ask | None = None
+        self._cursor: Cursor | None = None
+
+    # -- Asking ------------------------------------------------------------------------------
+
+    def asking(self) -> Ask:
+        """The question that is to be answered next. Under the lock of the route's link."""
+        if self._ask is None:
+            wait_ms = _WAIT_MS if self.follow else 0
+            self._ask = self.route.begin(Read(self._stream, self.offset, _READ_BYTES, wait_ms))
+        return self._ask
+
+    def answered(self, reply: Reply) -> Chunk | None:
+        """What it was answered: some records, or what is missing; an empty list if there is
+        nothing more; None if there is nothing so far. Raises `LogDamaged`."""
+        self._ask = None
+        if isinstance(reply, Refused):
+            if not (self.follow and reply.code == "closed"):
+                raise error_of(reply)
+            return None  # it comes back, or does not
+        if not isinstance(reply, Batches):
+            raise StorageFailed(f"sidecar {self.partition} gave an answer to another question")
+        self.end = max(self.end, reply.end)
+        if reply.gap_end > self.offset:
+            gap = Gap(self.offset, reply.gap_end - 1)
+            self.offset = reply.gap_end
+            return gap
+        runs: list[Run] = []
+        for data in reply.batches:
+            try:
+                header, body = read_batch(data, self._number)
+                run = run_of(self._stream, self.partition, header, body, self.offset)
+            except Malformed:
+                raise _damaged(self.partition, self.offset) from None
+            if run is not None:
+                runs.append(run)
+                self.offset = header.end
+        if runs or not self.follow:
+            if runs and (self.follow or self.offset < self.end):
+                self.route.link.run(self.asking)  # while these are used
+            return runs
+        return None
+
+    # -- Within the process ------------------------------------------------------------------
+
+    def direct(self) -> Chunk | None:
+        """What can be read without asking: some records, or what is missing. None: nothing, or the
+        log is elsewhere. In any thread, without the lock; reads the disk."""
+        if not isinstance(self.route, LocalRoute) or self._ask is not None:
+            return None
+        if self._cursor is None:
+            log = self.route.log(self._stream)
+            if log is None:
+                return None
+            self._cursor = Cursor(log, self.offset)
+        found = self._cursor.read(_READ_BYTES)
+        if isinstance(found, Gap):
+            self.offset = found.last + 1
+            return found
+        runs: list[Run] = []
+        for each in found:
+            try:
+                run = run_of(self._stream, self.partition, each.header, each.body, self.offset)
+            except Malformed:
+                raise _damaged(self.partition, each.header.offset) from None
+            if run is not None:
+                runs.append(run)
+        self.offset = self._cursor.offset
+        return runs or None
+
+    def close(self) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+
+
+def read(
+    reader: PartitionReader,
+    timeout: float | None,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Chunk:
+    """What comes next. Blocks until there is something, or nothing more, or it is `stopped`. Raises
+    `LogDamaged`, `StorageFailed`, `Timeout`, `Closed`."""
+    while True:
+        chunk = None if stopped() else reader.direct()
+        if chunk is not None:
+            return chunk
+        ask = reader.route.link.run(reader.asking)
+        what = "part of a stream"
+        reply = answer(reader.route, ask, timeout, what, stopped=stopped, refused=False)
+        if reply is None:
+            return []
+        chunk = reader.answered(reply)
+        if chunk is not None:
+            return chunk
+
+
+def _damaged(partition: str, offset: int) -> MeshError:
+    return LogDamaged(f"a batch of partition {partition}", 0, offset, "its records are malformed")

@@ -1,0 +1,314 @@
+"""Reading a stream from a place in its past, to its end or on into what comes: `Stream.replay`.
+
+Guarantee: of each partition every record from that place on is yielded once, in order; what
+retention has removed is a `Gap`, counted, never silence; what does not read raises `LogDamaged`. A
+finite replay ends with what was there when it began, and yields what several partitions hold in the
+order of time. One that follows goes on with what comes, also of partitions that appear later, and
+promises no order between them. Nobody who appends is held up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from functools import partial
+from typing import Final, Self
+
+import msgspec
+
+from mesh.durable.cursor import Gap
+from mesh.durable.feeds import Feeds
+from mesh.durable.protocol import Find, Place, Reply
+from mesh.durable.reader import Chunk, PartitionReader, read
+from mesh.durable.reading import Record, Run
+from mesh.durable.route import Route, aanswer, answer
+from mesh.durable.streams import Streams
+from mesh.errors import Closed, InvalidOption, LogDamaged, StorageFailed, Timeout
+from mesh.options import check_count, check_timeout
+
+Start = int | str | datetime.datetime
+_PLACE: Final = "place of a replay"
+_CHUNK: Final = "part of a replay"
+_NS: Final = 1_000_000_000
+_TIME_NS_MAX: Final = (1 << 63) - 1
+_LOOK_S: Final = 0.25
+"""How often one that follows looks for new partitions."""
+
+
+class Replay:
+    """Iterate over it, with ``for`` or ``async for``; it ends by itself, or with `close`. For one
+    thread or task at a time."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        stream: str,
+        start: Start,
+        *,
+        partition: str | None,
+        follow: bool,
+        partitions: int,
+        timeout: float | None,
+    ) -> None:
+        self.gaps: list[tuple[str, int, int]] = []
+        """What retention had removed before it could be read: partition, first and last offset."""
+        self._streams = streams
+        self._stream = stream
+        self._start = _checked(start, partition)
+        self._only = partition
+        self._follow = follow
+        self._count = check_count(partitions, "partitions", 1, 1024)
+        self._timeout = check_timeout(timeout)
+        self._readers: dict[str, PartitionReader] = {}
+        self._reached: dict[str, int] = {}
+        """Offset of the next record of each that is to be yielded."""
+        self._feeds: Feeds | None = None
+        self._closed = False
+
+    @property
+    def partitions(self) -> frozenset[str]:
+        """Those that are read."""
+        return frozenset(self._readers)
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Partitions of the stream that this node has met and cannot reach now."""
+        if self._only is not None:
+            return frozenset()
+        return self._streams.met(self._stream) - frozenset(self._streams.having(self._stream))
+
+    def close(self) -> None:
+        """Read no more. Idempotent; from any thread."""
+        self._closed = True
+        if self._feeds is not None:
+            self._feeds.close()  # whose threads close the readers
+            return
+        for reader in self._readers.values():
+            reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- Blocking ----------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Record]:
+        try:
+            for partition in self._streams.all_of(
+                self._stream, self._only, self._count, self._timeout
+            ):
+                self._enter(partition)
+            steps = self._steps()
+            chunk: Brought | None = None
+            while (step := _next(steps, chunk)) is not None:
+                if isinstance(step, _Need):
+                    chunk = self._bring(step)
+                else:
+                    chunk = None
+                    yield from step
+        except Closed:
+            if not self._closed:
+                raise
+        finally:
+            self.close()
+
+    def _enter(self, partition: str) -> None:
+        """Begin to read that one."""
+        route = self._streams.route_to(partition)
+        ask = route.link.run(lambda: route.begin(self._find))
+        self._entered(route, answer(route, ask, self._timeout, _PLACE))
+
+    def _bring(self, need: _Need) -> Brought:
+        if self._feeds is None:
+            assert need.reader is not None
+            return need.reader.partition, read(need.reader, self._timeout)
+        look = partial(self._look, need)
+        while True:
+            brought = self._feeds.link.wait(look, need.timeout(self), _CHUNK, retry_s=_LOOK_S)
+            partition, chunk = brought
+            if chunk is not None:
+                return partition, chunk
+            with contextlib.suppress(Timeout):  # it is gone again
+                self._enter(partition)
+
+    # -- In asyncio --------------------------------------------------------------------------
+
+    async def __aiter__(self) -> AsyncIterator[Record]:
+        try:
+            self._feeds = Feeds(self._stream)  # threads read the disk; the loop does not
+            for partition in await self._streams.aall_of(
+                self._stream, self._only, self._count, self._timeout
+            ):
+                await self._aenter(partition)
+            steps = self._steps()
+            chunk: Brought | None = None
+            while (step := _next(steps, chunk)) is not None:
+                if isinstance(step, _Need):
+                    chunk = await self._abring(step)
+                else:
+                    chunk = None
+                    for record in step:
+                        yield record
+        except Closed:
+            if not self._closed:
+                raise
+        finally:
+            self.close()
+
+    async def _aenter(self, partition: str) -> None:
+        route = self._streams.route_to(partition)
+        ask = route.link.run(lambda: route.begin(self._find))
+        self._entered(route, await aanswer(route, ask, self._timeout, _PLACE))
+
+    async def _abring(self, need: _Need) -> Brought:
+        assert self._feeds is not None
+        look = partial(self._look, need)
+        while True:
+            brought = await self._feeds.link.wait_async(
+                look, need.timeout(self), _CHUNK, retry_s=_LOOK_S
+            )
+            partition, chunk = brought
+            if chunk is not None:
+                return partition, chunk
+            with contextlib.suppress(Timeout):
+                await self._aenter(partition)
+
+    # -- What is read ------------------------------------------------------------------------
+
+    def _steps(self) -> Generator[_Need | Iterable[Record], Brought | None, None]:
+        return self._live() if self._follow else self._past()
+
+    def _past(self) -> Generator[_Need | Iterable[Record], Brought | None, None]:
+        ends = {partition: reader.end for partition, reader in self._readers.items()}
+        heads: dict[str, deque[Run]] = {partition: deque() for partition in self._readers}
+        while heads:
+            for partition, runs in list(heads.items()):
+                reader = self._readers[partition]
+                while not runs and self._reached[partition] < ends[partition]:
+                    brought = yield _Need(reader)
+                    assert brought is not None
+                    if not brought[1]:
+                        raise _cut_short(reader)
+                    runs.extend(self._accepted(*brought))
+                if not runs:
+                    del heads[partition]
+            if len(heads) == 1:
+                ((partition, runs),) = heads.items()
+                yield _until(runs.popleft(), ends[partition])
+            elif heads:
+                first = min(heads, key=lambda each: (heads[each][0].source.time_ns, each))
+                yield _until(heads[first].popleft(), ends[first])
+
+    def _live(self) -> Generator[_Need | Iterable[Record], Brought | None, None]:
+        while True:
+            brought = yield _Need(None)
+            assert brought is not None
+            yield from self._accepted(*brought)
+
+    def _accepted(self, partition: str, chunk: Chunk) -> list[Run]:
+        """The records of a chunk; if it is a gap, that is noted."""
+        if isinstance(chunk, Gap):
+            self.gaps.append((partition, chunk.first, chunk.last))
+            self._reached[partition] = chunk.last + 1
+            return []
+        if chunk:
+            last = chunk[-1]
+            self._reached[partition] = last.source.offset + last.first + len(last.payloads)
+        return chunk
+
+    def _look(self, need: _Need) -> tuple[str, Chunk | None] | None:
+        """What was brought; or a partition that has come, with nothing. Under the feeds' lock."""
+        assert self._feeds is not None
+        if need.reader is not None:
+            return self._feeds.take(need.reader.partition)
+        if self._only is None:
+            for partition in self._streams.having(self._stream):
+                if partition not in self._readers:
+                    return partition, None
+        return self._feeds.take()
+
+    def _entered(self, route: Route, place: Reply | None) -> None:
+        if not isinstance(place, Place):
+            raise StorageFailed(f"sidecar {route.partition} gave an answer to another question")
+        reader = PartitionReader(route, self._stream)
+        reader.offset, reader.end = self._offset(place), place.end
+        reader.follow = self._follow
+        self._readers[reader.partition] = reader
+        self._reached[reader.partition] = reader.offset
+        if self._follow and self._feeds is None:
+            self._feeds = Feeds(self._stream)
+        if self._feeds is not None:
+            self._feeds.add(reader)
+
+    # -- Where it begins ---------------------------------------------------------------------
+
+    @property
+    def _find(self) -> Find:
+        start, time_ns = self._start, None
+        if isinstance(start, datetime.datetime):
+            time_ns = min(max(0, round(start.timestamp() * _NS)), _TIME_NS_MAX)
+        return Find(self._stream, time_ns)
+
+    def _offset(self, place: Place) -> int:
+        if isinstance(self._start, int):
+            return self._start
+        if self._start == "latest":
+            return place.end
+        return place.start if self._start == "earliest" else place.offset
+
+
+Brought = tuple[str, Chunk]
+
+
+class _Need(msgspec.Struct, frozen=True):
+    """A replay needs more of that partition, or of any."""
+
+    reader: PartitionReader | None
+
+    def timeout(self, replay: Replay) -> float | None:
+        """What is there has to come in time; what is to come may take as long as it likes."""
+        return None if self.reader is None else replay._timeout
+
+
+def _next(
+    steps: Generator[_Need | Iterable[Record], Brought | None, None], brought: Brought | None
+) -> _Need | Iterable[Record] | None:
+    try:
+        return steps.send(brought)
+    except StopIteration:
+        return None
+
+
+def _cut_short(reader: PartitionReader) -> LogDamaged:
+    what = f"partition {reader.partition}"
+    return LogDamaged(what, 0, reader.offset, "it ended before what it had when it was asked")
+
+
+def _until(run: Run, end: int) -> Iterator[Record]:
+    """Those of its records that are before `end`."""
+    first = run.source.offset + run.first
+    if first + len(run.payloads) <= end:
+        return iter(run)
+    return iter(Run(run.payloads[: max(0, end - first)], run.first, run.source))
+
+
+def _checked(start: Start, partition: str | None) -> Start:
+    if isinstance(start, bool) or not isinstance(start, int | str | datetime.datetime):
+        raise InvalidOption(
+            f"a replay starts at 'earliest', 'latest', an offset or a datetime, not {start!r}"
+        )
+    if isinstance(start, str) and start not in ("earliest", "latest"):
+        raise InvalidOption(f"a replay starts at 'earliest' or 'latest', not {start!r}")
+    if isinstance(start, int) and (start < 0 or partition is None):
+        raise InvalidOption(
+            f"offset {start} needs partition=: offsets are each partition's own"
+            if start >= 0
+            else f"a replay starts at an offset from 0, not {start}"
+        )
+    if isinstance(start, datetime.datetime) and start.tzinfo is None:
+        raise InvalidOption("a datetime without tzinfo says no time")
+    return start

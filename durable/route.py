@@ -1,0 +1,231 @@
+"""The way from a stream to one sidecar: over sockets, or within the process.
+
+A query that was begun is answered once, whatever becomes of the connection meanwhile: it is asked
+again, of the same sidecar, in the order in which it came. All but `begin`'s errors are for `reply`
+to tell. Both ways have a link (`mesh.sockets.link`), under whose lock everything here is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from threading import get_ident
+from typing import Protocol
+
+from mesh.durable.batch import Batch
+from mesh.durable.log import Log
+from mesh.durable.partition import Refused
+from mesh.durable.protocol import (
+    Append,
+    Query,
+    Reply,
+    decode_reply,
+    encode_message,
+    pack_batch,
+)
+from mesh.durable.refusals import error_of
+from mesh.durable.sidecar import Sidecar
+from mesh.errors import MeshError, RemoteError
+from mesh.sockets.calls import Call, Requests
+from mesh.sockets.frame import Malformed
+from mesh.sockets.home import Home
+from mesh.sockets.link import Link, Recipient
+from mesh.sockets.single import Message, encode, payload_of
+
+
+class Ask(Protocol):
+    """A query under way. The link knows by it who waits for the answer."""
+
+    waiter: Recipient | None
+
+
+class Route(Protocol):
+    partition: str
+    link: Link
+
+    def begin(self, query: Query) -> Ask:
+        """Ask. Raises `Busy`, `PayloadTooLarge`."""
+
+    def append(self, stream: str, batch: Batch) -> Ask:
+        """Ask for an append, likewise."""
+
+    def look(self, ask: Ask | None) -> None:
+        """Take in what answers have come; of several at least the one to `ask`, and all without
+        one."""
+
+    def reply(self, ask: Ask) -> Reply | MeshError | None:
+        """What came of it; None: nothing so far."""
+
+    def sent_once(self, ask: Ask) -> bool:
+        """Whether the sidecar cannot have it from an earlier connection."""
+
+
+class _RemoteAsk(Call):
+    __slots__ = ("first_server", "result")
+
+    def __init__(self, core: Requests, message: Message) -> None:
+        super().__init__(core, message, None, True)
+        self.first_server: object | None = None
+        """Who got it at once, if anybody did."""
+        self.result: Reply | MeshError | None = None
+        """The answer, once it was decoded."""
+
+
+class RemoteRoute:
+    """Over sockets."""
+
+    def __init__(self, home: Home, partition: str) -> None:
+        self.partition = partition
+        self.core = Requests(home, partition, kind="stream", seeks="log", patient=True)
+        self.link = self.core.link
+
+    def begin(self, query: Query) -> Ask:
+        message = encode(encode_message(query), None, self.core.bytes_max)
+        ask = _RemoteAsk(self.core, message)
+        self.core.begin(ask)
+        ask.first_server = ask.server
+        return ask
+
+    def append(self, stream: str, batch: Batch) -> Ask:
+        return self.begin(Append(stream, memoryview(pack_batch(batch))))
+
+    def look(self, ask: Ask | None) -> None:
+        if ask is None:
+            self.core.read()
+        else:
+            assert isinstance(ask, _RemoteAsk)
+            self.core.look(ask)
+
+    def reply(self, ask: Ask) -> Reply | MeshError | None:
+        assert isinstance(ask, _RemoteAsk)
+        outcome = ask.outcome
+        if outcome is None or isinstance(outcome, MeshError):
+            return outcome
+        if ask.result is None:
+            try:
+                data = payload_of(outcome, self.core.bytes_max)
+                if not isinstance(data, bytes | memoryview):
+                    raise Malformed("malformed")
+                ask.result = decode_reply(data)
+            except Malformed as fault:
+                self.core.counters.dropped[fault.reason] += 1
+                ask.result = RemoteError("Malformed", f"an answer of {self.partition} is none", "")
+        return ask.result
+
+    def sent_once(self, ask: Ask) -> bool:
+        assert isinstance(ask, _RemoteAsk)
+        return ask.first_server is not None and ask.first_server is ask.server
+
+
+class _LocalAsk:
+    __slots__ = ("outcome", "waiter")
+
+    def __init__(self) -> None:
+        self.outcome: Reply | None = None
+        self.waiter: Recipient | None = None
+
+
+class LocalRoute:
+    """To the sidecar in this process."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self.partition = f"{sidecar.number:016x}"
+        self.link = Link(f"log {self.partition}")
+        self._sidecar = sidecar
+        self._asking = 0
+        """The thread that asks right now, and may be answered before it has done so."""
+
+    def begin(self, query: Query) -> Ask:
+        return self._begin(partial(self._sidecar.ask, query))
+
+    def append(self, stream: str, batch: Batch) -> Ask:
+        return self._begin(partial(self._sidecar.append, stream, batch, patient=False))
+
+    def has(self, stream: str) -> bool:
+        """Whether it has that stream."""
+        return stream in self._sidecar.streams
+
+    def log(self, stream: str) -> Log | None:
+        """The log itself, to be read in this process; None if it is not there."""
+        hosted = self._sidecar.hosted(stream)
+        return None if hosted is None else hosted.log
+
+    def _begin(self, ask_for: Callable[[Callable[[Reply], object]], object]) -> Ask:
+        ask = _LocalAsk()
+        self._asking = get_ident()
+        try:
+            ask_for(partial(self._answer, ask))
+        finally:
+            self._asking = 0
+        return ask
+
+    def _answer(self, ask: _LocalAsk, reply: Reply) -> None:
+        if self._asking == get_ident():
+            ask.outcome = reply
+            return
+        with self.link.lock:
+            ask.outcome = reply
+            if ask.waiter is not None:
+                self.link.hand(ask, True)
+
+    def look(self, ask: Ask | None) -> None:
+        """Answers come by themselves."""
+
+    def reply(self, ask: Ask) -> Reply | MeshError | None:
+        assert isinstance(ask, _LocalAsk)
+        return ask.outcome
+
+    def sent_once(self, ask: Ask) -> bool:
+        return True
+
+
+def answer(
+    route: Route,
+    ask: Ask,
+    timeout: float | None,
+    what: str,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    refused: bool = True,
+) -> Reply | None:
+    """Block until `ask` is answered, and return that; None once it is to be `stopped`, of which the
+    link's waiters have to be told. Raises what was answered instead of a reply, of what was
+    `refused` as well, if asked to; `Timeout`."""
+    link, attempt = route.link, _attempt(route, ask, stopped)
+    result = link.wait(attempt, timeout, what, slot=ask)
+    return _result(route, ask, result, refused)
+
+
+async def aanswer(
+    route: Route,
+    ask: Ask,
+    timeout: float | None,
+    what: str,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Reply | None:
+    """`answer` for asyncio."""
+    link, attempt = route.link, _attempt(route, ask, stopped)
+    result = await link.wait_async(attempt, timeout, what, slot=ask)
+    return _result(route, ask, result)
+
+
+def _attempt(route: Route, ask: Ask, stopped: Callable[[], bool]) -> Callable[[], object]:
+    def attempt() -> object:
+        if stopped():
+            return False
+        route.look(ask)
+        return route.reply(ask)
+
+    return attempt
+
+
+def _result(route: Route, ask: Ask, result: object, refused: bool = True) -> Reply | None:
+    if result is False:
+        return None
+    reply = route.reply(ask)  # who is handed it, is told no more than that
+    if refused and isinstance(reply, Refused):
+        raise error_of(reply)
+    if isinstance(reply, MeshError):
+        raise reply
+    return reply

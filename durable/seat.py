@@ -1,0 +1,303 @@
+"""A consumer's place in its group at one partition: it joins, fetches, and says what was done.
+
+A thread of its own asks for more and hands over what comes, as long as the consumer takes it; what
+was done is gathered, and said when there is much of it, when the consumer waits, and at every tick.
+What a sidecar that restarted has forgotten is said again by joining again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count, repeat
+from typing import Final
+
+from mesh import limits
+from mesh.durable.deliveries import AskedOptions, Settlements
+from mesh.durable.intervals import Intervals
+from mesh.durable.partition import Refused
+from mesh.durable.protocol import Delivered, Fetch, Join, Joined, Reply, Settle, read_batch
+from mesh.durable.reading import Record, run_of
+from mesh.durable.refusals import error_of
+from mesh.durable.route import Ask, Route, answer
+from mesh.errors import Closed, MeshError, StorageFailed
+from mesh.sockets.frame import Malformed
+
+logger = logging.getLogger(__name__)
+
+_WAIT_MS: Final = 20_000
+_AGAIN_S: Final = 0.2
+"""Before a sidecar that refused for the time being is asked again."""
+_SETTLES_MAX: Final = 64
+"""Under way at one time; what comes then is gathered."""
+_UNDECODABLE: Final = "its payload cannot be decoded"
+
+
+class ConsumedRecord(Record, frozen=True, gc=False):
+    """A record that a consumer has, until it says what became of it."""
+
+    deliveries: int
+    """How often it was delivered, this time included."""
+    _seat: Seat
+
+    @property
+    def position(self) -> str:
+        """Where it is, for `Consumer.resume_from`: ``PARTITION:OFFSET``."""
+        return f"{self.partition}:{self.offset}"
+
+    @property
+    def group(self) -> str:
+        return self._seat.group
+
+    def ack(self) -> None:
+        """It is done. Does not block, and is told soon: see `Consumer.flush`."""
+        self._seat.ack(self._source.offset + self._index)
+
+    def nak(self, *, delay: float = 0.0) -> None:
+        """It could not be done: deliver it again, to whoever has room, but not within `delay`
+        seconds. Does not block."""
+        self._seat.nak(self._source.offset + self._index, delay)
+
+    def extend(self) -> None:
+        """It takes longer: the group's ``ack_wait`` begins anew. Does not block."""
+        self._seat.extend(self._source.offset + self._index)
+
+    def reject(self, reason: str = "") -> None:
+        """It can never be done: it becomes a dead letter. Does not block."""
+        self._seat.reject(self._source.offset + self._index, reason)
+
+
+Taken = list[ConsumedRecord] | tuple[int, int, int] | MeshError
+"""Records, or what retention took (first, last, how many), or why there will be none."""
+
+
+class Seat:
+    """See above."""
+
+    def __init__(
+        self,
+        route: Route,
+        stream: str,
+        group: str,
+        member: str,
+        *,
+        prefetch: int,
+        options: AskedOptions,
+        from_ns: int | None,
+        hand_over: Callable[[Seat, Taken], object],
+    ) -> None:
+        self.route = route
+        self.partition = route.partition
+        self.group = group
+        self.ack_wait_s = 30.0
+        self.extended_at = time.monotonic()
+        self._stream = stream
+        self._member = member
+        self._prefetch = prefetch
+        self._options = options
+        self._from_ns = from_ns
+        self._hand_over = hand_over
+        self._number = int(route.partition, 16)
+        self._fetches = count(1)
+        self._log_epoch = 0
+        self._closed = False
+        self._pause = threading.Event()
+        # What was done, and not said yet. Under `_lock`.
+        self._lock = threading.Lock()
+        self._done_first = self._done_end = 0
+        """The range that the last acknowledgements made."""
+        self._acks = Intervals()
+        self._naks: list[tuple[int, float]] = []
+        self._extends: list[int] = []
+        self._rejects: list[tuple[int, str]] = []
+        self._resume = 0
+        self._unsaid = 0
+        self._say_at = max(1, prefetch // 4)
+        self._said: deque[Ask] = deque()
+        self._thread = threading.Thread(
+            target=self._work, name=f"mesh consumer {group} {self.partition}", daemon=True
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # -- What was done: any thread -----------------------------------------------------------
+
+    def ack(self, offset: int) -> None:
+        with self._lock:
+            if offset == self._done_end and self._done_end:
+                self._done_end = offset + 1
+            else:
+                self._gather()
+                self._done_first, self._done_end = offset, offset + 1
+            self._unsaid += 1
+            enough = self._unsaid >= self._say_at
+        if enough:
+            self.say()
+
+    def nak(self, offset: int, delay_s: float) -> None:
+        with self._lock:
+            self._naks.append((offset, delay_s))
+            self._unsaid += 1
+        self.say()
+
+    def extend(self, *offsets: int) -> None:
+        with self._lock:
+            self._extends += offsets
+            self._unsaid += len(offsets)
+        self.say()
+
+    def reject(self, offset: int, reason: str) -> None:
+        with self._lock:
+            self._rejects.append((offset, reason[: limits.REASON_CHARACTERS_MAX]))
+            self._unsaid += 1
+        self.say()
+
+    def resume(self, offset: int) -> None:
+        """All below that is done with."""
+        with self._lock:
+            self._resume = max(self._resume, offset)
+            self._unsaid += 1
+        self.say()
+
+    def say(self, *, leave: bool = False) -> None:
+        """Say what was done, if it was not said yet. Does not block."""
+        if not self._unsaid and not leave:
+            return
+        try:
+            self.route.link.run(lambda: self._say(leave))
+        except Closed:
+            return
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was done was said, and is remembered. Under the link's lock."""
+        self.route.look(self._said[0] if self._said else None)
+        self._hear()
+        return not self._said and not self._unsaid
+
+    def _say(self, leave: bool) -> None:
+        """Under the link's lock."""
+        self._hear()
+        if len(self._said) >= _SETTLES_MAX and not leave:
+            return
+        with self._lock:
+            self._gather()
+            said = Settlements(
+                tuple(self._acks),
+                tuple(self._naks),
+                tuple(self._extends),
+                tuple(self._rejects),
+                self._resume,
+            )
+            self._acks, self._naks, self._extends, self._rejects = Intervals(), [], [], []
+            self._unsaid = self._resume = 0
+        query = Settle(self._stream, self.group, self._member, self._log_epoch, said, leave)
+        self._said.append(self.route.begin(query))
+
+    def _gather(self) -> None:
+        if self._done_end > self._done_first:
+            self._acks.add(self._done_first, self._done_end)
+            self._done_first = self._done_end = 0
+
+    def _hear(self) -> None:
+        """Forget what was confirmed. Under the link's lock."""
+        while self._said and self.route.reply(self._said[0]) is not None:
+            self._said.popleft()
+
+    # -- What comes: its own thread ----------------------------------------------------------
+
+    def close(self) -> None:
+        """Fetch no more. What was done is said, and that it leaves. Does not block."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pause.set()
+        self.say(leave=True)
+        try:
+            self.route.link.run(self.route.link.wake_all)
+        except Closed:
+            return
+
+    def _work(self) -> None:
+        try:
+            while not self._closed:
+                if self._join():
+                    self._fetch()
+                if not self._closed:
+                    self._pause.wait(_AGAIN_S)
+        except Closed:
+            return
+        except MeshError as error:
+            self._hand_over(self, error)
+
+    def _join(self) -> bool:
+        reply = self._ask(
+            Join(
+                self._stream,
+                self.group,
+                self._member,
+                self._prefetch,
+                self._options,
+                self._from_ns,
+            )
+        )
+        if isinstance(reply, Joined):
+            self.ack_wait_s = reply.options.ack_wait_s
+            return True
+        if isinstance(reply, Refused) and reply.code not in ("closed", "missing", "storage"):
+            raise error_of(reply)
+        return False
+
+    def _fetch(self) -> None:
+        """Until it has to join again, or is closed."""
+        while not self._closed:
+            query = Fetch(self._stream, self.group, self._member, next(self._fetches), _WAIT_MS)
+            reply = self._ask(query)
+            if isinstance(reply, Delivered):
+                self._log_epoch = reply.log_epoch
+                self._deliver(reply)
+            elif isinstance(reply, Refused) and reply.code not in ("closed", "unknown", "storage"):
+                raise error_of(reply)
+            else:
+                return
+
+    def _ask(self, query: Join | Fetch) -> Reply | None:
+        route = self.route
+        ask = route.link.run(lambda: route.begin(query))
+        return answer(route, ask, None, "records", stopped=lambda: self._closed, refused=False)
+
+    def _deliver(self, reply: Delivered) -> None:
+        for gap in reply.gaps:
+            self._hand_over(self, gap)
+        batches = {}
+        for data in reply.delivery.batches:
+            header, body = read_batch(memoryview(data), self._number)
+            batches[header.offset] = (header, body)
+        records: list[ConsumedRecord] = []
+        bases = sorted(batches)
+        for first, end, deliveries in reply.delivery.grants:
+            base = max((each for each in bases if each <= first), default=None)
+            if base is None or batches[base][0].end < end:
+                raise StorageFailed(f"sidecar {self.partition} granted what it did not send")
+            header, body = batches[base]
+            try:
+                run = run_of(self._stream, self.partition, header, body, first, end)
+            except Malformed:
+                for offset in range(first, end):
+                    self.reject(offset, _UNDECODABLE)
+                continue
+            assert run is not None
+            records += map(
+                ConsumedRecord,
+                run.payloads,
+                count(run.first),
+                repeat(run.source),
+                repeat(deliveries),
+                repeat(self),
+            )
+        if records:
+            self._hand_over(self, records)

@@ -1,0 +1,295 @@
+"""A sidecar: the streams in one directory, and whoever asks for them. The same embedded and by
+itself.
+
+    DIR/identity               who this is: 16 hexadecimal digits, the partition of all its streams
+    DIR/streams/NAME/options   of the stream
+    DIR/streams/NAME/…         its log: see `mesh.durable.log`
+
+Guarantee: every request is answered once, by a receipt or by a refusal that says why; a stream
+that is damaged refuses, and the others go on. One process has the directory at a time, by its lock.
+
+Each stream has a thread that writes (`mesh.durable.writer`), from its first append on. One more,
+the *clerk*, reads for those who ask, keeps those waiting who want what comes next, and gives up
+what retention lets go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.batch import Batch
+from mesh.durable.clerk import Clerk
+from mesh.durable.hosted import Hosted
+from mesh.durable.partition import Opening, Partition, Refused
+from mesh.durable.protocol import (
+    Append,
+    Fetch,
+    Find,
+    Join,
+    Open,
+    Query,
+    Read,
+    Reply,
+    Settle,
+    decode_query,
+    encode_message,
+    unpack_batch,
+)
+from mesh.durable.segment import bases
+from mesh.durable.storage import Storage
+from mesh.errors import InvalidName, LogDamaged, LogFormat, MeshError
+from mesh.names import check_name
+from mesh.options import StreamOptions
+from mesh.sockets.frame import Malformed
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[Reply], object]
+_IDENTITY: Final = "identity"
+_STREAMS: Final = "streams"
+_OPTIONS: Final = "options"
+_TICK_S: Final = 1.0
+DEAD: Final = ".dead"
+"""Behind the name of a stream: that of its dead letters."""
+_NAME_BYTES_MAX: Final = 255
+"""Of a file, on Linux."""
+
+
+class Sidecar:
+    """See above. Safe from any thread."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        hosts: Callable[[str], object] = lambda stream: None,
+        segment_bytes: int | None = None,
+    ) -> None:
+        """Open what is in `storage`, or begin there. `hosts` is called with the name of a stream
+        that is new here. Raises `LogLocked`, `LogDamaged`, `OSError`."""
+        self._storage = storage
+        storage.lock()
+        try:
+            self.number = _identity(storage)
+            self._streams = storage.folder(_STREAMS)
+            self._names = {unquote(name) for name in self._streams.names()}
+        except BaseException:
+            storage.close()
+            raise
+        self._hosts = hosts
+        self._segment_bytes = {} if segment_bytes is None else {"segment_bytes": segment_bytes}
+        self._lock = threading.Lock()
+        self._hosted: dict[str, Hosted] = {}
+        self._closing = False
+        self._dismissed = False
+        """The clerk's: whether nobody is to wait any more."""
+        self._clerk = Clerk(f"{self.number:016x}")
+        self._clerk.every(_TICK_S, lambda: self._each(Hosted.tick))
+
+    @property
+    def streams(self) -> frozenset[str]:
+        """Names of those that are here."""
+        return frozenset(list(self._names))
+
+    # -- Whoever asks ------------------------------------------------------------------------
+
+    def handle(self, data: bytes | memoryview, answer: Callable[[bytes], object]) -> None:
+        """A request as it came over a socket. Answered at once, or later in another thread."""
+
+        def reply(message: Reply) -> None:
+            answer(encode_message(message))
+
+        try:
+            query = decode_query(data)
+            if isinstance(query, Append):
+                self.append(query.stream, unpack_batch(query.batch), reply)
+            else:
+                self.ask(query, reply)
+        except Malformed:
+            reply(Refused("malformed", "the request is malformed"))
+
+    def append(self, stream: str, batch: Batch, answer: Answer, *, patient: bool = True) -> None:
+        """Have it written. Blocks while too much waits to be, if `patient`."""
+        found = self._hosted.get(stream) or self._find(stream)
+        if isinstance(found, Refused):
+            answer(found)
+        else:
+            found.submit(batch, answer, patient=patient)
+
+    def ask(self, query: Query, answer: Answer) -> None:
+        """Anything but an append."""
+        match query:
+            case Open(stream, producer, options):
+                found = self._find(stream, options, make=True)
+                if isinstance(found, Refused):
+                    answer(found)
+                else:
+                    found.submit(Opening(producer), answer)
+            case Append():
+                answer(Refused("malformed", "an append is not to be asked for so"))
+            case _:
+                self._clerk.run(partial(self._ask_clerk, query, answer))
+
+    def _ask_clerk(self, query: Find | Read | Join | Fetch | Settle, answer: Answer) -> None:
+        found = self._find(query.stream)
+        if isinstance(found, Refused):
+            answer(found)
+            return
+        match query:
+            case Find():
+                found.find(query, answer)
+            case Read():
+                found.read(query, answer)
+            case _:
+                found.member_asks(query, answer)
+
+    def hosted(self, stream: str) -> Hosted | None:
+        """For whoever reads its log in this process; None if it is not here, or damaged."""
+        found = self._find(stream)
+        return None if isinstance(found, Refused) else found
+
+    def node_gone(self, node: str) -> None:
+        """A node that consumed here, perhaps, is gone. Does not block."""
+        self._clerk.run(lambda: self._each(lambda hosted: hosted.node_gone(node)))
+
+    def dismiss(self) -> None:
+        """Nobody is to wait for records any more: answer all that do. Does not block."""
+
+        def dismiss() -> None:
+            self._dismissed = True
+            self._each(Hosted.dismiss)
+
+        self._clerk.run(dismiss)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Write what was submitted, and close all logs. What comes later is refused."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        deadline = time.monotonic() + timeout
+        self.dismiss()
+        self._each(Hosted.begin_to_close)
+        self._clerk.close()
+        for hosted in list(self._hosted.values()):
+            if not hosted.close(max(0.0, deadline - time.monotonic())):
+                logger.error("a log was not closed within %g s: its disk does not answer", timeout)
+        self._storage.close()
+
+    def _each(self, action: Callable[[Hosted], object]) -> None:
+        for hosted in list(self._hosted.values()):
+            action(hosted)
+
+    # -- Streams -----------------------------------------------------------------------------
+
+    def _find(
+        self, name: str, options: StreamOptions | None = None, *, make: bool = False
+    ) -> Hosted | Refused:
+        """The stream of that name; with `make` a new one, if there is none."""
+        hosted = self._hosted.get(name)
+        if hosted is None:
+            with self._lock:
+                hosted = self._hosted.get(name)
+                if hosted is None:
+                    opened = self._open(name, options, make)
+                    if isinstance(opened, Refused):
+                        return opened
+                    hosted = self._hosted[name] = opened
+        if options is not None and options != hosted.options:
+            return Refused("differs", _difference(name, options, hosted.options))
+        return hosted
+
+    def _open(self, name: str, options: StreamOptions | None, make: bool) -> Hosted | Refused:
+        if self._closing:
+            return Refused("closed", "the sidecar is closed")
+        new = name not in self._names
+        if new and not make:
+            return Refused("missing", f"there is no stream {name!r} here")
+        try:
+            folder = self._streams.folder(_file_name(name))
+            if new and len(self._names) >= limits.STREAMS_MAX:
+                return Refused("full", f"there are {limits.STREAMS_MAX} streams here")
+            if not bases(folder.names()):  # it is new, or was when the machine failed
+                options = options or StreamOptions()
+                folder.replace(_OPTIONS, msgspec.json.encode(options))
+            else:
+                options = _read_options(folder, name)
+            partition = Partition(
+                folder, self.number, options, now_ns=time.time_ns(), **self._segment_bytes
+            )
+        except InvalidName as error:
+            return Refused("malformed", str(error))
+        except (LogDamaged, LogFormat) as error:
+            logger.error("stream %r: %s", name, error)
+            return Refused("damaged", f"stream {name!r}: {error}")
+        except (MeshError, OSError) as error:
+            logger.error("stream %r cannot be opened: %s", name, error)
+            return Refused("storage", f"stream {name!r} cannot be opened: {error}")
+        if new:
+            self._names.add(name)
+            self._hosts(name)
+        hosted = Hosted(name, options, partition, self._clerk, self._bury)
+        if self._dismissed:
+            hosted.dismiss()
+        return hosted
+
+    def _bury(self, stream: str, batch: Batch, answer: Answer) -> None:
+        """A dead letter of that stream. The clerk's."""
+        found = self._find(f"{stream}{DEAD}", make=True)
+        if isinstance(found, Refused):
+            answer(found)
+        else:
+            found.submit(batch, answer, patient=False)
+
+
+def _identity(storage: Storage) -> int:
+    """Who this directory is; made up when it is new."""
+    try:
+        file = storage.open_to_read(_IDENTITY)
+    except FileNotFoundError:
+        number = secrets.randbits(63) | 1
+        storage.replace(_IDENTITY, f"{number:016x}\n".encode())
+        return number
+    with contextlib.closing(file):
+        text = file.read(0, 64)
+    try:
+        return int(text.decode("ascii").strip(), 16)
+    except ValueError:
+        raise LogDamaged(_IDENTITY, 0, 0, f"{text[:32]!r} is no identity") from None
+
+
+def _file_name(stream: str) -> str:
+    """The folder of a stream. Raises `InvalidName`."""
+    name = quote(check_name(stream), safe="").replace(".", "%2E")
+    if len(name) > _NAME_BYTES_MAX:
+        raise InvalidName(f"stream {stream!r} has a name of {len(name)} bytes as a folder")
+    return name
+
+
+def _read_options(folder: Storage, name: str) -> StreamOptions:
+    try:
+        with contextlib.closing(folder.open_to_read(_OPTIONS)) as file:
+            return msgspec.json.decode(file.read(0, 1 << 16), type=StreamOptions)
+    except (FileNotFoundError, msgspec.MsgspecError) as error:
+        reason = f"the options of stream {name!r} cannot be read: {error}"
+        raise LogDamaged(_OPTIONS, 0, 0, reason) from None
+
+
+def _difference(name: str, asked: StreamOptions, has: StreamOptions) -> str:
+    pairs: Iterable[str] = (
+        f"{field}={getattr(has, field)!r}, not {getattr(asked, field)!r}"
+        for field in StreamOptions.__struct_fields__
+        if getattr(asked, field) != getattr(has, field)
+    )
+    return f"stream {name!r} was created with " + "; ".join(pairs)

@@ -1,0 +1,190 @@
+"""What the streams of one node share: which sidecars there are, and the way to each.
+
+Made with the node's first stream, so that programs without one never load any of this.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mesh.durable.finder import Finder
+from mesh.durable.route import LocalRoute, RemoteRoute, Route
+from mesh.durable.sidecar import Sidecar
+from mesh.errors import NoSidecar, Timeout
+from mesh.sockets.home import Core, Home
+
+_HELP = (
+    "give a node a directory (Node(durable=...)), or start a sidecar on this host "
+    "(mesh sidecar DIRECTORY)"
+)
+
+
+class Streams:
+    """See above. Safe from any thread."""
+
+    def __init__(
+        self,
+        home: Home,
+        add: Callable[[Core], object],
+        release_of: Callable[[Core], Callable[[], None]],
+        sidecar: Sidecar | None,
+    ) -> None:
+        """`add` has the node look after a core; what `release_of` makes has it do so no more."""
+        self.release_of = release_of
+        self.node_id = home.node_id
+        self.bytes_max = home.transport.message_bytes_max
+        self.lock = threading.Lock()
+        self.sidecar = sidecar
+        self._home = home
+        self.add = add
+        self._routes: dict[str, Route] = {}
+        self._hosts: dict[str, Finder] = {}
+        self._logs = Finder(home.node_id, "log", "*")
+        add(self._logs)
+        self._own: LocalRoute | None = None
+        if sidecar is not None:
+            self._own = LocalRoute(sidecar)
+            self._routes[self._own.partition] = self._own
+
+    def find(self, stream: str, home: str | None, timeout: float | None) -> str:
+        """The partition to append to. Blocks until there is one. Raises `NoSidecar`, `Closed`."""
+        if (partition := self._at_once(home)) is not None:
+            return partition
+        hosts = self.hosts(stream)
+        try:
+            return self._logs.link.wait(
+                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=0.25
+            )
+        except Timeout:
+            raise self._none(home, timeout) from None
+
+    async def afind(self, stream: str, home: str | None, timeout: float | None) -> str:
+        """`find` for asyncio."""
+        if (partition := self._at_once(home)) is not None:
+            return partition
+        hosts = self.hosts(stream)
+        try:
+            return await self._logs.link.wait_async(
+                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=0.25
+            )
+        except Timeout:
+            raise self._none(home, timeout) from None
+
+    def all_of(self, stream: str, only: str | None, count: int, timeout: float | None) -> list[str]:
+        """The partitions of a stream: at least `count` of them, or the one that is named. Blocks
+        until they are there. Raises `NoSidecar`, `Closed`."""
+        finder = self.hosts(stream)
+        try:
+            return finder.link.wait(
+                lambda: self._have(finder, only, count), timeout, "partition", retry_s=0.25
+            )
+        except Timeout:
+            raise self._too_few(stream, only, count, timeout) from None
+
+    async def aall_of(
+        self, stream: str, only: str | None, count: int, timeout: float | None
+    ) -> list[str]:
+        """`all_of` for asyncio."""
+        finder = self.hosts(stream)
+        try:
+            return await finder.link.wait_async(
+                lambda: self._have(finder, only, count), timeout, "partition", retry_s=0.25
+            )
+        except Timeout:
+            raise self._too_few(stream, only, count, timeout) from None
+
+    def having(self, stream: str) -> list[str]:
+        """The partitions of a stream that are there, the nearest first."""
+        return self._reachable(self.hosts(stream))
+
+    def met(self, stream: str) -> frozenset[str]:
+        """All that this node has met."""
+        return frozenset(self.hosts(stream).met)
+
+    def _reachable(self, finder: Finder) -> list[str]:
+        partitions = finder.nearest()
+        own = self._own
+        if own is not None and own.partition not in partitions and own.has(finder.channel):
+            partitions.insert(0, own.partition)
+        return partitions
+
+    def _have(self, finder: Finder, only: str | None, count: int) -> list[str] | None:
+        partitions = self._reachable(finder)
+        if only is not None:
+            return [only] if only in partitions else None
+        return partitions if len(partitions) >= count else None
+
+    def _too_few(
+        self, stream: str, only: str | None, count: int, timeout: float | None
+    ) -> NoSidecar:
+        within = f"within {timeout:g} s" if timeout else "at once"
+        there = ", ".join(self.having(stream)) or "none"
+        if only is not None:
+            return NoSidecar(
+                f"no partition {only!r} of stream {stream!r} {within}; there are: {there}"
+            )
+        if count > 1:
+            return NoSidecar(
+                f"no {count} partitions of stream {stream!r} {within}; there are: {there}"
+            )
+        return NoSidecar(f"nobody has a stream {stream!r} {within}: nothing was appended to it yet")
+
+    def is_there(self, partition: str) -> bool:
+        """Whether that sidecar is connected."""
+        if self._own is not None and partition == self._own.partition:
+            return True
+        return partition in self._logs.nearest()
+
+    def hosts(self, stream: str) -> Finder:
+        """Which sidecars have that stream."""
+        with self.lock:
+            finder = self._hosts.get(stream)
+            if finder is None:
+                finder = self._hosts[stream] = Finder(self._home.node_id, "host", stream)
+                self.add(finder)
+        return finder
+
+    def route_to(self, partition: str) -> Route:
+        """The way to that sidecar."""
+        with self.lock:
+            return self.route(partition)
+
+    def route(self, partition: str) -> Route:
+        """Likewise, under `lock`."""
+        route = self._routes.get(partition)
+        if route is None:
+            remote = RemoteRoute(self._home, partition)
+            self.add(remote.core)
+            route = self._routes[partition] = remote
+        return route
+
+    def close(self) -> None:
+        """Whoever waits gets `Closed`. The node closes the cores."""
+        if self._own is not None:
+            self._own.link.close()
+
+    def _at_once(self, home: str | None) -> str | None:
+        if self._own is not None and home in (None, self._own.partition):
+            return self._own.partition
+        return None
+
+    def _choose(self, hosts: Finder, home: str | None) -> str | None:
+        """Under the lock of the finder of all."""
+        partitions = self._logs.nearest()
+        if home is not None:
+            return home if home in partitions else None
+        having = set(hosts.nearest())
+        distance = self._logs.distance
+        return min(
+            partitions, key=lambda each: (distance(each), each not in having, each), default=None
+        )
+
+    def _none(self, home: str | None, timeout: float | None) -> NoSidecar:
+        within = f"within {timeout:g} s" if timeout else "at once"
+        if home is not None:
+            return NoSidecar(f"sidecar {home!r} was not found {within}: {self._found()}")
+        return NoSidecar(f"no sidecar was found {within}: {_HELP}")
+
+    def _found(self) -> str:
+        return f"there are {', '.join(self._logs.nearest()) or 'none'}"

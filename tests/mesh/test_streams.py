@@ -1,0 +1,447 @@
+"""Streams between real nodes, on real disks: appended, replayed, and there after whatever ends."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh import Node
+from mesh.durable.check import check
+from mesh.durable.storage import Disk
+from mesh.durable.stream import Appending
+from mesh.errors import (
+    Closed,
+    InvalidOption,
+    LogFull,
+    LogLocked,
+    NoSidecar,
+    NotSerializable,
+    OptionsDiffer,
+    PayloadTooLarge,
+    ProducerFenced,
+    Timeout,
+)
+from mesh.message import Receipt
+from mesh.options import StreamOptions
+from tests.support.processes import Program, Programs
+from tests.support.waiting import until
+
+SIDECAR = """
+    import sys
+    from mesh import Node
+
+    with Node("sidecar", durable=sys.argv[1]):
+        print("ready")
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture(params=["embedded", "sidecar"])
+def node(request: pytest.FixtureRequest, tmp_path: Path, programs: Programs) -> Iterator[Node]:
+    """One whose streams are in its own process, or in another."""
+    if request.param == "embedded":
+        with Node("writer", durable=tmp_path / "log") as node:
+            yield node
+    else:
+        programs.start(SIDECAR, str(tmp_path / "log")).expect("ready")
+        with Node("writer") as node:
+            yield node
+
+
+def sound(directory: Path) -> None:
+    """What a check of every log there finds, which is nothing amiss."""
+    number = int((directory / "identity").read_text(), 16)
+    for folder in (directory / "streams").iterdir():
+        report = check(Disk(folder), number)
+        assert not report.findings, report.findings
+
+
+# -- Appending
+
+
+def test_an_append_returns_where_its_record_is(node: Node) -> None:
+    orders = node.stream("orders")
+    receipt = orders.append({"id": 7}, key="customer-7842", headers={"trace": "x"})
+    assert receipt == Receipt(receipt.partition, 0, 1, receipt.time_ns, "fsynced", False)
+    assert len(receipt.partition) == 16
+    assert orders.append(b"more").offset == 1
+    first, second = orders.replay()
+    assert (first.payload, first.key, first.headers) == (
+        {"id": 7},
+        b"customer-7842",
+        {"trace": "x"},
+    )
+    assert (first.stream, first.partition, first.offset) == ("orders", receipt.partition, 0)
+    assert first.time_ns == receipt.time_ns
+    assert (second.payload, second.key, dict(second.headers)) == (b"more", None, {})
+
+
+def test_many_records_are_appended_in_order_in_ranges(node: Node) -> None:
+    orders = node.stream("orders")
+    receipts = orders.append_many(range(5000))
+    assert [(each.offset, each.count) for each in receipts] == [(0, 5000)]
+    assert [record.payload for record in orders.replay()] == list(range(5000))
+    assert orders.append_many([]) == []
+
+
+def test_appends_under_way_are_waited_for_later(node: Node) -> None:
+    orders = node.stream("orders")
+    under_way = [orders.append_nowait(n) for n in range(300)]
+    assert all(isinstance(each, Appending) for each in under_way)
+    assert [each.wait(10).offset for each in under_way] == list(range(300))
+    assert all(each.done for each in under_way)
+    orders.append_nowait("last")
+    orders.flush()
+    assert [record.payload for record in orders.replay()] == [*range(300), "last"]
+
+
+def test_asyncio_has_the_same(node: Node) -> None:
+    async def main() -> None:
+        orders = node.stream("orders")
+        assert (await orders.aappend(0)).offset == 0
+        await asyncio.gather(*(orders.aappend(n) for n in range(1, 100)))
+        assert (await orders.append_nowait("nowait")).offset == 100
+        (receipt,) = await orders.aappend_many(["many", "more"])
+        assert (receipt.offset, receipt.count) == (101, 2)
+        await orders.aflush()
+        records = [record.payload async for record in orders.replay()]
+        assert records == [*range(100), "nowait", "many", "more"]
+
+    asyncio.run(main())
+
+
+def test_threads_share_a_handle(node: Node) -> None:
+    orders = node.stream("orders")
+
+    def append(thread: int) -> None:
+        for n in range(100):
+            orders.append([thread, n])
+
+    threads = [threading.Thread(target=append, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    records = [tuple(record.payload) for record in orders.replay()]
+    assert sorted(records) == [(thread, n) for thread in range(8) for n in range(100)]
+    for number in range(8):
+        assert [n for thread, n in records if thread == number] == list(range(100))
+
+
+def test_a_dedup_id_is_appended_once(node: Node) -> None:
+    orders, others = node.stream("orders"), node.stream("orders")
+    first = orders.append("a", dedup_id="order-7")
+    again = others.append("b", dedup_id="order-7")
+    assert (again.offset, again.time_ns, again.repeated) == (first.offset, first.time_ns, True)
+    assert others.append("c").offset == 1
+    assert [record.payload for record in orders.replay()] == ["a", "c"]
+
+
+def test_bad_input_is_refused_before_anything_is_appended(node: Node) -> None:
+    orders = node.stream("orders")
+    for payload, options, error in (
+        (object(), {}, NotSerializable),
+        (b"x" * (65 << 20), {}, PayloadTooLarge),
+        ("x", {"key": 7}, NotSerializable),
+        ("x", {"key": "k" * 2000}, NotSerializable),
+        ("x", {"headers": {1: 2}}, NotSerializable),
+        ("x", {"dedup_id": ""}, InvalidOption),
+        ("x", {"delay": -1}, InvalidOption),
+        ("x", {"timeout": -1}, InvalidOption),
+    ):
+        with pytest.raises(error):
+            orders.append(payload, **options)
+    for given in ({"start": "soon"}, {"start": 3}, {"start": datetime.datetime(2026, 1, 1)}):  # noqa: DTZ001
+        with pytest.raises(InvalidOption):
+            orders.replay(**given)
+    orders.append("x")
+    assert [record.payload for record in orders.replay()] == ["x"]
+
+
+def test_a_stream_has_the_options_it_was_made_with(node: Node) -> None:
+    node.stream("orders", options=StreamOptions(keep_count=10)).append("x")
+    node.stream("orders").append("y")
+    with pytest.raises(OptionsDiffer, match="keep_count=10, not None"):
+        node.stream("orders", options=StreamOptions()).append("z")
+
+
+def test_a_full_stream_refuses_and_says_so(node: Node) -> None:
+    orders = node.stream("orders", options=StreamOptions(bytes_max=10_000))
+    orders.append_many([b"x" * 1000] * 9)
+    with pytest.raises(LogFull, match="bytes_max"):
+        orders.append(b"x" * 1000)
+    count = len(list(orders.replay()))
+    assert count == 9
+    assert orders.append(b"small").offset == count, "and what has room goes in"
+
+
+def test_what_was_refused_leaves_no_hole_in_what_follows(node: Node) -> None:
+    orders = node.stream("orders", options=StreamOptions(bytes_max=10_000))
+    under_way = [orders.append_nowait(b"x" * 3000 if n % 3 == 0 else b"y") for n in range(30)]
+    outcomes: list[object] = []
+    for each in under_way:
+        try:
+            outcomes.append(each.wait(10).offset)
+        except LogFull:
+            outcomes.append(None)
+    written = [n for n, offset in enumerate(outcomes) if offset is not None]
+    assert [outcomes[n] for n in written] == list(range(len(written)))
+    assert None in outcomes
+    assert max(written) > outcomes.index(None), "what was small had room still"
+    read = [record.payload for record in orders.replay()]
+    assert read == [b"x" * 3000 if n % 3 == 0 else b"y" for n in written]
+
+
+def test_a_named_producer_goes_on_and_fences_the_run_before(node: Node) -> None:
+    early = node.stream("orders", producer="importer")
+    early.append("a")
+    late = node.stream("orders", producer="importer")
+    late.append("b")
+    with pytest.raises(ProducerFenced):
+        early.append("c")
+    with pytest.raises(ProducerFenced):
+        early.append("d")
+    assert [record.payload for record in late.replay()] == ["a", "b"]
+
+
+# -- Sidecars
+
+
+def test_without_a_sidecar_it_says_what_to_do() -> None:
+    with Node("writer") as node:
+        began = time.monotonic()
+        with pytest.raises(NoSidecar, match="mesh sidecar") as error:
+            node.stream("orders").append("x", timeout=0.3)
+        assert isinstance(error.value, Timeout)
+        assert 0.25 < time.monotonic() - began < 5
+        with pytest.raises(NoSidecar, match="nobody has a stream 'orders'"):
+            list(node.stream("orders").replay(timeout=0.1))
+
+
+def test_who_appends_before_there_is_a_sidecar_waits_for_one(
+    tmp_path: Path, programs: Programs
+) -> None:
+    with Node("writer") as node:
+        receipts: list[Receipt] = []
+        thread = threading.Thread(
+            target=lambda: receipts.append(node.stream("orders").append("x", timeout=30))
+        )
+        thread.start()
+        programs.start(SIDECAR, str(tmp_path / "log")).expect("ready")
+        thread.join(30)
+        assert [each.offset for each in receipts] == [0]
+
+
+def test_one_process_has_a_directory(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path / "log"), pytest.raises(LogLocked):
+        Node("other", durable=tmp_path / "log")
+    with Node("other", durable=tmp_path / "log") as node:
+        node.stream("orders").append("x")
+
+
+def test_a_stream_is_there_after_its_node_has_closed(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path / "log") as node:
+        receipt = node.stream("orders").append("x")
+    with Node("two", durable=tmp_path / "log") as node:
+        (record,) = node.stream("orders").replay()
+        assert (record.partition, record.offset) == (receipt.partition, 0)
+        assert node.stream("orders").append("y").offset == 1
+    sound(tmp_path / "log")
+
+
+def kill_and_start_again(program: Program, programs: Programs, directory: Path) -> Program:
+    program.kill()
+    program.finish()
+    again = programs.start(SIDECAR, str(directory))
+    again.expect("ready")
+    return again
+
+
+@pytest.mark.slow
+def test_appends_survive_their_sidecar_being_killed_again_and_again(
+    tmp_path: Path, programs: Programs
+) -> None:
+    """Each is there once, in order, and none was acknowledged that is not."""
+    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
+    sidecar.expect("ready")
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append(0)
+        under_way: list[Appending] = []
+        for n in range(1, 2001):
+            under_way.append(orders.append_nowait(n, timeout=30))
+            if n % 500 == 0:
+                sidecar = kill_and_start_again(sidecar, programs, tmp_path / "log")
+        assert [each.wait(30).offset for each in under_way] == list(range(1, 2001))
+        assert [record.payload for record in orders.replay()] == list(range(2001))
+    sidecar.kill(signal.SIGINT)
+    sidecar.finish()
+    sound(tmp_path / "log")
+
+
+@pytest.mark.slow
+def test_a_timeout_leaves_the_append_under_way(tmp_path: Path, programs: Programs) -> None:
+    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
+    sidecar.expect("ready")
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append("a")
+        sidecar.kill(signal.SIGSTOP)
+        with pytest.raises(Timeout):
+            orders.append("b", timeout=0.2)
+        later = orders.append_nowait("c")
+        assert not later.done
+        sidecar.kill(signal.SIGCONT)
+        assert later.wait(10).offset == 2
+        assert [record.payload for record in orders.replay()] == ["a", "b", "c"]
+
+
+def test_waiting_for_an_append_ends_when_the_node_closes(
+    tmp_path: Path, programs: Programs
+) -> None:
+    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
+    sidecar.expect("ready")
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append("a")
+        sidecar.kill(signal.SIGSTOP)
+        under_way = orders.append_nowait("b")
+        outcomes: list[object] = []
+
+        def wait() -> None:
+            try:
+                under_way.wait(30)
+            except Closed as closed:
+                outcomes.append(closed)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        node.close()
+        thread.join(10)
+        assert len(outcomes) == 1
+    sidecar.kill(signal.SIGCONT)
+
+
+# -- Replay
+
+
+def test_a_replay_begins_where_it_is_told(node: Node) -> None:
+    orders = node.stream("orders")
+    receipts = [orders.append(n) for n in range(5)]
+    partition = receipts[0].partition
+    assert [each.payload for each in orders.replay(3, partition=partition)] == [3, 4]
+    assert list(orders.replay("latest")) == []
+    assert list(orders.replay(5, partition=partition)) == []
+    at = datetime.datetime.fromtimestamp(receipts[2].time_ns / 1e9 + 1e-6, datetime.UTC)
+    assert [each.payload for each in orders.replay(at)] in ([3, 4], [2, 3, 4])
+    past = datetime.datetime(1999, 1, 1, tzinfo=datetime.UTC)
+    assert [each.payload for each in orders.replay(past)] == [0, 1, 2, 3, 4]
+    future = datetime.datetime(2999, 1, 1, tzinfo=datetime.UTC)
+    assert list(orders.replay(future)) == []
+
+
+def test_a_following_replay_goes_from_the_past_into_what_comes(node: Node) -> None:
+    orders = node.stream("orders")
+    orders.append_many(range(1000))
+    replay = orders.replay(follow=True)
+    read: list[int] = []
+
+    def follow() -> None:
+        for record in replay:
+            read.append(record.payload)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    for n in range(1000, 1200):
+        orders.append(n)
+    until(lambda: len(read) >= 1200)
+    replay.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert read == list(range(1200))
+
+
+def test_a_following_replay_in_asyncio_is_cancelled_cleanly(node: Node) -> None:
+    async def main() -> None:
+        orders = node.stream("orders")
+        await orders.aappend("past")
+        read: list[str] = []
+
+        async def follow() -> None:
+            async for record in orders.replay(follow=True):
+                read.append(record.payload)
+
+        task = asyncio.create_task(follow())
+        while not read:
+            await asyncio.sleep(0.005)
+        await orders.aappend("live")
+        while len(read) < 2:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert read == ["past", "live"]
+
+    asyncio.run(main())
+
+
+def test_what_retention_has_removed_is_a_gap_in_a_replay(node: Node, tmp_path: Path) -> None:
+    orders = node.stream("orders", options=StreamOptions(keep_bytes=1 << 20))
+    orders.append_many([b"x" * 1000] * 40_000, timeout=60)
+    partition = orders.append("last").partition
+    segments = tmp_path / "log" / "streams" / "orders"
+    until(lambda: len(list(segments.glob("*.log"))) == 1)
+    replay = orders.replay(0, partition=partition)
+    offsets = [record.offset for record in replay]
+    assert offsets == list(range(offsets[0], 40_001))
+    assert list(replay.gaps) == [(partition, 0, offsets[0] - 1)]
+
+
+def test_a_replay_merges_partitions_by_time(tmp_path: Path) -> None:
+    with (
+        Node("a", durable=tmp_path / "a") as a,
+        Node("b", durable=tmp_path / "b") as b,
+        Node("reader") as reader,
+    ):
+        one, other = a.stream("orders"), b.stream("orders")
+        for n in range(0, 20, 2):
+            one.append(n)
+            other.append(n + 1)
+        replay = reader.stream("orders").replay(partitions=2)
+        assert [record.payload for record in replay] == list(range(20))
+        assert len(replay.partitions) == 2
+        partition = one.append("x").partition
+        only = [r.payload for r in reader.stream("orders").replay(partition=partition)]
+        assert only == [*range(0, 20, 2), "x"]
+        b.close()
+        until(lambda: reader.stream("orders").replay().missing)
+        assert [r.payload for r in reader.stream("orders").replay()] == only
+
+
+def test_a_following_replay_takes_up_partitions_that_come_later(tmp_path: Path) -> None:
+    with Node("a", durable=tmp_path / "a") as a, Node("reader") as reader:
+        a.stream("orders").append("first")
+        replay = reader.stream("orders").replay(follow=True)
+        found: list[str] = []
+
+        def follow() -> None:
+            for record in replay:
+                found.append(record.payload)
+
+        following = threading.Thread(target=follow)
+        following.start()
+        until(lambda: found == ["first"])
+        with Node("b", durable=tmp_path / "b") as b:
+            b.stream("orders").append("second")
+            until(lambda: found == ["first", "second"])
+        a.stream("orders").append("third")
+        until(lambda: found == ["first", "second", "third"])
+        replay.close()
+        following.join(10)
