@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -31,7 +32,8 @@ def describe() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "libzmq": zmq.zmq_version(),
-        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))}
+        | _sqlite(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
 
@@ -54,6 +56,15 @@ def _cpu() -> str:
         if name.strip() in ("model name", "Model"):
             return value.strip()
     return platform.machine()
+
+
+def _sqlite() -> dict[str, str]:
+    """Its version; some Pythons are built without."""
+    if importlib.util.find_spec("_sqlite3") is None:
+        return {}
+    import sqlite3
+
+    return {"sqlite": sqlite3.sqlite_version}
 
 
 def _version(name: str) -> str | None:

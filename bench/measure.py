@@ -10,17 +10,18 @@ import dataclasses
 import importlib.util
 import inspect
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from bench.case import BLOCK_CALLS, BLOCK_CALLS_AT_ONCE, Scale
+from bench.disk import NoPlace
 from bench.processes import Failed
-from bench.rows import Result, Row, Skipped, Unit, better, percentile, quartiles
+from bench.rows import Alone, Result, Row, Skipped, Unit, better, percentile, quartiles
 from bench.setting import Setting
 from bench.sides import module_of
-from bench.teams import CallTeam, FlowTeam, Team, opened
+from bench.teams import CallTeam, FlowTeam, LatencyTeam, RateTeam, Team, opened
 from mesh import Node
 
 T = TypeVar("T")
@@ -38,10 +39,12 @@ _READY = object()
 class Field:
     """The sides that are measured at one setting, and what has become of them."""
 
-    def __init__(self, case: str, setting: Setting, sides: tuple[str, ...]) -> None:
+    def __init__(self, case: str, setting: Setting, sides: tuple[str, ...], note: str = "") -> None:
         self.case = case
         self.setting = setting
         self.sides = sides
+        self.note = note
+        """What stands beside each of its figures."""
         self.results: list[Result] = []
 
     def skip(self, side: str, why: str, *, failed: bool = False) -> None:
@@ -56,19 +59,21 @@ class Field:
             )
         )
 
-    def teams(
-        self, make: Callable[[str, Setting], TeamT], variants: dict[str, dict[str, Any]]
-    ) -> dict[str, TeamT]:
+    def teams(self, make: type[TeamT], variants: dict[str, dict[str, Any]]) -> dict[str, TeamT]:
         """A team for each side that can be measured; the others are named as skipped."""
         found = {}
         for side in self.sides:
             setting = self.setting
-            if (why := _missing(side, setting)) is None and side in variants:
+            why = _missing(side, setting) or _lacking(side, make.ROLES)
+            if why is None and side in variants:
                 setting, why = _variant(setting, variants[side])
             if why is not None:
                 self.skip(side, why)
-            else:
+                continue
+            try:
                 found[side] = make(side, setting)
+            except NoPlace as error:
+                self.skip(side, str(error))
         return found
 
     def rounds(
@@ -103,7 +108,7 @@ class Field:
 
     @contextmanager
     def opened(
-        self, make: Callable[[str, Setting], TeamT], variants: dict[str, dict[str, Any]] | None
+        self, make: type[TeamT], variants: dict[str, dict[str, Any]] | None = None
     ) -> Iterator[dict[str, TeamT]]:
         """The teams that could be opened: all at once, step by step; closed in the end."""
         teams = self.teams(make, variants or {})
@@ -121,6 +126,12 @@ class Field:
         for side in others:
             if first in found and side in found:
                 yield side, found[first], found[side]
+
+    def alone(self, found: dict[str, T]) -> Iterator[tuple[str, T]]:
+        """(side, its own) of each other side, where ours was not found."""
+        first, *others = self.sides
+        if first not in found:
+            yield from ((side, found[side]) for side in others if side in found)
 
     def row(
         self,
@@ -151,7 +162,24 @@ class Field:
                 unit=unit,
                 rounds=rounds,
                 lost=lost,
-                note=note,
+                note="; ".join(filter(None, (note, self.note))),
+            )
+        )
+
+    def figure(
+        self, peer: str, value: float, *, unit: Unit, rounds: int, lost: int, suffix: str = ""
+    ) -> None:
+        self.results.append(
+            Alone(
+                case=self.case + suffix,
+                transport=self.setting.transport,
+                size=self.setting.size,
+                peer=peer,
+                theirs=value,
+                unit=unit,
+                rounds=rounds,
+                lost=lost,
+                note=self.note,
             )
         )
 
@@ -161,11 +189,13 @@ def throughput(
     setting: Setting,
     sides: tuple[str, ...],
     scale: Scale,
-    make: Callable[[str, Setting], FlowTeam] = FlowTeam,
+    make: type[RateTeam] = FlowTeam,
     variants: dict[str, dict[str, Any]] | None = None,
+    unit: Unit = "msg/s",
+    note: str = "",
 ) -> Iterator[Result]:
     """Messages per second of each of `sides`, the first of them ours."""
-    field = Field(case, setting, sides)
+    field = Field(case, setting, sides, note)
     with field.opened(make, variants) as teams:
         counts = {
             side: count
@@ -174,7 +204,7 @@ def throughput(
         }
         teams = {side: teams[side] for side in counts}
         found = field.rounds(teams, scale.rounds, lambda side, team: team.block(counts[side]))
-    rates(field, found, "msg/s", {side: team.lost for side, team in teams.items()})
+    rates(field, found, unit, {side: team.lost for side, team in teams.items()})
     yield from field.results
 
 
@@ -183,12 +213,13 @@ def latency(
     setting: Setting,
     sides: tuple[str, ...],
     scale: Scale,
-    make: Callable[[str, Setting], CallTeam] = CallTeam,
+    make: type[LatencyTeam] = CallTeam,
     at_once: int = 1,
     variants: dict[str, dict[str, Any]] | None = None,
+    note: str = "",
 ) -> Iterator[Result]:
     """Percentiles of the round trip; with several `at_once` also calls per second."""
-    field = Field(case, setting, sides)
+    field = Field(case, setting, sides, note)
     most = BLOCK_CALLS if at_once == 1 else BLOCK_CALLS_AT_ONCE
     each = max(1, min(most, scale.calls // at_once))
     rounds = max(1, scale.calls // (each * at_once))
@@ -196,7 +227,7 @@ def latency(
         field.rounds(teams, 2 if scale.block_s else 1, lambda _, team: team.calls(each, at_once))
         found = field.rounds(field.left(teams), rounds, lambda _, team: team.calls(each, at_once))
     taken = {side: [block["latencies"] for block in blocks] for side, blocks in found.items()}
-    percentiles(field, taken, rounds)
+    percentiles(field, taken, rounds, {side: team.lost for side, team in teams.items()})
     if at_once > 1:
         per_s = {
             side: [block["count"] / block["elapsed"] for block in blocks]
@@ -227,10 +258,10 @@ def rates(
     field: Field,
     found: dict[str, list[float]],
     unit: Unit,
-    lost: dict[str, int] | None = None,
+    lost: Mapping[str, int] | None = None,
     suffix: str = "",
 ) -> None:
-    """Rows for the rates of the blocks that each side did."""
+    """Rows for the rates, or whatever else `unit` is of, of the blocks that each side did."""
     for side, mine, other in field.against(found):
         losses = {s: lost[s] for s in (field.sides[0], side)} if lost else {}
         losers = [s for s, number in losses.items() if number]
@@ -245,13 +276,16 @@ def rates(
             suffix=suffix,
             note=f"lost by {' and '.join(losers)}" if losers else "",
         )
+    for side, other in field.alone(found):
+        median, gone = statistics.median(other), (lost or {}).get(side, 0)
+        field.figure(side, median, unit=unit, rounds=len(other), lost=gone, suffix=suffix)
 
 
 def percentiles(
     field: Field,
     taken: dict[str, list[list[float]]],
     rounds: int,
-    lost: dict[str, int] | None = None,
+    lost: Mapping[str, int] | None = None,
 ) -> None:
     """Rows for the percentiles of the blocks of seconds that each side took."""
     for suffix, percent, least in PERCENTILES:
@@ -274,6 +308,11 @@ def percentiles(
                 suffix=f"-{suffix}",
                 ratio=better(mine, other, "us"),
             )
+        for side, blocks in field.alone(taken):
+            if _count(blocks) >= least:
+                value = percentile([v for block in blocks for v in block], percent) * 1e6
+                gone = (lost or {}).get(side, 0)
+                field.figure(side, value, unit="us", rounds=rounds, lost=gone, suffix=f"-{suffix}")
 
 
 def _count(blocks: list[list[float]]) -> int:
@@ -305,6 +344,12 @@ def _missing(side: str, setting: Setting) -> str | None:
     return why
 
 
+def _lacking(side: str, roles: tuple[str, ...]) -> str | None:
+    """Which role of these a side has not; None if it has all."""
+    lacking = [role for role in roles if role not in module_of(side).ROLES]
+    return f"has no {' and no '.join(lacking)}" if lacking else None
+
+
 def _variant(setting: Setting, options: dict[str, Any]) -> tuple[Setting, str | None]:
     """The setting with these options of our node, and which of them it does not have."""
     known = inspect.signature(Node).parameters
@@ -313,7 +358,7 @@ def _variant(setting: Setting, options: dict[str, Any]) -> tuple[Setting, str | 
     return dataclasses.replace(setting, options=options), why
 
 
-def _calibrated(team: FlowTeam, scale: Scale) -> int:
+def _calibrated(team: RateTeam, scale: Scale) -> int:
     """How many messages take about a block's time; measuring it is the warm-up too."""
     if not scale.block_s:
         return scale.block_count

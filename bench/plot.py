@@ -45,7 +45,7 @@ def rates(rows: Rows, transport: str) -> Series:
     """Messages per second by size, of each side."""
     found: Series = {}
     for row in rows:
-        if "skipped" in row or row["transport"] != transport:
+        if "ours" not in row or row["transport"] != transport:
             continue
         if row["case"] == "topic":
             found.setdefault("ours", {})[row["size"]] = row["ours"]
@@ -60,7 +60,7 @@ def latencies(rows: Rows, transport: str, size: int) -> Series:
     """Microseconds by percentile, of each side."""
     found: Series = {}
     for row in rows:
-        if "skipped" in row or (row["transport"], row["size"]) != (transport, size):
+        if "ours" not in row or (row["transport"], row["size"]) != (transport, size):
             continue
         case, _, percentile = row["case"].rpartition("-")
         if case == "service" and percentile in PERCENTILES:

@@ -87,12 +87,28 @@ class Process:
             return
         os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 try:
                     stream.close()
                 except BrokenPipeError:  # what was still to be written to it
                     continue
+
+    def end(self, timeout: float = START_S) -> int:
+        """Have it end by itself: its exit status. Raises `Failed`."""
+        self._ask_to_end()
+        try:
+            status = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"it did not end within {timeout:g} s{self._said()}") from None
+        self._close()
+        return status
+
+    def _ask_to_end(self) -> None:
+        self._process.terminate()
 
     def _said(self) -> str:
         lines = self._errors.read_text(errors="replace").strip().splitlines()
@@ -122,6 +138,10 @@ class Worker(Process):
 
     def ask(self, do: str, **arguments: Any) -> None:
         self.tell(json.dumps({"do": do, **arguments}))
+
+    def _ask_to_end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def answer(self, timeout: float = START_S) -> dict[str, Any]:
         """Raises `Failed`."""

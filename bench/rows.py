@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Unit = Literal["msg/s", "calls/s", "us", "s", "MB", "%"]
-RATES = ("msg/s", "calls/s")
+Unit = Literal["msg/s", "calls/s", "rec/s", "us", "s", "MB", "%"]
+RATES = ("msg/s", "calls/s", "rec/s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,25 @@ class Skipped:
         return asdict(self)
 
 
-Result = Row | Skipped
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """What a side did where ours was not measured: a figure, and nothing to compare it with."""
+
+    case: str
+    transport: str
+    size: int
+    peer: str
+    theirs: float
+    unit: Unit
+    rounds: int
+    lost: int
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Result = Row | Alone | Skipped
 
 
 def better(ours: float, theirs: float, unit: Unit) -> float:
@@ -115,15 +133,10 @@ def text(result: Result) -> str:
         what = "FAILED" if result.failed else "skipped"
         head = line((*where, *[""] * 6)).ljust(sum(WIDTHS[:4]) + 4)
         return f"{head} {what}: {result.skipped}"
-    shown = line(
-        (
-            *where,
-            figure(result.ours, result.unit),
-            figure(result.theirs, result.unit),
-            result.unit,
-            f"{result.ratio:.2f}",
-            f"{result.low:.2f}..{result.high:.2f}",
-            f"LOST {result.lost}" if result.lost else "",
-        )
-    )
+    ours, ratio, spread = "-", "-", "-"
+    if isinstance(result, Row):
+        ours, ratio = figure(result.ours, result.unit), f"{result.ratio:.2f}"
+        spread = f"{result.low:.2f}..{result.high:.2f}"
+    theirs, lost = figure(result.theirs, result.unit), f"LOST {result.lost}" if result.lost else ""
+    shown = line((*where, ours, theirs, result.unit, ratio, spread, lost))
     return f"{shown}  {result.note}".rstrip()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Shape = Literal["bytes", "dict", "text"]
 
+TRANSPORTS = ("disk", "ipc", "tcp")
 LARGE_BYTES = 256 * 1024
 """From here on raw pyzmq is faster if it leaves payloads uncopied; 64 KiB were not."""
 
@@ -18,7 +19,8 @@ class Setting:
     """A point that is measured."""
 
     transport: str = "ipc"
-    """``ipc`` or ``tcp``, the latter over the loopback and in plain text."""
+    """``ipc`` or ``tcp``, the latter over the loopback and in plain text. ``disk``: none, a log
+    is in the process that uses it."""
     size: int = 0
     """Bytes of one payload; of a dict, about."""
     shape: Shape = "bytes"
@@ -34,6 +36,8 @@ class Setting:
     that are sent over and over would shrink to nothing."""
     receivers: int = 1
     topics: int = 1
+    records: int = 0
+    """Of a log that is read from its start."""
     uvloop: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options for our node."""

@@ -36,24 +36,39 @@ def free_port() -> int:
 class Team(ABC):
     """The workers of one side, connected with each other."""
 
+    ROLES: tuple[str, ...] = ()
+    """Of its workers. Who has not all of them is not measured."""
+
     def __init__(self, side: str, setting: Setting) -> None:
         self.side = side
         self.setting = setting
         self.lost = 0
         self._ending = contextlib.ExitStack()
-        directory = self._ending.enter_context(tempfile.TemporaryDirectory(prefix="mesh-bench-"))
+        directory = self._ending.enter_context(
+            tempfile.TemporaryDirectory(prefix="mesh-bench-", dir=self.place())
+        )
         self.address = Address(directory=directory, port=free_port(), transport=setting.transport)
+
+    def place(self) -> str | None:
+        """Where its directory is made. None: where temporary ones are."""
+        return None
 
     def opening(self) -> Iterator[None]:
         """Start all and connect them; each step but the last leaves somebody to wait for, so that
         other teams can take theirs meanwhile. Raises `Failed`; `close` is due even then."""
-        for command in getattr(module_of(self.side), "helpers", lambda _: [])(self.address):
-            helper = Process(command, directory=self.address.directory)
-            self._ending.callback(helper.kill)
+        self.helpers = self._helpers()
         yield from self._steps()
 
     @abstractmethod
     def _steps(self) -> Iterator[None]: ...
+
+    def _helpers(self) -> list[Process]:
+        """The programs that the side needs besides its workers, started."""
+        helpers = []
+        for command in getattr(module_of(self.side), "helpers", lambda _: [])(self.address):
+            helpers.append(Process(command, directory=self.address.directory))
+            self._ending.callback(helpers[-1].kill)
+        return helpers
 
     def _worker(self, role: str, number: int = 0) -> Worker:
         worker = Worker(self.side, role, self.setting, self.address, number)
@@ -64,21 +79,38 @@ class Team(ABC):
         self._ending.close()
 
 
-class FlowTeam(Team):
+class RateTeam(Team):
+    """Its blocks are so many of something, as fast as it goes."""
+
+    @abstractmethod
+    def block(self, count: int) -> float:
+        """How many a second, of `count` of them."""
+
+
+class LatencyTeam(Team):
+    """Its blocks are so many of something, one after the other, each timed."""
+
+    @abstractmethod
+    def calls(self, count: int, at_once: int) -> dict[str, Any]:
+        """`count` by each of so many at once: ``latencies`` in seconds, ``count``, ``elapsed``."""
+
+
+class FlowTeam(RateTeam):
     """One who sends and one or several who receive all of it."""
 
-    SENDER, RECEIVER = "publisher", "subscriber"
+    ROLES = ("publisher", "subscriber")
 
     def _steps(self) -> Iterator[None]:
-        self.sender = self._worker(self.SENDER)
+        sender, receiver = self.ROLES
+        self.sender = self._worker(sender)
         yield
         self.sender.answer()
         self.receivers = [
-            self._worker(self.RECEIVER, number) for number in range(self.setting.receivers)
+            self._worker(receiver, number) for number in range(self.setting.receivers)
         ]
         yield
-        for receiver in self.receivers:
-            receiver.answer()
+        for one in self.receivers:
+            one.answer()
         everybody = [self.sender, *self.receivers]
         for worker in everybody:
             worker.ask("connect")
@@ -87,7 +119,6 @@ class FlowTeam(Team):
             worker.answer()
 
     def block(self, count: int) -> float:
-        """Messages per second, of `count` of them."""
         for receiver in self.receivers:
             receiver.ask("receive", count=count, seconds=STALL_S)
         for receiver in self.receivers:
@@ -125,7 +156,7 @@ class QueueTeam(FlowTeam):
     So each counts, in memory that is looked at from here.
     """
 
-    SENDER, RECEIVER = "pusher", "puller"
+    ROLES = ("pusher", "puller")
     LOOK_S = 0.0002
 
     def _steps(self) -> Iterator[None]:
@@ -160,16 +191,18 @@ class QueueTeam(FlowTeam):
         return count / (ended - started)
 
 
-class CallTeam(Team):
+class CallTeam(LatencyTeam):
     """One who calls and one who answers."""
 
-    SERVER, CALLER = "server", "caller"
+    ROLES = ("server", "caller")
+    AT_ONCE = "threads"
 
     def _steps(self) -> Iterator[None]:
-        self.server = self._worker(self.SERVER)
+        server, caller = self.ROLES
+        self.server = self._worker(server)
         yield
         self.server.answer()
-        self.caller = self._worker(self.CALLER)
+        self.caller = self._worker(caller)
         yield
         self.caller.answer()
         self.caller.ask("connect")
@@ -177,14 +210,13 @@ class CallTeam(Team):
         self.caller.answer()
 
     def calls(self, count: int, at_once: int) -> dict[str, Any]:
-        """`count` calls by each of so many callers at once."""
-        name = "threads" if self.CALLER == "caller" else "in_flight"
-        self.caller.ask("calls", count=count, seconds=STALL_S, **{name: at_once})
+        self.caller.ask("calls", count=count, seconds=STALL_S, **{self.AT_ONCE: at_once})
         return self.caller.answer(STALL_S + 5)
 
 
 class AsyncCallTeam(CallTeam):
-    SERVER, CALLER = "async-server", "async-caller"
+    ROLES = ("async-server", "async-caller")
+    AT_ONCE = "in_flight"
 
 
 @contextlib.contextmanager

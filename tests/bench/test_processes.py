@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.processes import ROOT, Failed, Process
+from bench.processes import ROOT, Failed, Process, Worker
+from bench.setting import Address, Setting
 from tests.support.processes import Program
 
 HARNESS = """
@@ -52,6 +53,14 @@ STARTER = """
     process = Process([*command, sleeper], directory=sys.argv[2])
     print(process.line(10), process.pid, flush=True)
     process.line(60)
+"""
+
+
+ENDING = """
+import pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path("ended").touch()))
+print("begun")
+signal.pause()
 """
 
 
@@ -111,6 +120,28 @@ def test_a_process_that_says_nothing_is_not_waited_for_for_ever(tmp_path: Path) 
         process.kill()
     assert not is_running(process.pid)
     process.kill()
+
+
+def test_a_process_is_asked_to_end_and_may_do_so_in_its_own_way(tmp_path: Path) -> None:
+    process = Process([sys.executable, "-S", "-u", "-c", ENDING], directory=str(tmp_path))
+    try:
+        assert process.line(10) == "begun"
+        assert process.end(10) == 0
+    finally:
+        process.kill()
+    assert (tmp_path / "ended").exists()
+    assert not is_running(process.pid)
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_its_input(tmp_path: Path) -> None:
+    address = Address(directory=str(tmp_path), port=0, transport="disk")
+    worker = Worker("fdatasync", "log", Setting(size=100), address)
+    try:
+        worker.answer()
+        assert worker.end(10) == 0
+    finally:
+        worker.kill()
 
 
 def test_what_a_process_said_of_its_end_is_told(tmp_path: Path) -> None:
