@@ -27,12 +27,25 @@ class Scale:
     idle_s: float
     trickle: int
     """Messages of one block of a trickle."""
+    records: int
+    """Of a log that is replayed."""
+    log_bytes: int
+    """Of a log that is opened, payloads only."""
     sizes_max: int | None = None
     """Measure only so many of a case's sizes. None: all."""
 
 
 FULL = Scale(
-    rounds=9, block_s=0.3, calls=10_000, fresh=7, receivers=8, topics=10_000, idle_s=10, trickle=50
+    rounds=9,
+    block_s=0.3,
+    calls=10_000,
+    fresh=7,
+    receivers=8,
+    topics=10_000,
+    idle_s=10,
+    trickle=50,
+    records=1_000_000,
+    log_bytes=2 * 10**9,
 )
 QUICK = Scale(
     rounds=3,
@@ -43,6 +56,8 @@ QUICK = Scale(
     topics=10_000,
     idle_s=2,
     trickle=25,
+    records=100_000,
+    log_bytes=10**8,
     sizes_max=2,
 )
 TINY = Scale(
@@ -55,6 +70,8 @@ TINY = Scale(
     topics=50,
     idle_s=0.1,
     trickle=5,
+    records=200,
+    log_bytes=10**5,
     sizes_max=1,
 )
 """For the tests: that everything works, no figures."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-SIDES = ("ours", "raw", "zenoh", "nng", "nats")
+SIDES = (
+    *("ours", "raw", "zenoh", "nng", "nats"),
+    *("fdatasync", "sqlite", "jetstream", "jetstream_push"),
+)
 
 
 def module_of(side: str) -> ModuleType:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TRANSPORTS = ("tcp",)
 CONNECT_S = 20.0
+RETRY_S = 0.01
 HELD_BYTES_MAX = 1 << 30
 HELD_MESSAGES_MAX = 1 << 24
 
@@ -62,12 +63,14 @@ async def connected(role: Role) -> Client:
     while True:
         try:
             return await nats.connect(
-                f"nats://127.0.0.1:{role.address.port}", allow_reconnect=False
+                f"nats://127.0.0.1:{role.address.port}",
+                allow_reconnect=False,
+                reconnect_time_wait=RETRY_S,  # between tries of the first connect, too
             )
         except (OSError, nats.errors.Error):  # it is still starting
             if time.monotonic() > deadline:
                 raise
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(RETRY_S)
 
 
 class Publisher(Sender):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import pytest
 
@@ -14,7 +15,23 @@ from bench.setting import Setting
 from bench.sides import SIDES, module_of
 
 OVER_TCP = ("topic", "lz4", "queue", "service", "service-asyncio")
-RUNS = [(name, "ipc") for name in CASES if name != "lz4"] + [(name, "tcp") for name in OVER_TCP]
+OF_LOGS = {
+    ("append", "disk"): {"fdatasync", "sqlite"},
+    ("append", "ipc"): {"fdatasync"},
+    ("append", "tcp"): {"fdatasync", "jetstream"},
+    ("append-many", "disk"): {"sqlite"},
+    ("append-many", "tcp"): {"jetstream"},
+    ("replay", "disk"): {"sqlite"},
+    ("replay", "tcp"): {"jetstream"},
+    ("consume", "tcp"): {"jetstream", "jetstream_push"},
+    ("open", "tcp"): {"jetstream"},
+}
+"""Who is measured, where he is installed."""
+NOT_HERE = {"lz4"} | {name for name, _ in OF_LOGS}
+RUNS = [
+    *((name, "ipc") for name in CASES if name not in NOT_HERE),
+    *((name, "tcp") for name in OVER_TCP),
+]
 NOT_AN_OPTION = ("Node has no option compress=", "Node has no option batch_window_ms=")
 ALONE = ("start", "death", "idle")
 """Measured beside a budget."""
@@ -45,6 +62,22 @@ def test_every_case_gets_to_its_end_and_loses_nothing(name: str, transport: str)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "transport"), OF_LOGS)
+def test_every_case_of_logs_gets_to_its_end_on_a_disk_and_loses_nothing(
+    name: str, transport: str
+) -> None:
+    results = list(CASES[name].run(Selection(TINY, transports=frozenset({transport}))))
+    figures = [result for result in results if not isinstance(result, Skipped)]
+    there = {side for side in OF_LOGS[name, transport] if module_of(side).missing() is None}
+    assert {figure.peer for figure in figures} == there
+    for figure in figures:
+        assert (figure.transport, figure.lost) == (transport, 0)
+        assert figure.theirs > 0
+        assert re.search(r"\bon (?!tmpfs|ramfs)\w+$", figure.note)
+    assert not [result for result in results if isinstance(result, Skipped) and result.failed]
+
+
+@pytest.mark.slow
 def test_who_is_not_installed_is_named_as_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
     absent = ("zenoh", "pynng", "nats")
@@ -56,6 +89,10 @@ def test_who_is_not_installed_is_named_as_skipped(monkeypatch: pytest.MonkeyPatc
         ("zenoh", "eclipse-zenoh is not installed (extra: bench)"),
         ("nng", "pynng is not installed (extra: bench)"),
         ("nats", "nats-py is not installed (extra: bench)"),
+        ("fdatasync", "has no publisher and no subscriber"),
+        ("sqlite", "has no tcp"),
+        ("jetstream", "nats-py is not installed (extra: bench)"),
+        ("jetstream_push", "nats-py is not installed (extra: bench)"),
     ]
     assert [r.peer for r in results if isinstance(r, Row)] == ["raw"]
 
