@@ -43,6 +43,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 def check(storage: Storage, partition: int) -> Report:
     """Read every batch of the log in that folder. Raises `LogFormat`, `OSError`."""
+    state = read_state(storage)  # first: whoever appends gets further meanwhile
     all_bases = bases(storage.names())
     report = Report(segments=len(all_bases))
     if all_bases:
@@ -50,8 +51,10 @@ def check(storage: Storage, partition: int) -> Report:
     for base in all_bases:
         if base != report.end:
             _find(report, name_of(base), 0, report.end, f"it begins with offset {base:,}")
-        _check_segment(storage, partition, base, report, last=base == all_bases[-1])
-    state = read_state(storage)
+        try:
+            _check_segment(storage, partition, base, report, last=base == all_bases[-1])
+        except FileNotFoundError:  # given up meanwhile
+            return check(storage, partition)
     if state is not None and report.end < state.end:
         name = name_of(all_bases[-1]) if all_bases else name_of(0)
         _find(report, name, report.bytes, report.end, f"there were {state.end:,} records")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import msgspec
 
 from mesh.durable.batch import HEAD_BYTES
-from mesh.durable.log import Log
+from mesh.durable.log import Log, Tip
 from mesh.durable.scan import Found
 from mesh.durable.segment import Segment
 from mesh.durable.storage import File
@@ -28,6 +26,8 @@ class _Place(msgspec.Struct):
     file: File
     position: int
     offset: int
+    log_epoch: int
+    """In another one something else may stand there."""
     time_ns: int = 0
     """Of the batch before, if that was read."""
 
@@ -46,10 +46,12 @@ class Cursor:
         first may begin before `offset`. Does not wait: there may be none. A `Gap` if retention has
         overtaken this place, which is behind it then. Raises `LogDamaged`, `OSError`."""
         tip = self._log.tip
+        if self._place is not None and self._place.log_epoch != tip.log_epoch:
+            self.close()
         found: list[Found] = []
         size = 0
         while not found and self.offset < tip.offset:
-            place = self._place or self._enter()
+            place = self._place or self._enter(tip)
             if isinstance(place, Gap):
                 return place
             self._place, segment = place, place.segment
@@ -67,6 +69,10 @@ class Cursor:
                     size += each.header.size
                     if size >= bytes_max:
                         break
+            if walk.fault and not tip.holds(self._log.tip):  # it was cut off meanwhile
+                self.close()
+                self.offset = max(self.offset, walk.offset)
+                return found or self.read(bytes_max)
             if not found:  # or those that are good come first
                 segment.check(walk)
             place.position, place.offset, place.time_ns = walk.position, walk.offset, walk.time_ns
@@ -86,17 +92,23 @@ class Cursor:
             self._place.file.close()
             self._place = None
 
-    def _enter(self) -> _Place | Gap:
+    def _enter(self, tip: Tip) -> _Place | Gap:
         """The place of a batch at or before `offset`."""
         log = self._log
         segment = log.segment_of(self.offset)
         if segment is not None:
-            with contextlib.suppress(FileNotFoundError):  # it was given up just now
+            try:
                 entry = segment.index(log.storage).at_offset(self.offset)
                 file = log.storage.open_to_read(segment.name)
-                return _Place(segment, file, *(entry or (HEAD_BYTES, segment.base)))
+            except FileNotFoundError:
+                if log.start <= self.offset:
+                    raise LogDamaged(segment.name, 0, segment.base, "there is no file") from None
+                # It was given up just now.
+            else:
+                position, offset = entry or (HEAD_BYTES, segment.base)
+                return _Place(segment, file, position, offset, tip.log_epoch)
         first, self.offset = self.offset, log.start
-        return Gap(first, log.start - 1)
+        return Gap(first, self.offset - 1)
 
     def _leave(self, place: _Place) -> None:
         """A segment was read to its end, where the next one has to begin."""

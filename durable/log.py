@@ -26,7 +26,7 @@ from mesh.durable.recovery import State, recover, write_state
 from mesh.durable.scan import Found
 from mesh.durable.segment import Segment, begin, name_of
 from mesh.durable.storage import File, Storage
-from mesh.errors import StorageFailed
+from mesh.errors import LogDamaged, StorageFailed
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,12 @@ class Tip(msgspec.Struct, frozen=True, gc=False):
     """The segment that is in."""
     size: int
     """And where."""
+    log_epoch: int
+
+    def holds(self, now: Tip) -> bool:
+        """Whether all that could be read then can be, if `now` is where the log stands: else some
+        of it was cut off, or is about to be."""
+        return self.log_epoch == now.log_epoch and self.offset <= now.offset
 
 
 class Log:
@@ -85,12 +91,13 @@ class Log:
         self._begun = False
         """Whether this opening is on disk, in `State`."""
         self._marked = False
-        self._failed: OSError | None = None
+        self._failed: BaseException | None = None
         self._stray = ""
         """The file of a segment that could not be begun, and may be there."""
-        self._removed = False
-        """Whether a segment was removed, and a crash may still bring it back."""
-        self.tip = Tip(self.end, self.segments[-1].base, self._index.size)
+        self._removed = True
+        """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
+        still bring it back."""
+        self.tip = self._tip()
 
     @property
     def start(self) -> int:
@@ -179,7 +186,13 @@ class Log:
             self._show()
 
     def _show(self) -> None:
-        self.tip = Tip(self._index.end, self.segments[-1].base, self._index.size)
+        self.tip = self._tip()
+
+    def _tip(self) -> Tip:
+        return Tip(self._index.end, self.segments[-1].base, self._index.size, self.log_epoch)
+
+    def _show_synced(self) -> None:
+        self.tip = Tip(self._synced_end, self.segments[-1].base, self._synced, self.log_epoch)
 
     def mark(self) -> None:
         """Nothing is being appended: write down that what there is has been synced. From then on
@@ -197,8 +210,12 @@ class Log:
             raise StorageFailed(f"{self.segments[-1].name}: {self._failed}") from self._failed
         try:
             yield
-        except OSError as error:
+        except BaseException as error:
+            # Whatever it is: how far the writing came is not known, nor what is read of it.
             self._failed = error
+            self._show_synced()
+            if not isinstance(error, OSError):
+                raise
             raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
 
     def _roll(self, now_ns: int) -> None:
@@ -212,15 +229,14 @@ class Log:
             log_epoch=self.log_epoch,
         )
         self._stray = name_of(base)
-        file = begin(self.storage, head)
-        self._stray = ""
-        self._file.close()
-        self._file = file
-        sealed = self.segments[-1]
+        file, old, sealed = begin(self.storage, head), self._file, self.segments[-1]
+        self._file, self._stray = file, ""
         self._index = Index(base, HEAD_BYTES)
         self._synced = self._good = HEAD_BYTES
         self.segments = (*self.segments, Segment(self.partition, base, HEAD_BYTES, self._index))
         self._show()
+        with contextlib.suppress(OSError):  # all of it is synced
+            old.close()
         self._save()
         with contextlib.suppress(OSError):  # it can be made again
             sealed.store_index(self.storage)
@@ -230,7 +246,8 @@ class Log:
 
     def mend(self) -> None:
         """After a failure: cut off what did not get there, or may not be on disk, and go on. Whose
-        appends those were, has not been told that they are written. Raises `StorageFailed`."""
+        appends those were, has not been told that they are on disk. Raises `StorageFailed`,
+        `LogDamaged`."""
         if self._failed is None:
             return
         try:
@@ -239,6 +256,10 @@ class Log:
                     self.storage.remove(self._stray)
                 self.storage.sync()
                 self._stray = ""
+            if self._good < self._index.size:  # before it goes: others may be reading it
+                self.log_epoch += 1
+                self._begun = False
+                self._show_synced()
             self._file.close()
             file = self._file = self.storage.open(self.segments[-1].name)
             file.truncate(self._good)
@@ -250,8 +271,6 @@ class Log:
             if good < self._index.size:
                 self._index = last.remade(self.storage)
                 self.unsynced_lost += lost - self._index.end
-                self.log_epoch += 1
-                self._begun = False
         except OSError as error:
             self._failed = error
             raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
@@ -318,8 +337,16 @@ class Log:
 
     def offset_at(self, time_ns: int) -> int:
         """The first record of that time or later; where the next will be if there is none. Raises
-        `LogDamaged`."""
-        segments, tip = self.segments, self.tip
+        `LogDamaged`, `OSError`."""
+        while True:
+            segments, tip = self.segments, self.tip
+            try:
+                return self._offset_at(time_ns, segments, tip)
+            except (FileNotFoundError, LogDamaged):
+                if self.segments is segments and tip.holds(self.tip):
+                    raise  # else it was given up or cut off meanwhile
+
+    def _offset_at(self, time_ns: int, segments: Sequence[Segment], tip: Tip) -> int:
         i = bisect_left(
             segments[:-1], time_ns, key=lambda segment: segment.index(self.storage).time_ns
         )

@@ -96,6 +96,10 @@ def recover(
     with contextlib.ExitStack() as undo:
         file = storage.open(name)
         undo.callback(file.close)
+        # After a SIGKILL what was written is in memory, and perhaps nowhere else; after a sync that
+        # failed it is in memory for ever, and the disk has something else.
+        file.sync()
+        file.forget()
         size = file.size()
         head = read_head(file, name, partition)
         last = Segment(partition, base, size, Index(base, HEAD_BYTES))
@@ -117,11 +121,13 @@ def recover(
         if walk.fault:
             _cut(storage, file, name, walk.position, size)
         if head is None:
+            if sealed:
+                now_ns = max(now_ns, sealed[-1].index(storage).time_ns)
             head = Head(partition=partition, offset=base, time_ns=now_ns, log_epoch=log_epoch)
             file.append([encode_head(head)])
             walk.time_ns = now_ns
-        # After a SIGKILL what was written is in memory, and perhaps nowhere else.
-        file.sync()
+        if walk.position < size:
+            file.sync()
         last.size = index.size
         undo.pop_all()
     return Recovered(

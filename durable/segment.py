@@ -58,12 +58,12 @@ class Segment:
         return self._index
 
     def _stored_index(self, storage: Storage) -> Index | None:
-        try:
-            file = storage.open_to_read(self.index_name)
-        except FileNotFoundError:
-            return None
-        with contextlib.closing(file):
+        with (
+            contextlib.suppress(OSError),  # it is missing, or does not read
+            contextlib.closing(storage.open_to_read(self.index_name)) as file,
+        ):
             return indexes.decode(file.read(0, file.size()), self.base, self.size)
+        return None
 
     def remade(self, storage: Storage) -> Index:
         """Its index, made by reading it. Raises `LogDamaged`."""

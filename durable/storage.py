@@ -64,6 +64,10 @@ class File(Protocol):
         """Cut off what is beyond `size`. Unsynced, it may be back after a crash. Raises `OSError`,
         `StorageFailed`."""
 
+    def forget(self) -> None:
+        """Read from the disk from now on, and no more from memory, but for what was not synced:
+        after a failed sync memory may have what the disk has not. Raises `OSError`."""
+
     def close(self) -> None:
         """Let go of it, which syncs nothing. May be repeated."""
 
@@ -191,6 +195,9 @@ class DiskFile:
     def truncate(self, size: int) -> None:
         with self._poison:
             os.ftruncate(self._fd, size)
+
+    def forget(self) -> None:
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Callable
 from itertools import count
 from random import Random
 
@@ -12,10 +13,22 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from mesh.durable.batch import batch, encode
+from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.index import Index
 from mesh.durable.log import Log
 from mesh.errors import LogDamaged, LogFormat, StorageFailed
-from tests.support.fake_disk import Content, FakeDisk, Stopped
-from tests.support.logs import append, batches, bodies, open_log, record, sound
+from tests.support.fake_disk import Content, FakeDisk, FakeFile, Stopped
+from tests.support.logs import (
+    PARTITION,
+    SECOND_NS,
+    append,
+    batches,
+    bodies,
+    open_log,
+    record,
+    sound,
+)
 
 
 class Journal:
@@ -208,6 +221,132 @@ def test_a_torn_tail_is_kept_aside() -> None:
     assert contents(found)[f"{name}.{size}.torn"] == torn
 
 
+# -- What a crash may leave, and what it may not
+
+
+def written(disk: FakeDisk, name: str, at: int, data: bytes) -> None:
+    """Put that there, as a disk would that fails in silence."""
+    file = disk.open(name)
+    whole = bytearray(file.read(0, file.size()))
+    whole[at : at + len(data)] = data
+    disk._directory.put(name, Content(bytes(whole)))
+
+
+def test_a_hole_in_one_append_is_cut_off_with_all_behind_it() -> None:
+    """The disk took the second of two batches, and not the first: nobody was told of either."""
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, [0])
+    size = log.size
+    log.append(batches([1, 2]), 0)
+    found = disk.kill()
+    written(found, log.segments[-1].name, size, bytes(72))
+    log = open_log(found)
+    assert bodies(log) == [record(0)]
+    append(log, [3])
+    assert bodies(log) == [record(0), record(3)]
+
+
+def test_a_hole_before_what_was_acknowledged_is_damage_without_a_mark_or_a_state() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, [0])
+    append(log, [1])
+    for name in ("state", "none"):
+        found = disk.kill()
+        written(found, log.segments[-1].name, 48 + 72, b"x")
+        if name in found.names():
+            found.remove(name)
+        with pytest.raises(LogDamaged, match="body is not what was appended") as damage:
+            open_log(found)
+        assert damage.value.offset == 0
+
+
+def test_a_closed_log_protects_also_what_is_no_record() -> None:
+    """Of a note no offset tells that it is missing: the mark behind it does."""
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, [0])
+    size = log.size
+    log.append([batch([b"note"], count=0)], 0)
+    log.sync()
+    log.close()
+    written(disk, log.segments[-1].name, size + 72, b"x")
+    with pytest.raises(LogDamaged):
+        open_log(disk)
+
+
+def test_segments_that_are_missing_at_the_end_are_missed_though_the_log_was_not_closed() -> None:
+    disk = FakeDisk()
+    log = open_log(disk, segment_bytes=300)
+    for number in range(12):
+        append(log, [number])
+    assert len(log.segments) > 3
+    found = disk.kill()
+    for segment in log.segments[-2:]:
+        found.remove(segment.name)
+    with pytest.raises(LogDamaged, match=r"the file ends; there were \d records"):
+        open_log(found)
+
+
+def test_a_torn_tail_that_holds_what_was_read_from_this_log_is_still_torn() -> None:
+    """Whoever appends what it has read, checks, synced and all, makes no damage with it."""
+    disk = FakeDisk()
+    log = open_log(disk, segment_bytes=1000)
+    for number in range(20):
+        append(log, [number])
+    found = Cursor(log, 0).read(1 << 20)
+    assert not isinstance(found, Gap)
+    assert len(log.segments) > 1
+    copied = b"".join(encode(each.header, PARTITION) + each.body for each in found)
+    size = log.segments[-1].size
+    log.append([batch([b"copied", copied], count=1)], 0)
+    assert len(log.segments) > 2 or log.segments[-1].size > size
+    name, tail = log.segments[-1].name, disk.kill()
+    file = tail.open(name)
+    start = file.size() - len(copied)
+    written(tail, name, start - 3, b"xxx")
+    log = open_log(tail)
+    assert (log.end, log.torn_bytes) == (20, len(copied) + 78)
+    append(log, [20])
+    assert sound(tail).end == 21
+
+
+def test_a_sync_that_failed_before_a_kill_is_not_believed_after_it() -> None:
+    """Memory has what the disk has not, and calls it clean: a sync of it would do nothing. What is
+    acknowledged behind it would stand behind a hole."""
+    for seed in range(20):
+        disk = FakeDisk(seed)
+        log = open_log(disk)
+        append(log, [0])
+        disk.faults.fail("sync")
+        with pytest.raises(StorageFailed):
+            append(log, [1])
+        found = disk.kill()
+        log = open_log(found)
+        assert bodies(log) == [record(0)]
+        append(log, [2])
+        for crash in range(10):
+            assert bodies(open_log(found.crash(Random(crash)))) == [record(0), record(2)]
+
+
+def test_time_does_not_go_back_over_a_segment_whose_head_a_crash_has_torn() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    for number in range(20):
+        append(log, [number], now_s=100 + number)
+    found = disk.kill()
+    found.open(log.segments[-1].name).truncate(10)
+    state = found.open_to_read("state")
+    found.remove("state")
+    assert state.size()
+    log = open_log(found, now_s=50)
+    append(log, [99], now_s=50)
+    times = [segment.index(found).time_ns for segment in log.segments]
+    assert times == sorted(times)
+    assert log.offset_at(int(100.5 * SECOND_NS)) == 1
+
+
 # -- A disk that fails while it is used
 
 
@@ -329,6 +468,103 @@ def test_a_log_opens_and_is_read_on_a_full_disk() -> None:
     log = open_log(found)
     assert bodies(log) == [record(number) for number in range(3)]
     log.close()
+
+
+def test_what_was_cut_off_has_a_log_epoch_of_its_own() -> None:
+    """So that whoever has seen it can tell what has the same offset now from it."""
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, [0])
+    epoch = log.log_epoch
+    log.append(batches([1]), 0)
+    disk.faults.fail("sync")
+    with pytest.raises(StorageFailed):
+        log.sync()
+    log.mend()
+    (header,) = log.append(batches([2]), 0)
+    assert epoch < header.log_epoch == log.log_epoch
+    log.sync()
+    assert open_log(disk.kill()).log_epoch > header.log_epoch
+
+
+def test_a_segment_that_cannot_be_removed_keeps_those_behind_it() -> None:
+    """Or there would be a hole."""
+    disk = FakeDisk()
+    log = open_log(disk)
+    for number in range(60):
+        append(log, [number])
+    count = len(log.segments)
+    for nth in (1, 3):  # an index first, and then its segment
+        disk.faults.fail("remove", nth)
+        removed = log.trim(60)
+        assert removed < count - 1
+        assert log.start == log.segments[0].base
+        assert bodies(log, log.start) == [record(n) for n in range(log.start, 60)]
+        assert sound(disk).start == log.start
+    log.trim(60)
+    assert len(log.segments) == 1
+
+
+def test_what_the_opening_before_removed_is_gone_before_more_is_removed() -> None:
+    """It was killed before its removal was on disk: where the power fails then, the segments behind
+    it must not be gone alone."""
+    for seed in range(40):
+        disk = FakeDisk(seed)
+        log = open_log(disk, segment_bytes=300)
+        for number in range(8):
+            append(log, [number])
+        log.close()
+        disk.sync()
+        disk.faults.fail("names")
+        log.trim(log.segments[1].base)
+        log = open_log(disk.kill(), segment_bytes=300)
+        log.trim(log.segments[1].base)
+        assert isinstance(log.storage, FakeDisk)
+        sound(log.storage.crash(Random(seed)))
+
+
+def test_whatever_an_append_ends_in_nothing_follows_until_it_was_mended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when it is no error of the disk: what is in the file then, nobody has taken note of."""
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, [0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "note", fails_with(MemoryError))
+        with pytest.raises(MemoryError):
+            append(log, [1])
+    with pytest.raises(StorageFailed):
+        append(log, [2])
+    log.mend()
+    append(log, [3])
+    assert bodies(log) == [record(0), record(3)]
+    assert sound(disk).end == 2
+
+
+def fails_with(error: type[BaseException]) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_sealed_segment_that_does_not_close_well_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of it is on disk, and the next segment is in use."""
+    disk = FakeDisk()
+    log = open_log(disk, segment_bytes=300)
+    append(log, range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeFile, "close", fails_with(OSError))
+        log.make_room(300, 0)
+    with contextlib.suppress(StorageFailed):
+        append(log, [2])
+    log.mend()
+    append(log, [3])
+    assert bodies(open_log(disk.kill()))[:2] == [record(0), record(1)]
+    assert record(3) in bodies(open_log(disk.kill()))
 
 
 class LogMachine(RuleBasedStateMachine):

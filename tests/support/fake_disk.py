@@ -271,6 +271,10 @@ class FakeFile:
             self._check(self._writable)
             self._faults.step("truncate", lambda: self._content.write(size, None))
 
+    def forget(self) -> None:
+        self._check(True)
+        self._content.shown[:] = self._content.stored
+
     def close(self) -> None:
         self._open = False
 
