@@ -104,10 +104,11 @@ def torn(walk: Walk, read: Read, size: int, partition: int) -> Damage | None:
 
     Of an append that was under way anything may be on disk, in whatever order its parts got there:
     so also whole batches behind a hole. But a batch that was written after that place had been
-    synced says so, and then no crash explains the hole.
+    synced says so, and then no crash explains the hole. Only one whose offset may come behind it:
+    a payload may hold what was read from this very log before.
     """
     for header in _headers(read, walk.position + 1, size, partition):
-        if header.synced > walk.position:
+        if header.synced > walk.position and header.offset >= walk.offset:
             return Damage(walk.position, walk.offset, walk.fault)
     return None
 
