@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable
-from itertools import count
 from random import Random
 
 import pytest
@@ -16,9 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mesh.durable.batch import batch, encode
 from mesh.durable.cursor import Cursor, Gap
 from mesh.durable.index import Index
-from mesh.durable.log import Log
 from mesh.errors import LogDamaged, LogFormat, StorageFailed
-from tests.support.fake_disk import Content, FakeDisk, FakeFile, Stopped
+from tests.support.fake_disk import Content, FakeDisk, FakeFile, Operation, Stopped
 from tests.support.logs import (
     PARTITION,
     SECOND_NS,
@@ -29,75 +27,13 @@ from tests.support.logs import (
     record,
     sound,
 )
-
-
-class Journal:
-    """What was asked of a log, and what it said."""
-
-    def __init__(self) -> None:
-        self.attempted = 0
-        """Records whose append was begun."""
-        self.acknowledged = 0
-        self.trimmed = 0
-        """Below this offset records may be gone."""
-
-    def append(self, log: Log, count: int) -> None:
-        numbers = range(self.attempted, self.attempted + count)
-        self.attempted += count
-        append(log, numbers)
-        self.acknowledged = self.attempted
-
-    def trim(self, log: Log, offset: int) -> None:
-        self.trimmed = offset
-        log.trim(offset)
-
-    def holds(self, disk: FakeDisk) -> Log:
-        """What is found on that disk is what it has to be, and the log goes on."""
-        log = open_log(disk)
-        assert log.start <= self.trimmed
-        assert self.acknowledged <= log.end <= self.attempted
-        assert bodies(log, log.start) == [record(number) for number in range(log.start, log.end)]
-        assert sound(disk).end == log.end
-        return log
-
-
-def work(disk: FakeDisk, journal: Journal) -> None:
-    """All that a log does, a few times each."""
-    log = open_log(disk, segment_bytes=400)
-    for number in range(6):
-        journal.append(log, number % 3 + 1)
-    log.mark()
-    journal.append(log, 1)
-    log.close()
-    log = open_log(disk, segment_bytes=400)
-    journal.append(log, 2)
-    journal.trim(log, 7)
-    log.mark()
-    journal.append(log, 2)
-    log.close()
+from tests.support.trials import End, Journal, ended_at_every_operation, failed_every_time
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["crash", "kill"])
-def test_acknowledged_records_survive_an_end_at_every_operation(end: str) -> None:
-    for stop_at in count(1):
-        disk, journal = FakeDisk(stop_at), Journal()
-        disk.faults.stop_at = stop_at
-        try:
-            work(disk, journal)
-        except Stopped:
-            pass
-        else:
-            break
-        for seed in range(20):
-            found = disk.crash(Random(seed)) if end == "crash" else disk.kill()
-            log = journal.holds(found)
-            numbers = range(log.end, log.end + 5)
-            append(log, numbers)
-            log.close()
-            assert bodies(open_log(found), numbers[0]) == [record(number) for number in numbers]
-            sound(found)
-    assert stop_at > 50
+def test_acknowledged_records_survive_an_end_at_every_operation(end: End) -> None:
+    assert ended_at_every_operation(end) > 50
 
 
 @pytest.mark.slow
@@ -109,7 +45,7 @@ def test_acknowledged_records_survive_one_crash_after_another() -> None:
         for _ in range(6):
             disk.faults.stop_at = disk.operations + luck.randint(1, 25)
             try:
-                log = open_log(disk, segment_bytes=400)
+                log = journal.open(disk)
                 journal.attempted = log.end
                 assert log.end >= journal.acknowledged
                 while True:
@@ -375,23 +311,8 @@ def test_nothing_is_acknowledged_after_a_failed_sync_until_it_was_mended() -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["append", "create", "sync", "rename", "names"])
-def test_a_failure_at_any_time_costs_no_acknowledged_record(operation: str) -> None:
-    for nth in range(1, 30):
-        disk, journal = FakeDisk(nth), Journal()
-        log = open_log(disk, segment_bytes=400)
-        disk.faults.fail(operation, nth)  # type: ignore[arg-type]
-        for number in range(12):
-            journal.holds(disk.crash(Random(number)))
-            try:
-                journal.append(log, 2)
-            except StorageFailed:
-                log.mend()
-                assert log.end >= journal.acknowledged
-                journal.attempted = log.end
-        for seed in range(5):
-            journal.holds(disk.crash(Random(seed)))
-        log.close()
-        journal.holds(disk.kill())
+def test_a_failure_at_any_time_costs_no_acknowledged_record(operation: Operation) -> None:
+    failed_every_time(operation)
 
 
 @pytest.mark.parametrize("removal", ["works", "fails"])
@@ -399,7 +320,7 @@ def test_a_failure_at_any_time_costs_no_acknowledged_record(operation: str) -> N
 def test_a_segment_that_could_not_be_begun_hides_nothing(operation: str, removal: str) -> None:
     """It may come back with a crash, and must not be taken for the last one."""
     disk, journal = FakeDisk(), Journal()
-    log = open_log(disk, segment_bytes=400)
+    log = journal.open(disk)
     journal.append(log, 2)
     # The next append does not fit, and rolls: after a sync of the old segment, if need be.
     disk.faults.fail(operation)  # type: ignore[arg-type]
