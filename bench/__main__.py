@@ -91,7 +91,7 @@ def selection_of(given: argparse.Namespace) -> scales.Selection:
     peers = given.peer
     if given.floors:
         scale = replace(scale, sizes_max=None)
-        peers = peers or ["raw", "zenoh"]
+        peers = peers or ["raw", "zenoh", "fdatasync", "jetstream", "sqlite"]
     sizes = given.size or (floors.sizes() if given.floors else None)
     return scales.Selection(
         scale,

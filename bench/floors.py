@@ -24,28 +24,30 @@ class Bound:
     case: str
     size: int
     peer: str
-    kind: Literal["rate", "time", "absolute"]
+    kind: Literal["rate", "time", "absolute", "least"]
     """``rate``: ours is at least so many times theirs. ``time``: at most. ``absolute``: ours is at
-    most so much."""
+    most so much, whatever theirs. ``least``: at least."""
     floor: float | None
     goal: float | None
     transports: tuple[str, ...] = ("ipc", "tcp")
 
     def value(self, row: Row) -> float:
-        if self.kind == "absolute":
+        if self.kind in ("absolute", "least"):
             return row.ours
         return row.ratio if self.kind == "rate" else 1 / row.ratio
 
     def held(self, value: float, bound: float) -> bool:
-        return value >= bound if self.kind == "rate" else value <= bound
+        return value >= bound if self.kind in ("rate", "least") else value <= bound
 
     def text(self, bound: float | None) -> str:
         if bound is None:
             return "-"
-        return f"{'≥' if self.kind == 'rate' else '≤'} {bound:g}"
+        return f"{'≥' if self.kind in ('rate', 'least') else '≤'} {bound:g}"
 
 
 IPC = ("ipc",)
+TCP = ("tcp",)
+DISK = ("disk",)
 BOUNDS = (
     Bound("topic 100 B, a call each", "topic", 100, "raw", "rate", 2.0, 3.0),
     Bound("the same, against zenoh", "topic", 100, "zenoh", "rate", None, 5.0),
@@ -56,6 +58,11 @@ BOUNDS = (
     Bound("service 16 B, p99", "service-p99", 16, "raw", "time", 1.5, None),
     Bound("service in asyncio, p50", "service-asyncio-p50", 16, "raw", "time", 1.0, 0.7),
     Bound("topic 1 MiB", "topic", 1 << 20, "raw", "rate", 0.9, 1.0, IPC),
+    Bound("append, embedded, p50", "append-p50", 100, "fdatasync", "time", 1.6, 1.3, DISK),
+    Bound("append, by a sidecar, p50", "append-p50", 100, "fdatasync", "time", 2.5, 1.8, IPC),
+    Bound("appends of many", "append-many", 100, "jetstream", "rate", 10.0, 20.0, TCP),
+    Bound("consume, an ack for each", "consume", 100, "jetstream", "rate", 3.0, 5.0, TCP),
+    Bound("replay in process, records/s", "replay", 100, "sqlite", "least", 1e6, None, DISK),
     Bound("exec to first message, s", "join-local", 0, BUDGET, "absolute", 0.2, None, IPC),
     Bound("the same by mDNS, s", "join-mdns", 0, BUDGET, "absolute", 0.5, None, IPC),
     Bound("death noticed, s", "death", 0, BUDGET, "absolute", 0.2, None, IPC),
@@ -63,7 +70,20 @@ BOUNDS = (
     Bound("idle CPU, % of a core", "idle-cpu", 0, BUDGET, "absolute", 0.3, None, IPC),
     Bound("import mesh, s", "import", 0, BUDGET, "absolute", 0.1, None, IPC),
 )
-CASES = ("topic", "topic-many", "queue", "service", "service-asyncio", "start", "death", "idle")
+CASES = (
+    "topic",
+    "topic-many",
+    "queue",
+    "service",
+    "service-asyncio",
+    "append",
+    "append-many",
+    "consume",
+    "replay",
+    "start",
+    "death",
+    "idle",
+)
 """Those that are needed for all of them."""
 
 

@@ -199,6 +199,12 @@ class Consumer(Receiving[ConsumedRecord]):
         return self._core.partitions
 
     @property
+    def committed(self) -> dict[str, int]:
+        """Of each partition the offset below which the group has settled all, as it was heard last:
+        see `flush`. Never goes back."""
+        return {seat.partition: seat.committed for seat in list(self._core._seats.values())}
+
+    @property
     def gaps(self) -> list[tuple[str, int, int, int]]:
         """What retention removed before anybody of the group had settled it, the latest of these:
         partition, first and last offset, and how many records between them."""

@@ -162,6 +162,10 @@ class Groups:
         journal.begin(held.beginning, group.snapshot())
         self._groups[name] = held
 
+    def committed(self, name: str) -> int:
+        """All records of that group below that are settled."""
+        return self._groups[name].group.committed
+
     def options(self, name: str) -> GroupOptions:
         return self._groups[name].group.options
 

@@ -87,8 +87,7 @@ class Members:
             return
         member = self._members.setdefault((query.group, query.member), _Member())
         member.heard_at = now
-        stats = groups.stats()[query.group]
-        answer(Joined(groups.options(query.group), stats.committed))
+        answer(Joined(groups.options(query.group), groups.committed(query.group)))
         self.serve([query.group], now, now_ns)
 
     def fetch(self, query: Fetch, answer: Answer, now: float, now_ns: int) -> None:
@@ -120,7 +119,7 @@ class Members:
         if query.leave:
             self._leave(query.group, query.member)
         self._groups.write()
-        answer(Settled())
+        answer(Settled(self._groups.committed(query.group)))
         self.serve([query.group], now, now_ns)
 
     # -- What happens ------------------------------------------------------------------------

@@ -141,6 +141,9 @@ class Delivered(Wire, frozen=True, tag="d"):
 class Settled(Wire, frozen=True, tag="s"):
     """It is remembered."""
 
+    committed: Natural
+    """All records of the group below that are settled."""
+
 
 Query = Open | Append | Find | Read | Join | Fetch | Settle
 Reply = Opened | Appended | Refused | Place | Batches | Joined | Delivered | Settled

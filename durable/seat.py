@@ -19,7 +19,16 @@ from mesh import limits
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.intervals import Intervals
 from mesh.durable.partition import Refused
-from mesh.durable.protocol import Delivered, Fetch, Join, Joined, Reply, Settle, read_batch
+from mesh.durable.protocol import (
+    Delivered,
+    Fetch,
+    Join,
+    Joined,
+    Reply,
+    Settle,
+    Settled,
+    read_batch,
+)
 from mesh.durable.reading import Record, run_of
 from mesh.durable.refusals import error_of
 from mesh.durable.route import Ask, Route, answer
@@ -93,6 +102,8 @@ class Seat:
         self.partition = route.partition
         self.group = group
         self.ack_wait_s = 30.0
+        self.committed = 0
+        """All records of the group below that are settled, as heard last."""
         self.extended_at = time.monotonic()
         self._stream = stream
         self._member = member
@@ -205,8 +216,10 @@ class Seat:
 
     def _hear(self) -> None:
         """Forget what was confirmed. Under the link's lock."""
-        while self._said and self.route.reply(self._said[0]) is not None:
+        while self._said and (reply := self.route.reply(self._said[0])) is not None:
             self._said.popleft()
+            if isinstance(reply, Settled):
+                self.committed = reply.committed
 
     # -- What comes: its own thread ----------------------------------------------------------
 
@@ -247,6 +260,7 @@ class Seat:
         )
         if isinstance(reply, Joined):
             self.ack_wait_s = reply.options.ack_wait_s
+            self.committed = reply.committed
             return True
         if isinstance(reply, Refused) and reply.code not in ("closed", "missing", "storage"):
             raise error_of(reply)

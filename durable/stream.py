@@ -12,20 +12,31 @@ only that partition knows its sequence.
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, TypeVar
-
-import msgspec
 
 from mesh import limits
 from mesh.durable.appender import Appender, Pending
+from mesh.durable.appending import (
+    AGAIN_S,
+    Appending,
+    await_,
+    deadline_of,
+    has_nothing,
+    has_room,
+    join,
+    left_of,
+    receipt_of,
+    wait,
+    wait_for_room,
+)
 from mesh.durable.batch import Batch
 from mesh.durable.consumer import Consumer, Consuming
 from mesh.durable.deliveries import AskedOptions
 from mesh.durable.encoding import batches_of, one_record, producer_number
-from mesh.durable.partition import NOWHERE
+from mesh.durable.protocol import Find, Place
 from mesh.durable.replay import Replay, Start
+from mesh.durable.route import aanswer, answer
 from mesh.durable.streams import Streams
 from mesh.durable.waiting import Order
 from mesh.errors import InvalidOption
@@ -36,34 +47,6 @@ from mesh.sockets.codec import Headers
 from mesh.sockets.handle import Handle
 
 T = TypeVar("T")
-
-_WINDOW_BYTES: Final = 16 * 1024 * 1024
-"""Under way at one time: who appends more waits."""
-_AGAIN_S: Final = 0.05
-"""How often who waits without an ask of its own looks again."""
-
-
-class Appending(msgspec.Struct, frozen=True, eq=False):
-    """An append under way, from `Stream.append_nowait`. Wait for it, or ``await`` it; or do not,
-    and have `Stream.flush` do so for all."""
-
-    _stream: Stream
-    _pending: Pending
-    _appender: Appender
-
-    @property
-    def done(self) -> bool:
-        """Whether its outcome is known here. Does not block, nor look."""
-        return self._pending.done
-
-    def wait(self, timeout: float | None = None) -> Receipt:
-        """Block until its outcome is known. Raises what `Stream.append` raises."""
-        self._stream._wait(self._appender, self._pending, check_timeout(timeout))
-        return self._stream._receipt(self._appender, self._pending)
-
-    def __await__(self) -> Generator[Any, None, Receipt]:
-        yield from self._stream._await(self._appender, self._pending, None).__await__()
-        return self._stream._receipt(self._appender, self._pending)
 
 
 class Stream(Handle):
@@ -114,11 +97,11 @@ class Stream(Handle):
         has begun; `OptionsDiffer`, `NotSerializable`, `PayloadTooLarge`, `Closed`.
         """
         batch = self._one(payload, key, headers, dedup_id, delay)
-        deadline = _deadline(timeout)
-        appender = self._bind(_left(deadline))
+        deadline = deadline_of(timeout)
+        appender = self._bind(left_of(deadline))
         pending = appender.route.link.run(lambda: appender.submit(batch))
-        self._wait(appender, pending, _left(deadline))
-        return self._receipt(appender, pending)
+        wait(appender, pending, left_of(deadline))
+        return receipt_of(appender, pending)
 
     async def aappend(
         self,
@@ -132,11 +115,11 @@ class Stream(Handle):
     ) -> Receipt:
         """`append` for asyncio. Cancelled, the record is still under way."""
         batch = self._one(payload, key, headers, dedup_id, delay)
-        deadline = _deadline(timeout)
-        appender = await self._abind(_left(deadline))
+        deadline = deadline_of(timeout)
+        appender = await self._abind(left_of(deadline))
         pending = appender.route.link.run(lambda: appender.submit(batch))
-        await self._await(appender, pending, _left(deadline))
-        return self._receipt(appender, pending)
+        await await_(appender, pending, left_of(deadline))
+        return receipt_of(appender, pending)
 
     def append_nowait(
         self,
@@ -151,11 +134,11 @@ class Stream(Handle):
         """Begin to append one record, and return something to wait for it with. Blocks, for
         `timeout` seconds at most, only while there is no sidecar or 16 MiB are under way."""
         batch = self._one(payload, key, headers, dedup_id, delay)
-        deadline = _deadline(timeout)
-        appender = self._bind(_left(deadline))
-        self._wait_for_room(appender, _left(deadline))
+        deadline = deadline_of(timeout)
+        appender = self._bind(left_of(deadline))
+        wait_for_room(appender, left_of(deadline))
         pending = appender.route.link.run(lambda: appender.submit(batch))
-        return Appending(self, pending, appender)
+        return Appending(appender, pending)
 
     def append_many(
         self, payloads: Iterable[Any], *, timeout: float | None = 10.0
@@ -164,36 +147,36 @@ class Stream(Handle):
         each range of consecutive offsets. `timeout` in seconds, for the whole. Raises what `append`
         raises, for the first batch that fails; those before it are written, those behind it may
         be."""
-        deadline = _deadline(timeout)
-        appender = self._bind(_left(deadline))
+        deadline = deadline_of(timeout)
+        appender = self._bind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
         for batch in batches_of(payloads, self._streams.bytes_max):
-            self._wait_for_room(appender, _left(deadline))
+            wait_for_room(appender, left_of(deadline))
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:
-            self._wait(appender, pending, _left(deadline))
-            _join(receipts, self._receipt(appender, pending))
+            wait(appender, pending, left_of(deadline))
+            join(receipts, receipt_of(appender, pending))
         return receipts
 
     async def aappend_many(
         self, payloads: Iterable[Any], *, timeout: float | None = 10.0
     ) -> list[Receipt]:
         """`append_many` for asyncio."""
-        deadline = _deadline(timeout)
-        appender = await self._abind(_left(deadline))
+        deadline = deadline_of(timeout)
+        appender = await self._abind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
         for batch in batches_of(payloads, self._streams.bytes_max):
             await link.wait_async(
-                lambda: self._has_room(appender), _left(deadline), "room", retry_s=_AGAIN_S
+                lambda: has_room(appender), left_of(deadline), "room", retry_s=AGAIN_S
             )
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:
-            await self._await(appender, pending, _left(deadline))
-            _join(receipts, self._receipt(appender, pending))
+            await await_(appender, pending, left_of(deadline))
+            join(receipts, receipt_of(appender, pending))
         return receipts
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
@@ -201,10 +184,10 @@ class Stream(Handle):
         appender = self._appender
         if appender is not None:
             appender.route.link.wait(
-                lambda: self._has_nothing(appender),
+                lambda: has_nothing(appender),
                 check_timeout(timeout),
                 f"end of what is under way to {self._what}",
-                retry_s=_AGAIN_S,
+                retry_s=AGAIN_S,
             )
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
@@ -212,10 +195,10 @@ class Stream(Handle):
         appender = self._appender
         if appender is not None:
             await appender.route.link.wait_async(
-                lambda: self._has_nothing(appender),
+                lambda: has_nothing(appender),
                 check_timeout(timeout),
                 f"end of what is under way to {self._what}",
-                retry_s=_AGAIN_S,
+                retry_s=AGAIN_S,
             )
 
     # -- Reading -----------------------------------------------------------------------------
@@ -248,6 +231,32 @@ class Stream(Handle):
             partitions=partitions,
             timeout=timeout,
         )
+
+    def bounds(self, *, timeout: float | None = 10.0) -> dict[str, tuple[int, int]]:
+        """Of each partition that is there: the offset of its first record, and that of its next
+        one. Blocks until they have answered. Raises `NoSidecar`, `Timeout`, `StorageFailed`,
+        `Closed`."""
+        deadline = deadline_of(timeout)
+        places = {}
+        for partition in self._streams.all_of(self.name, None, 1, left_of(deadline)):
+            route = self._streams.route_to(partition)
+            ask = route.link.run(lambda route=route: route.begin(Find(self.name)))  # type: ignore[misc]
+            place = answer(route, ask, left_of(deadline), _PLACE)
+            assert isinstance(place, Place)
+            places[partition] = (place.start, place.end)
+        return places
+
+    async def abounds(self, *, timeout: float | None = 10.0) -> dict[str, tuple[int, int]]:
+        """`bounds` for asyncio."""
+        deadline = deadline_of(timeout)
+        places = {}
+        for partition in await self._streams.aall_of(self.name, None, 1, left_of(deadline)):
+            route = self._streams.route_to(partition)
+            ask = route.link.run(lambda route=route: route.begin(Find(self.name)))  # type: ignore[misc]
+            place = await aanswer(route, ask, left_of(deadline), _PLACE)
+            assert isinstance(place, Place)
+            places[partition] = (place.start, place.end)
+        return places
 
     def consumer(
         self,
@@ -340,99 +349,5 @@ class Stream(Handle):
                 self._appender = appender
             return appender
 
-    # -- Waiting -----------------------------------------------------------------------------
 
-    def _wait(self, appender: Appender, pending: Pending, timeout: float | None) -> None:
-        link, deadline = appender.route.link, _deadline(timeout)
-        while not pending.done:
-            ask = link.run(lambda: appender.claim(pending))
-            try:
-                link.wait(
-                    _attempt(appender, pending, ask),
-                    _left(deadline),
-                    _RECEIPT,
-                    slot=ask,
-                    retry_s=None if ask is not None else _AGAIN_S,
-                )
-            finally:
-                with link.lock:
-                    appender.release(ask)
-
-    async def _await(self, appender: Appender, pending: Pending, timeout: float | None) -> None:
-        link, deadline = appender.route.link, _deadline(timeout)
-        while not pending.done:
-            ask = link.run(lambda: appender.claim(pending))
-            try:
-                await link.wait_async(
-                    _attempt(appender, pending, ask),
-                    _left(deadline),
-                    _RECEIPT,
-                    slot=ask,
-                    retry_s=None if ask is not None else _AGAIN_S,
-                )
-            finally:
-                with link.lock:
-                    appender.release(ask)
-
-    def _wait_for_room(self, appender: Appender, timeout: float | None) -> None:
-        if appender.bytes_waiting >= _WINDOW_BYTES:
-            appender.route.link.wait(
-                lambda: self._has_room(appender), timeout, "room for an append", retry_s=_AGAIN_S
-            )
-
-    def _has_room(self, appender: Appender) -> bool | None:
-        if appender.bytes_waiting >= _WINDOW_BYTES:
-            appender.advance(None)
-        return appender.bytes_waiting < _WINDOW_BYTES or None
-
-    def _has_nothing(self, appender: Appender) -> bool | None:
-        appender.advance(None)
-        return appender.idle or None
-
-    def _receipt(self, appender: Appender, pending: Pending) -> Receipt:
-        if pending.error is not None:
-            raise type(pending.error)(*pending.error.args)
-        appended = pending.appended
-        assert appended is not None
-        return Receipt(
-            appender.route.partition,
-            None if appended.offset == NOWHERE else appended.offset,
-            appended.count,
-            appended.time_ns,
-            "fsynced" if appender.durability == "fsync" else "written",
-            appended.repeated,
-        )
-
-
-_RECEIPT: Final = "receipt"
-
-
-def _attempt(appender: Appender, pending: Pending, ask: Any) -> Callable[[], bool | None]:
-    def attempt() -> bool | None:
-        for first in (ask, None):  # who goes on waiting has to have read all there is
-            appender.advance(first)
-            if pending.done or not appender.depends_on(pending, ask):
-                return True
-        return None
-
-    return attempt
-
-
-def _deadline(timeout: float | None) -> float | None:
-    timeout = check_timeout(timeout)
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-def _join(receipts: list[Receipt], receipt: Receipt) -> None:
-    """Append it, or make one range of it and the last."""
-    if receipts and receipt.offset is not None:
-        last = receipts[-1]
-        follows = last.offset is not None and last.offset + last.count == receipt.offset
-        if follows and last.partition == receipt.partition and not receipt.repeated:
-            receipts[-1] = msgspec.structs.replace(last, count=last.count + receipt.count)
-            return
-    receipts.append(receipt)
+_PLACE: Final = "answer of a partition"

@@ -72,6 +72,8 @@ def test_a_group_gets_every_record_and_goes_on_where_it_was(node: Node) -> None:
         orders.append("last")
         assert take(consumer, 41) == [*range(60, 100), "last"]
         assert has_nothing(consumer)
+        consumer.flush()
+        assert list(consumer.committed.values()) == [101]
     with orders.consumer("shipping") as other:
         assert take(other, 101) == [*range(100), "last"]
 

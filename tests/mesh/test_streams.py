@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from mesh import Node
+from mesh.durable.appending import Appending
 from mesh.durable.check import check
 from mesh.durable.storage import Disk
-from mesh.durable.stream import Appending
 from mesh.errors import (
     Closed,
     InvalidOption,
@@ -88,6 +88,7 @@ def test_many_records_are_appended_in_order_in_ranges(node: Node) -> None:
     receipts = orders.append_many(range(5000))
     assert [(each.offset, each.count) for each in receipts] == [(0, 5000)]
     assert [record.payload for record in orders.replay()] == list(range(5000))
+    assert orders.bounds() == {receipts[0].partition: (0, 5000)}
     assert orders.append_many([]) == []
 
 
@@ -110,6 +111,7 @@ def test_asyncio_has_the_same(node: Node) -> None:
         assert (await orders.append_nowait("nowait")).offset == 100
         (receipt,) = await orders.aappend_many(["many", "more"])
         assert (receipt.offset, receipt.count) == (101, 2)
+        assert await orders.abounds() == {receipt.partition: (0, 103)}
         await orders.aflush()
         records = [record.payload async for record in orders.replay()]
         assert records == [*range(100), "nowait", "many", "more"]

@@ -1,0 +1,147 @@
+"""Waiting for what was submitted to an `mesh.durable.appender.Appender`, in a thread or a task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+import msgspec
+
+from mesh.durable.appender import Appender, Pending
+from mesh.durable.partition import NOWHERE
+from mesh.durable.route import Ask
+from mesh.message import Receipt
+from mesh.options import check_timeout
+
+WINDOW_BYTES: Final = 16 * 1024 * 1024
+"""Under way at one time: who appends more waits."""
+AGAIN_S: Final = 0.05
+"""How often who waits without an ask of its own looks again."""
+_RECEIPT: Final = "receipt"
+
+
+class Appending(msgspec.Struct, frozen=True, eq=False):
+    """An append under way, from `Stream.append_nowait`. Wait for it, or ``await`` it; or do not,
+    and have `Stream.flush` do so for all."""
+
+    _appender: Appender
+    _pending: Pending
+
+    @property
+    def done(self) -> bool:
+        """Whether its outcome is known here. Does not block, nor look."""
+        return self._pending.done
+
+    def wait(self, timeout: float | None = None) -> Receipt:
+        """Block until its outcome is known. Raises what `Stream.append` raises."""
+        wait(self._appender, self._pending, check_timeout(timeout))
+        return receipt_of(self._appender, self._pending)
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        yield from await_(self._appender, self._pending, None).__await__()
+        return receipt_of(self._appender, self._pending)
+
+
+def wait(appender: Appender, pending: Pending, timeout: float | None) -> None:
+    """Block until its outcome is known. Raises `Timeout`, `Closed`."""
+    link, deadline = appender.route.link, deadline_of(timeout)
+    while not pending.done:
+        ask = link.run(lambda: appender.claim(pending))
+        try:
+            link.wait(
+                _attempt(appender, pending, ask),
+                left_of(deadline),
+                _RECEIPT,
+                slot=ask,
+                retry_s=None if ask is not None else AGAIN_S,
+            )
+        finally:
+            with link.lock:
+                appender.release(ask)
+
+
+async def await_(appender: Appender, pending: Pending, timeout: float | None) -> None:
+    """`wait` for asyncio."""
+    link, deadline = appender.route.link, deadline_of(timeout)
+    while not pending.done:
+        ask = link.run(lambda: appender.claim(pending))
+        try:
+            await link.wait_async(
+                _attempt(appender, pending, ask),
+                left_of(deadline),
+                _RECEIPT,
+                slot=ask,
+                retry_s=None if ask is not None else AGAIN_S,
+            )
+        finally:
+            with link.lock:
+                appender.release(ask)
+
+
+def _attempt(appender: Appender, pending: Pending, ask: Ask | None) -> Callable[[], bool | None]:
+    def attempt() -> bool | None:
+        for first in (ask, None):  # who goes on waiting has to have read all there is
+            appender.advance(first)
+            if pending.done or not appender.depends_on(pending, ask):
+                return True
+        return None
+
+    return attempt
+
+
+def wait_for_room(appender: Appender, timeout: float | None) -> None:
+    """Block while as much is under way as may be. Raises `Timeout`, `Closed`."""
+    if appender.bytes_waiting >= WINDOW_BYTES:
+        appender.route.link.wait(
+            lambda: has_room(appender), timeout, "room for an append", retry_s=AGAIN_S
+        )
+
+
+def has_room(appender: Appender) -> bool | None:
+    """For its link to wait with."""
+    if appender.bytes_waiting >= WINDOW_BYTES:
+        appender.advance(None)
+    return appender.bytes_waiting < WINDOW_BYTES or None
+
+
+def has_nothing(appender: Appender) -> bool | None:
+    """Whether nothing is under way; likewise."""
+    appender.advance(None)
+    return appender.idle or None
+
+
+def receipt_of(appender: Appender, pending: Pending) -> Receipt:
+    """Of one whose outcome is known. Raises that, if it is an error."""
+    if pending.error is not None:
+        raise type(pending.error)(*pending.error.args)
+    appended = pending.appended
+    assert appended is not None
+    return Receipt(
+        appender.route.partition,
+        None if appended.offset == NOWHERE else appended.offset,
+        appended.count,
+        appended.time_ns,
+        "fsynced" if appender.durability == "fsync" else "written",
+        appended.repeated,
+    )
+
+
+def join(receipts: list[Receipt], receipt: Receipt) -> None:
+    """Append it, or make one range of it and the last."""
+    if receipts and receipt.offset is not None:
+        last = receipts[-1]
+        follows = last.offset is not None and last.offset + last.count == receipt.offset
+        if follows and last.partition == receipt.partition and not receipt.repeated:
+            receipts[-1] = msgspec.structs.replace(last, count=last.count + receipt.count)
+            return
+    receipts.append(receipt)
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    timeout = check_timeout(timeout)
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def left_of(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
