@@ -30,7 +30,7 @@ def start(source: str) -> subprocess.Popen[str]:
 
 
 def test_there_is_a_program_for_each_kind_of_channel() -> None:
-    assert len(PROGRAMS) == 5
+    assert len(PROGRAMS) == 6
     assert all(len(snippet.splitlines()) <= 10 for snippet in PROGRAMS)
 
 
@@ -59,6 +59,12 @@ def test_the_programs_work_together(background: str, foreground: str, printed: s
 def test_the_service_answers() -> None:
     process = start(program("node.service"))
     assert process.communicate(timeout=20) == ("3\n", "")
+
+
+def test_the_stream_is_replayed(tmp_path: Path) -> None:
+    source = program("node.stream").replace('"shop.log"', repr(str(tmp_path / "shop.log")))
+    for printed in ("0 {'id': 7}\n", "0 {'id': 7}\n1 {'id': 7}\n"):
+        assert start(source).communicate(timeout=20) == (printed, "")
 
 
 def test_every_link_leads_somewhere() -> None:

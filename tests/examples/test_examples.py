@@ -23,6 +23,7 @@ RUNNERS = {
     "asyncio_service",
     "presence",
     "numpy_frames",
+    "stream",
 }
 
 
@@ -126,3 +127,12 @@ def test_two_machines_names_things_that_exist() -> None:
     assert variables <= set(re.findall(r"MESH_[A-Z_]+", (ROOT / "mesh" / "node.py").read_text()))
     for example in re.findall(r"examples/\w+\.py", text):
         assert (ROOT / example).exists()
+
+
+def test_stream(tmp_path: Path) -> None:
+    for run in range(3):
+        assert Example("stream", str(tmp_path)).lines() == [
+            f"order {run} is fsynced",
+            f"billing {run} {{'item': 'lamp'}}",
+            f"orders so far: {list(range(run + 1))}",
+        ]
