@@ -426,22 +426,27 @@ def test_a_segment_that_cannot_be_removed_keeps_those_behind_it() -> None:
     assert len(log.segments) == 1
 
 
-def test_what_the_opening_before_removed_is_gone_before_more_is_removed() -> None:
+@pytest.mark.parametrize("second", [1, 2])
+@pytest.mark.parametrize("first", [1, 2])
+def test_what_the_opening_before_removed_is_gone_before_more_is_removed(
+    first: int, second: int
+) -> None:
     """It was killed before its removal was on disk: where the power fails then, the segments behind
     it must not be gone alone."""
-    for seed in range(40):
-        disk = FakeDisk(seed)
-        log = open_log(disk, segment_bytes=300)
-        for number in range(8):
-            append(log, [number])
-        log.close()
-        disk.sync()
-        disk.faults.fail("names")
-        log.trim(log.segments[1].base)
-        log = open_log(disk.kill(), segment_bytes=300)
-        log.trim(log.segments[1].base)
-        assert isinstance(log.storage, FakeDisk)
-        sound(log.storage.crash(Random(seed)))
+    disk = FakeDisk()
+    log = open_log(disk, segment_bytes=300)
+    for number in range(12):
+        append(log, [number])
+    log.close()
+    disk.sync()
+    disk.faults.fail("names", first)
+    log.trim(log.segments[1].base)
+    found = disk.kill()
+    log = open_log(found, segment_bytes=300)
+    found.faults.fail("names", second)
+    log.trim(log.segments[1].base)
+    for seed in range(50):
+        sound(found.crash(Random(seed)))
 
 
 def test_whatever_an_append_ends_in_nothing_follows_until_it_was_mended(
