@@ -97,7 +97,7 @@ class Log:
         self._removed = True
         """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
         still bring it back."""
-        self.tip = self._tip()
+        self.tip = Tip(self.end, self.segments[-1].base, self._index.size, self.log_epoch)
 
     @property
     def start(self) -> int:
@@ -186,13 +186,8 @@ class Log:
             self._show()
 
     def _show(self) -> None:
-        self.tip = self._tip()
-
-    def _tip(self) -> Tip:
-        return Tip(self._index.end, self.segments[-1].base, self._index.size, self.log_epoch)
-
-    def _show_synced(self) -> None:
-        self.tip = Tip(self._synced_end, self.segments[-1].base, self._synced, self.log_epoch)
+        base = self.segments[-1].base
+        self.tip = Tip(self._index.end, base, self._index.size, self.log_epoch)
 
     def mark(self) -> None:
         """Nothing is being appended: write down that what there is has been synced. From then on
@@ -213,7 +208,8 @@ class Log:
         except BaseException as error:
             # Whatever it is: how far the writing came is not known, nor what is read of it.
             self._failed = error
-            self._show_synced()
+            base = self.segments[-1].base
+            self.tip = Tip(self._synced_end, base, self._synced, self.log_epoch)
             if not isinstance(error, OSError):
                 raise
             raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
@@ -256,10 +252,9 @@ class Log:
                     self.storage.remove(self._stray)
                 self.storage.sync()
                 self._stray = ""
-            if self._good < self._index.size:  # before it goes: others may be reading it
+            if self._good < self._index.size:
                 self.log_epoch += 1
                 self._begun = False
-                self._show_synced()
             self._file.close()
             file = self._file = self.storage.open(self.segments[-1].name)
             file.truncate(self._good)
