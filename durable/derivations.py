@@ -29,6 +29,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Final
 
 import msgspec
@@ -210,6 +211,14 @@ class Derivations:
     def _bound_latest(self) -> None:
         while len(self._latest) > limits.DERIVED_LATEST_MAX:
             self._latest.popitem(last=False)
+
+
+def source_number(stream: str, partition: int, group: str) -> int:
+    """Of a stream's partition as a group reads it: what outputs are derived from."""
+    digest = blake2b(digest_size=8, person=b"derived")
+    for part in (stream, f"{partition:016x}", group):
+        digest.update(len(part.encode()).to_bytes(4, "little") + part.encode())
+    return int.from_bytes(digest.digest(), "little") & ((1 << 63) - 1)
 
 
 def _check(offset: int, output: int) -> None:

@@ -16,6 +16,8 @@ import msgspec
 from mesh import limits
 from mesh.durable.batch import HEADER_BYTES, Batch
 from mesh.durable.dedup_ids import as_bytes
+from mesh.durable.derivations import source_number
+from mesh.durable.reading import Record
 from mesh.durable.records import (
     Derived,
     NewRecord,
@@ -26,6 +28,7 @@ from mesh.durable.records import (
     pack_payload,
 )
 from mesh.errors import InvalidOption, PayloadTooLarge
+from mesh.options import check_count
 from mesh.sockets.codec import Headers
 
 _RECORDS: Final = 1024
@@ -75,6 +78,17 @@ def batches_of(payloads: Iterable[Any], bytes_max: int) -> Iterator[Batch]:
         size += len(item)
     if items:
         yield _checked(batch_of_payloads(items), bytes_max)
+
+
+def derived_of(record: Record | None, output: int) -> Derived | None:
+    """What stands in a record that is made of another. Raises `InvalidOption`."""
+    if record is None:
+        return None
+    if not isinstance(record, Record):
+        raise InvalidOption(f"derived_from takes a record of a stream, not {record!r}")
+    check_count(output, "output", 0, limits.DERIVED_OUTPUTS_MAX - 1)
+    source = source_number(record.stream, int(record.partition, 16), getattr(record, "group", ""))
+    return Derived(source, record.offset, output)
 
 
 def producer_number(name: str) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +17,7 @@ import msgspec
 from mesh import limits
 from mesh.durable.batch import Batch
 from mesh.durable.deliveries import Delivery
+from mesh.durable.derivations import source_number
 from mesh.durable.groups import Groups, Letter
 from mesh.durable.log import Log
 from mesh.durable.partition import Appended, Outcome, Refused
@@ -278,11 +278,3 @@ def dead_letter(stream: str, partition: int, letter: Letter) -> Batch:
         derived=Derived(source_number(stream, partition, letter.group), letter.dead.offset, 0),
     )
     return batch_of([record])
-
-
-def source_number(stream: str, partition: int, group: str) -> int:
-    """Of a stream's partition as a group reads it: what outputs are derived from."""
-    digest = blake2b(digest_size=8, person=b"derived")
-    for part in (stream, f"{partition:016x}", group):
-        digest.update(len(part.encode()).to_bytes(4, "little") + part.encode())
-    return int.from_bytes(digest.digest(), "little") & ((1 << 63) - 1)

@@ -33,8 +33,9 @@ from mesh.durable.appending import (
 from mesh.durable.batch import Batch
 from mesh.durable.consumer import Consumer, Consuming
 from mesh.durable.deliveries import AskedOptions
-from mesh.durable.encoding import batches_of, one_record, producer_number
+from mesh.durable.encoding import batches_of, derived_of, one_record, producer_number
 from mesh.durable.protocol import Find, Place
+from mesh.durable.reading import Record
 from mesh.durable.replay import Replay, Start
 from mesh.durable.route import aanswer, answer
 from mesh.durable.streams import Streams
@@ -82,6 +83,8 @@ class Stream(Handle):
         headers: Headers | None = None,
         dedup_id: str | bytes | None = None,
         delay: float | None = None,
+        derived_from: Record | None = None,
+        output: int = 0,
         timeout: float | None = 10.0,
     ) -> Receipt:
         """Append one record, and return once it is in the log, as safe as the stream is.
@@ -90,13 +93,16 @@ class Stream(Handle):
         ``order="key"`` keep in order. `headers`: str keys, plain values. `dedup_id`: 1 to 255
         bytes; an append with one that was used within the stream's window changes nothing, and
         returns the receipt of the first. `delay`: seconds before groups may have it.
+        `derived_from`: a record (of this or another stream) that this one was made of, as its
+        output number `output`: made of it again, by whichever consumer of the same group and
+        whenever, it is not appended again.
 
         Blocks for `timeout` seconds (None: for ever). Raises `Timeout`: not known, and still being
         tried; `NoSidecar`: there is no log to append to; `LogFull`, `StorageFailed`: not written;
         `OutcomeUnknown`: the log no longer knows; `ProducerFenced`: another run of this producer
         has begun; `OptionsDiffer`, `NotSerializable`, `PayloadTooLarge`, `Closed`.
         """
-        batch = self._one(payload, key, headers, dedup_id, delay)
+        batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = self._bind(left_of(deadline))
         pending = appender.route.link.run(lambda: appender.submit(batch))
@@ -111,10 +117,12 @@ class Stream(Handle):
         headers: Headers | None = None,
         dedup_id: str | bytes | None = None,
         delay: float | None = None,
+        derived_from: Record | None = None,
+        output: int = 0,
         timeout: float | None = 10.0,
     ) -> Receipt:
         """`append` for asyncio. Cancelled, the record is still under way."""
-        batch = self._one(payload, key, headers, dedup_id, delay)
+        batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = await self._abind(left_of(deadline))
         pending = appender.route.link.run(lambda: appender.submit(batch))
@@ -129,11 +137,13 @@ class Stream(Handle):
         headers: Headers | None = None,
         dedup_id: str | bytes | None = None,
         delay: float | None = None,
+        derived_from: Record | None = None,
+        output: int = 0,
         timeout: float | None = 10.0,
     ) -> Appending:
         """Begin to append one record, and return something to wait for it with. Blocks, for
         `timeout` seconds at most, only while there is no sidecar or 16 MiB are under way."""
-        batch = self._one(payload, key, headers, dedup_id, delay)
+        batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = self._bind(left_of(deadline))
         wait_for_room(appender, left_of(deadline))
@@ -303,6 +313,8 @@ class Stream(Handle):
         headers: Headers | None,
         dedup_id: str | bytes | None,
         delay: float | None,
+        derived_from: Record | None,
+        output: int,
     ) -> Batch:
         return one_record(
             payload,
@@ -311,6 +323,7 @@ class Stream(Handle):
             headers=headers,
             dedup_id=dedup_id,
             delay=delay,
+            derived=derived_of(derived_from, output),
         )
 
     # -- Its producer ------------------------------------------------------------------------

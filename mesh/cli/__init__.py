@@ -8,6 +8,7 @@ import sys
 import click
 
 import mesh
+from mesh.errors import MeshError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,12 +41,61 @@ def secret() -> None:
     click.echo(secrets.token_urlsafe(24))
 
 
+@commands.command()
+@click.argument("directory")
+@click.option("--name", default="sidecar", show_default=True, help="What the node is called.")
+@click.option("--realm", help="Whose streams it keeps. Default: $MESH_REALM, or 'default'.")
+def sidecar(directory: str, name: str, realm: str | None) -> None:
+    """Keep streams in DIRECTORY, for all nodes that find it, until it is interrupted.
+
+    The secret of a network's realm is read from $MESH_SECRET, and addresses to dial from
+    $MESH_SEEDS.
+    """
+    from mesh.cli.sidecar import run
+
+    run(directory, name, realm)
+
+
+@commands.group()
+def log() -> None:
+    """Look after the logs of streams."""
+
+
+@log.command()
+@click.argument("directory")
+def check(directory: str) -> None:
+    """Read every batch of every stream in DIRECTORY, and say what is amiss.
+
+    Changes nothing, and may run beside the sidecar. Exits with 1 if anything is.
+    """
+    from mesh.cli.log import check as run
+
+    sys.exit(0 if run(directory) else 1)
+
+
+@log.command()
+@click.argument("stream")
+@click.option("--realm", help="Default: $MESH_REALM, or 'default'.")
+@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds without any.")
+def redrive(stream: str, realm: str | None, timeout: float) -> None:
+    """Append the dead letters of STREAM to it again, once each.
+
+    All its groups get them, with their payload, key and headers, and acknowledge them anew.
+    """
+    from mesh.cli.log import redrive as run
+
+    run(stream, realm, timeout)
+
+
 def main() -> None:
     """The entry point: Ctrl-C ends it quietly, with the shell's usual status."""
     try:
         status = commands.main(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
+    except MeshError as error:
+        click.echo(f"mesh: {error}", err=True)
+        sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

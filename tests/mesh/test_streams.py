@@ -146,6 +146,21 @@ def test_a_dedup_id_is_appended_once(node: Node) -> None:
     assert [record.payload for record in orders.replay()] == ["a", "c"]
 
 
+def test_what_was_made_of_a_record_is_appended_once(node: Node) -> None:
+    orders, bills = node.stream("orders"), node.stream("bills")
+    orders.append_many(["a", "b"])
+    for _ in range(2):  # as if a crash had come between the append and the acknowledgement
+        with orders.consumer("billing") as consumer:
+            for _ in range(2):
+                record = consumer.recv(10)
+                for output in range(2):
+                    bills.append([record.payload, output], derived_from=record, output=output)
+                record.nak()
+    assert [each.payload for each in bills.replay()] == [["a", 0], ["a", 1], ["b", 0], ["b", 1]]
+    with pytest.raises(InvalidOption, match="derived_from takes a record"):
+        bills.append("x", derived_from="a")  # type: ignore[arg-type]
+
+
 def test_bad_input_is_refused_before_anything_is_appended(node: Node) -> None:
     orders = node.stream("orders")
     for payload, options, error in (

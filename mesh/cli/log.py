@@ -1,0 +1,71 @@
+"""``mesh log``: checking what is on disk, and putting dead letters back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+import click
+
+from mesh.durable.check import check as check_log
+from mesh.durable.storage import Disk
+from mesh.errors import LogFormat, MeshError, NoSidecar, Timeout
+from mesh.node import Node
+
+_GROUP = "mesh-redrive"
+_OWN = "mesh-"
+
+
+def check(directory: str) -> bool:
+    """Print a line for each stream, and one for each finding; whether there was none. Raises
+    `MeshError` for what is no sidecar's directory."""
+    root = Path(directory)
+    try:
+        partition = int((root / "identity").read_text(), 16)
+    except (OSError, ValueError) as error:
+        raise MeshError(f"{directory} is no directory of a sidecar: {error}") from None
+    sound = True
+    for folder in sorted((root / "streams").iterdir()):
+        name = unquote(folder.name)
+        try:
+            report = check_log(Disk(folder), partition)
+        except LogFormat as error:
+            click.echo(f"{name}: {error}")
+            sound = False
+            continue
+        click.echo(
+            f"{name}: {report.end - report.start:,} records from offset {report.start:,} on, "
+            f"{report.bytes:,} bytes in {report.segments:,} segments"
+        )
+        if report.torn_bytes:
+            click.echo(
+                f"{name}: {report.torn_bytes:,} bytes at the end are of an unfinished append"
+            )
+        for finding in report.findings:
+            sound = False
+            click.echo(
+                f"{name}: {finding.file} at byte {finding.position:,}, offset {finding.offset:,}: "
+                f"{finding.reason}"
+            )
+    return sound
+
+
+def redrive(stream: str, realm: str | None, timeout: float) -> None:
+    """Until there were none for `timeout` seconds. Raises `NoSidecar` and the like."""
+    count = 0
+    with Node("redrive", realm=realm) as node:
+        target = node.stream(stream)
+        if not node.stream(f"{stream}.dead").bounds(timeout=timeout):
+            raise NoSidecar(f"stream {stream!r} has no dead letters")
+        with node.stream(f"{stream}.dead").consumer(_GROUP) as letters:
+            while True:
+                try:
+                    letter = letters.recv(timeout if not count else min(timeout, 1.0))
+                except Timeout:
+                    break
+                headers = {k: v for k, v in letter.headers.items() if not k.startswith(_OWN)}
+                target.append(letter.payload, key=letter.key, headers=headers, derived_from=letter)
+                letter.ack()
+                count += 1
+            letters.flush()
+    click.echo(f"{count:,} dead letters of {stream} are appended again")

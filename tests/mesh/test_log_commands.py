@@ -1,0 +1,107 @@
+"""``mesh sidecar`` and ``mesh log``, as they are typed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mesh import Node
+from mesh.errors import Timeout
+from tests.support.waiting import until
+
+MESH = [sys.executable, "-u", "-c", "from mesh.cli import main; main()"]
+
+
+def mesh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MESH, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_a_sidecar_keeps_streams_until_it_is_told_to_end(tmp_path: Path) -> None:
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*MESH, "sidecar", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"keeping streams in {tmp_path}\n"
+        with Node("writer") as node:
+            node.stream("orders").append("x")
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=10) == ("", "")
+        assert process.returncode == 0
+    run = mesh("log", "check", str(tmp_path))
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("orders: 2 records from offset 0 on, ")
+
+
+def test_a_directory_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path):
+        run = mesh("sidecar", str(tmp_path))
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert "in use" in run.stderr
+
+
+def test_a_check_names_what_is_damaged(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        for n in range(10):
+            node.stream("orders").append(n)
+        node.stream("others").append(1)
+    (segment,) = (tmp_path / "streams" / "orders").glob("*.log")
+    data = bytearray(segment.read_bytes())
+    data[300] ^= 1
+    segment.write_bytes(data)
+    run = mesh("log", "check", str(tmp_path))
+    assert run.returncode == 1
+    assert f"orders: {segment.name} at byte" in run.stdout
+    assert "others: 1 records" in run.stdout
+
+
+def test_what_is_no_log_is_not_checked(tmp_path: Path) -> None:
+    run = mesh("log", "check", str(tmp_path))
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "is no directory of a sidecar" in run.stderr
+
+
+@pytest.mark.slow
+def test_dead_letters_are_appended_again_once(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        orders = node.stream("orders")
+        orders.append("bad", key="k", headers={"trace": "x"})
+        with orders.consumer("billing") as consumer:
+            consumer.recv(10).reject("today only")
+            dead = node.stream("orders.dead")
+            until(lambda: _has(dead))
+            for _ in range(2):
+                run = mesh("log", "redrive", "orders", "--timeout", "1")
+                assert run.stderr == ""
+            record = consumer.recv(10)
+            assert (record.payload, record.key, dict(record.headers)) == (
+                "bad",
+                b"k",
+                {"trace": "x"},
+            )
+            record.ack()
+            with pytest.raises(Timeout):
+                consumer.recv(0.2)
+
+
+def _has(dead: object) -> bool:
+    try:
+        return bool(list(dead.replay(timeout=0.5)))  # type: ignore[attr-defined]
+    except Timeout:
+        return False
