@@ -64,7 +64,7 @@ class Cursor:
                 end=tip.size if ends_here else segment.size,
             )
             for each in walk:
-                if each.header.end > self.offset:
+                if each.header.count and each.header.end > self.offset:
                     found.append(each)
                     size += each.header.size
                     if size >= bytes_max:

@@ -8,7 +8,7 @@ from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import directory_of
 from mesh.message import PeerEvent
 from mesh.sockets.control import Offer
-from mesh.sockets.home import Core, Home
+from mesh.sockets.home import Core, Home, node_text
 from mesh.sockets.server import Server
 from mesh.sockets.server_relay import OPTIONS, Relay
 
@@ -28,7 +28,11 @@ class Hosting:
         """Open the sidecar in `directory`, which is made if need be, and serve it. `add` has the
         node look after a core, `offer` has it offer more. Raises `LogLocked`, `LogDamaged`,
         `OSError`."""
-        self.sidecar = Sidecar(directory_of(directory), hosts=self._host)
+        self._present = {node_text(home.node_id)}
+        """Ids of nodes: this one, and its peers."""
+        self.sidecar = Sidecar(
+            directory_of(directory), hosts=self._host, is_present=self._present.__contains__
+        )
         self._offer = offer
         self._next_key = next_key
         try:
@@ -47,7 +51,12 @@ class Hosting:
 
     def observe(self, event: PeerEvent | None) -> None:
         """A peer came or went: who consumed here and is gone, holds nothing any more."""
-        if event is not None and event.kind == "left":
+        if event is None:
+            return
+        if event.kind == "joined":
+            self._present.add(event.peer.id)
+        else:
+            self._present.discard(event.peer.id)
             self.sidecar.node_gone(event.peer.id)
 
     def leave(self) -> None:

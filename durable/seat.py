@@ -42,6 +42,8 @@ _AGAIN_S: Final = 0.2
 """Before a sidecar that refused for the time being is asked again."""
 _SETTLES_MAX: Final = 64
 """Under way at one time; what comes then is gathered."""
+_FOR_NOW: Final = ("closed", "missing", "storage", "unknown")
+"""Codes of refusals after which it joins again."""
 _UNDECODABLE: Final = "its payload cannot be decoded"
 
 
@@ -262,7 +264,7 @@ class Seat:
             self.ack_wait_s = reply.options.ack_wait_s
             self.committed = reply.committed
             return True
-        if isinstance(reply, Refused) and reply.code not in ("closed", "missing", "storage"):
+        if isinstance(reply, Refused) and reply.code not in _FOR_NOW:
             raise error_of(reply)
         return False
 
@@ -274,7 +276,7 @@ class Seat:
             if isinstance(reply, Delivered):
                 self._log_epoch = reply.log_epoch
                 self._deliver(reply)
-            elif isinstance(reply, Refused) and reply.code not in ("closed", "unknown", "storage"):
+            elif isinstance(reply, Refused) and reply.code not in _FOR_NOW:
                 raise error_of(reply)
             else:
                 return

@@ -59,6 +59,8 @@ Answer = Callable[[Reply], object]
 _IDENTITY: Final = "identity"
 _STREAMS: Final = "streams"
 _OPTIONS: Final = "options"
+NODE_ID_CHARACTERS: Final = 16
+"""A member's name begins with the id of its node."""
 _TICK_S: Final = 1.0
 DEAD: Final = ".dead"
 """Behind the name of a stream: that of its dead letters."""
@@ -74,10 +76,12 @@ class Sidecar:
         storage: Storage,
         *,
         hosts: Callable[[str], object] = lambda stream: None,
+        is_present: Callable[[str], bool] = lambda node: True,
         segment_bytes: int | None = None,
     ) -> None:
         """Open what is in `storage`, or begin there. `hosts` is called with the name of a stream
-        that is new here. Raises `LogLocked`, `LogDamaged`, `OSError`."""
+        that is new here; `is_present` says whether a node is there still. Raises `LogLocked`,
+        `LogDamaged`, `OSError`."""
         self._storage = storage
         storage.lock()
         try:
@@ -88,6 +92,7 @@ class Sidecar:
             storage.close()
             raise
         self._hosts = hosts
+        self._is_present = is_present
         self._segment_bytes = {} if segment_bytes is None else {"segment_bytes": segment_bytes}
         self._lock = threading.Lock()
         self._hosted: dict[str, Hosted] = {}
@@ -151,6 +156,9 @@ class Sidecar:
                 found.find(query, answer)
             case Read():
                 found.read(query, answer)
+            case Join() | Fetch() if not self._is_present(query.member[:NODE_ID_CHARACTERS]):
+                # What a node asked just before it died, is not to make it a member for good.
+                answer(Refused("unknown", f"the node of {query.member} is not there"))
             case _:
                 found.member_asks(query, answer)
 

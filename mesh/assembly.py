@@ -126,7 +126,7 @@ class Assembly:
             self.loop.start()
             if options.durable is not None:
                 self._hosting = hosting = self._host(options.durable)
-                self.presence.observers.append(hosting.observe)
+                self.loop.post(lambda: self.presence.observe(hosting.observe))
             self.forgotten = weakref.finalize(node, self.end, _FORGOTTEN_S)
             self.forgotten.atexit = False
         except BaseException:

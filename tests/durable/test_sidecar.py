@@ -1,0 +1,267 @@
+"""What a sidecar answers, as messages: each request once, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from queue import Empty, SimpleQueue
+from random import Random
+
+import pytest
+
+from mesh.durable.batch import HEADER_BYTES
+from mesh.durable.deliveries import Settlements
+from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.protocol import (
+    Append,
+    Batches,
+    Delivered,
+    Fetch,
+    Find,
+    Join,
+    Joined,
+    Open,
+    Place,
+    Query,
+    Read,
+    Reply,
+    Settle,
+    Settled,
+    decode_reply,
+    encode_message,
+    pack_batch,
+    read_batch,
+)
+from mesh.durable.records import batch_of, payloads_of
+from mesh.durable.sidecar import Sidecar
+from mesh.errors import LogLocked
+from mesh.options import StreamOptions
+from tests.support.fake_disk import Content, FakeDisk
+from tests.support.partitions import numbered, record
+
+NODE = "0123456789abcdef"
+
+
+class Asking:
+    """Whoever asks a sidecar, over a connection that loses nothing."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self.sidecar = sidecar
+        self.answers: SimpleQueue[bytes] = SimpleQueue()
+        self.seq = 0
+        self.epoch = 0
+
+    def ask(self, query: Query) -> None:
+        self.sidecar.handle(encode_message(query), self.answers.put)
+
+    def answer(self, timeout: float = 10) -> Reply:
+        return decode_reply(self.answers.get(timeout=timeout))
+
+    def told(self, query: Query) -> Reply:
+        self.ask(query)
+        return self.answer()
+
+    def append(self, *payloads: object, stream: str = "orders") -> Reply:
+        if not self.epoch:
+            opened = self.told(Open(stream, 7))
+            assert isinstance(opened, Opened), opened
+            self.epoch = opened.epoch
+        batch = numbered(batch_of([record(each) for each in payloads]), 7, self.epoch, self.seq)
+        self.seq += len(payloads)
+        return self.told(Append(stream, memoryview(pack_batch(batch))))
+
+
+@pytest.fixture
+def disk() -> FakeDisk:
+    return FakeDisk()
+
+
+@pytest.fixture
+def sidecar(disk: FakeDisk) -> Iterator[Sidecar]:
+    sidecar = Sidecar(disk)
+    yield sidecar
+    sidecar.close()
+
+
+@pytest.fixture
+def asking(sidecar: Sidecar) -> Asking:
+    return Asking(sidecar)
+
+
+def payloads_in(reply: Reply, sidecar: Sidecar) -> list[object]:
+    assert isinstance(reply, Batches | Delivered), reply
+    batches = reply.batches if isinstance(reply, Batches) else reply.delivery.batches
+    found: list[object] = []
+    for data in batches:
+        header, body = read_batch(memoryview(data), sidecar.number)
+        found += payloads_of(header, body)
+    return found
+
+
+def code_of(reply: Reply) -> str:
+    assert isinstance(reply, Refused), reply
+    return reply.code
+
+
+def test_an_append_is_answered_and_can_be_read(asking: Asking, sidecar: Sidecar) -> None:
+    first = asking.append("a", "b")
+    assert isinstance(first, Appended)
+    assert (first.offset, first.count) == (0, 2)
+    assert asking.told(Find("orders")) == Place(0, 2, 0, 1)
+    assert payloads_in(asking.told(Read("orders", 1)), sidecar) == ["a", "b"]
+
+
+def test_who_reads_on_is_answered_when_there_is_more(asking: Asking, sidecar: Sidecar) -> None:
+    asking.append("a")
+    reader = Asking(sidecar)
+    reader.ask(Read("orders", 1, wait_ms=10_000))
+    with pytest.raises(Empty):
+        reader.answer(0.05)
+    asking.append("b")
+    assert payloads_in(reader.answer(), sidecar) == ["b"]
+    assert payloads_in(reader.told(Read("orders", 2, wait_ms=1)), sidecar) == []
+
+
+def test_who_waits_is_answered_when_the_sidecar_closes(asking: Asking, sidecar: Sidecar) -> None:
+    asking.append("a")
+    asking.ask(Read("orders", 1, wait_ms=60_000))
+    member = Asking(sidecar)
+    assert isinstance(member.told(Join("orders", "billing", NODE, 10)), Joined)
+    member.told(Fetch("orders", "billing", NODE, 1))
+    member.ask(Fetch("orders", "billing", NODE, 2, wait_ms=60_000))
+    sidecar.close()
+    assert code_of(asking.answer()) == "closed"
+    assert code_of(member.answer()) == "closed"
+    assert code_of(asking.told(Open("others", 1))) == "closed"
+
+
+def test_what_is_not_there_is_refused(asking: Asking) -> None:
+    assert code_of(asking.told(Read("orders", 0))) == "missing"
+    assert code_of(asking.told(Find("orders"))) == "missing"
+    assert code_of(asking.told(Join("orders", "billing", NODE, 1))) == "missing"
+    asking.append("a")
+    assert code_of(asking.told(Fetch("orders", "billing", NODE, 1))) == "unknown"
+
+
+def test_what_is_malformed_is_refused(asking: Asking, sidecar: Sidecar) -> None:
+    asking.append("a")
+    for data in (b"", b"\xc1", b"\x93\xa1A\xa6orders\xc4\x00", bytes(range(200))):
+        sidecar.handle(data, asking.answers.put)
+        assert code_of(asking.answer()) == "malformed"
+    good = pack_batch(numbered(batch_of([record("b")]), 7, asking.epoch, asking.seq))
+    for at in range(len(good)):
+        bad = bytearray(good)
+        bad[at] ^= 1
+        assert code_of(asking.told(Append("orders", memoryview(bytes(bad))))) == "malformed"
+    for data in (good[:HEADER_BYTES], good[:-1], good + b"\0"):
+        assert code_of(asking.told(Append("orders", memoryview(data)))) == "malformed"
+    assert isinstance(asking.told(Append("orders", memoryview(good))), Appended)
+
+
+def test_random_bytes_are_answered_with_a_refusal(asking: Asking, sidecar: Sidecar) -> None:
+    luck = Random(3)
+    for _ in range(2000):
+        sidecar.handle(luck.randbytes(luck.randint(0, 80)), asking.answers.put)
+        assert code_of(asking.answer()) == "malformed"
+
+
+def test_a_stream_has_the_options_it_was_made_with(asking: Asking, disk: FakeDisk) -> None:
+    options = StreamOptions(keep_count=5)
+    assert isinstance(asking.told(Open("orders", 1, options)), Opened)
+    assert isinstance(asking.told(Open("orders", 1)), Opened)
+    assert code_of(asking.told(Open("orders", 1, StreamOptions()))) == "differs"
+    again = Asking(Sidecar(disk.kill()))
+    assert isinstance(again.told(Open("orders", 1, options)), Opened)
+    assert code_of(again.told(Open("orders", 1, StreamOptions()))) == "differs"
+    again.sidecar.close()
+
+
+def test_a_damaged_stream_refuses_and_others_go_on(asking: Asking, disk: FakeDisk) -> None:
+    asking.append("a")
+    asking.append("b")
+    found = disk.kill()
+    folder = found.folder("streams").folder("orders")
+    (name,) = (each for each in folder.names() if each.endswith(".log"))
+    file = folder.open_to_read(name)
+    data = bytearray(file.read(0, file.size()))
+    data[150] ^= 1
+    folder._directory.put(name, Content(bytes(data)))
+    sidecar = Sidecar(found)
+    again = Asking(sidecar)
+    assert code_of(again.told(Open("orders", 1))) == "damaged"
+    assert code_of(again.told(Read("orders", 0))) == "damaged"
+    assert isinstance(again.append("x", stream="others"), Appended)
+    sidecar.close()
+
+
+def test_a_directory_is_one_sidecars(sidecar: Sidecar, disk: FakeDisk) -> None:
+    with pytest.raises(LogLocked):
+        Sidecar(disk.again())
+    number = sidecar.number
+    sidecar.close()
+    again = Sidecar(disk.again())
+    assert again.number == number
+    again.close()
+
+
+@pytest.mark.parametrize("name", ["a/b", "a.b", "größe", ".dead", "%2F", "x" * 80])
+def test_streams_may_have_any_name_that_channels_have(disk: FakeDisk, name: str) -> None:
+    sidecar = Sidecar(disk)
+    assert isinstance(Asking(sidecar).append("a", stream=name), Appended)
+    assert sidecar.streams == {name}
+    sidecar.close()
+    again = Sidecar(disk.kill())
+    assert again.streams == {name}
+    assert payloads_in(Asking(again).told(Read(name, 0)), again) == ["a"]
+    again.close()
+
+
+# -- Members
+
+
+def test_a_member_is_given_records_and_settles_them(asking: Asking, sidecar: Sidecar) -> None:
+    asking.append("a", "b", "c")
+    assert isinstance(asking.told(Join("orders", "billing", NODE, 2)), Joined)
+    given = asking.told(Fetch("orders", "billing", NODE, 1))
+    assert isinstance(given, Delivered)
+    assert [(first, end) for first, end, _ in given.delivery.grants] == [(0, 2)]
+    said = Settlements(acks=((0, 2),))
+    assert asking.told(Settle("orders", "billing", NODE, given.log_epoch, said)) == Settled(2)
+    given = asking.told(Fetch("orders", "billing", NODE, 2))
+    assert isinstance(given, Delivered)
+    assert [(first, end) for first, end, _ in given.delivery.grants] == [(2, 3)]
+
+
+def test_a_question_asked_again_gets_the_same_answer(asking: Asking) -> None:
+    """The first was lost with its connection, and what it brought is not to wait for its lease."""
+    asking.append("a", "b")
+    asking.told(Join("orders", "billing", NODE, 10))
+    first = asking.told(Fetch("orders", "billing", NODE, 1))
+    assert isinstance(first, Delivered)
+    assert first.delivery.grants
+    assert asking.told(Fetch("orders", "billing", NODE, 1)) == first
+
+
+def test_the_members_of_a_node_that_is_gone_hold_nothing(asking: Asking, sidecar: Sidecar) -> None:
+    asking.append("a", "b")
+    asking.told(Join("orders", "billing", NODE + "1", 10))
+    asking.told(Fetch("orders", "billing", NODE + "1", 1))
+    other = Asking(sidecar)
+    other.told(Join("orders", "billing", "f" * 16, 10))
+    other.ask(Fetch("orders", "billing", "f" * 16, 1, wait_ms=60_000))
+    sidecar.node_gone(NODE)
+    given = other.answer()
+    assert isinstance(given, Delivered)
+    assert given.delivery.grants == ((0, 2, 2),)
+
+
+def test_what_a_node_asked_before_it_died_makes_it_no_member(disk: FakeDisk) -> None:
+    present = {NODE}
+    sidecar = Sidecar(disk, is_present=present.__contains__)
+    asking = Asking(sidecar)
+    asking.append("a")
+    assert isinstance(asking.told(Join("orders", "billing", NODE + "1", 10)), Joined)
+    present.clear()
+    sidecar.node_gone(NODE)
+    assert code_of(asking.told(Join("orders", "billing", NODE + "1", 10))) == "unknown"
+    assert code_of(asking.told(Fetch("orders", "billing", NODE + "1", 1))) == "unknown"
+    sidecar.close()
