@@ -287,27 +287,19 @@ class Log:
                 self.segments = (first, *rest)
                 break
             removed += 1
-        if self._removed:
-            try:
-                self._settle_removal()
-            except OSError as error:
-                logger.warning("that segments were removed is not on disk yet: %s", error)
         return removed
 
     def _remove(self, segment: Segment) -> None:
         """The oldest first, and on disk before the next, so that a crash leaves no hole; what
         belongs to it before it."""
-        self._settle_removal()
+        if self._removed:
+            self.storage.sync()
+            self._removed = False
         for name in self.storage.names():
             if name.startswith(f"{segment.name}.") or name == segment.index_name:
                 self.storage.remove(name)
         self.storage.remove(segment.name)
         self._removed = True
-
-    def _settle_removal(self) -> None:
-        if self._removed:
-            self.storage.sync()
-            self._removed = False
 
     def close(self) -> None:
         """Whole and on disk, if that goes. The log is not used any more; readers may go on."""
@@ -353,7 +345,7 @@ class Log:
             end = tip.size if segment.base == tip.base else segment.size
             walk = segment.walk(file, *entry, end=end)
             for found in walk:
-                if found.header.time_ns >= time_ns and found.header.count:
+                if found.header.time_ns >= time_ns:
                     return found.header.offset
             segment.check(walk)
         return walk.offset

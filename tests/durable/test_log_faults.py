@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable
+from itertools import count
 from random import Random
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mesh.durable.batch import batch, encode
 from mesh.durable.cursor import Cursor, Gap
 from mesh.durable.index import Index
+from mesh.durable.log import Log
 from mesh.errors import LogDamaged, LogFormat, StorageFailed
 from tests.support.fake_disk import Content, FakeDisk, FakeFile, Operation, Stopped
 from tests.support.logs import (
@@ -141,6 +143,24 @@ def test_a_segment_that_is_missing_is_named(name: str) -> None:
             bodies(log)
 
 
+def test_a_log_without_any_segment_is_not_begun_anew() -> None:
+    disk = small_log()
+    for name in LOGS:
+        disk.remove(name)
+    names = disk.names()
+    with pytest.raises(LogDamaged, match="no segment is left of 7 records"):
+        open_log(disk)
+    assert disk.names() == names
+
+
+def test_a_segment_in_the_place_of_another_is_named_and_not_cut_off() -> None:
+    disk = damaged(LOGS[-1], contents(small_log())[LOGS[0]])
+    before = contents(disk)
+    with pytest.raises(LogDamaged, match=f"it is {LOGS[0]} of partition"):
+        open_log(disk)
+    assert contents(disk) == before
+
+
 def test_a_torn_tail_is_kept_aside() -> None:
     disk = FakeDisk()
     log = open_log(disk)
@@ -207,9 +227,24 @@ def test_a_closed_log_protects_also_what_is_no_record() -> None:
     log.append([batch([b"note"], count=0)], 0)
     log.sync()
     log.close()
-    written(disk, log.segments[-1].name, size + 72, b"x")
+    for seed in range(10):
+        found = disk.crash(Random(seed))
+        written(found, log.segments[-1].name, size + 72, b"x")
+        with pytest.raises(LogDamaged):
+            open_log(found)
+
+
+def test_a_mark_says_that_all_before_it_is_on_disk_and_sees_to_it() -> None:
+    disk = FakeDisk()
+    log = Log(disk, PARTITION, now_ns=0, shown_when_synced=False)
+    log.append(batches([0]), 0)
+    log.mark()
+    for seed in range(10):
+        assert open_log(disk.crash(Random(seed))).end == 1
+    found = disk.kill()
+    written(found, log.segments[-1].name, 48 + 72, b"x")
     with pytest.raises(LogDamaged):
-        open_log(disk)
+        open_log(found)
 
 
 def test_segments_that_are_missing_at_the_end_are_missed_though_the_log_was_not_closed() -> None:
@@ -424,6 +459,29 @@ def test_a_segment_that_cannot_be_removed_keeps_those_behind_it() -> None:
         assert sound(disk).start == log.start
     log.trim(60)
     assert len(log.segments) == 1
+
+
+def test_of_a_segment_that_was_removed_nothing_stays() -> None:
+    """Not even if the process was killed meanwhile; and what belongs to a segment is not taken for
+    what belongs to another."""
+    for stop_at in count(1):
+        disk = FakeDisk(stop_at)
+        log = open_log(disk, segment_bytes=300)
+        for number in range(12):
+            append(log, [number])
+        disk.replace(f"{log.segments[0].name}.100.torn", b"torn")
+        disk.replace(f"{log.segments[-1].name}.100.torn", b"torn")
+        disk.faults.stop_at = disk.operations + stop_at
+        with contextlib.suppress(Stopped):
+            log.trim(12)
+        stopped, found = disk.operations == disk.faults.stop_at, disk.kill()
+        log = open_log(found, segment_bytes=300)
+        log.trim(12)
+        last = log.segments[-1].name
+        assert found.names() == [last, f"{last}.100.torn", "state"]
+        if not stopped:
+            break
+    assert stop_at > 5
 
 
 @pytest.mark.parametrize("second", [1, 2])

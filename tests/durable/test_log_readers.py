@@ -136,7 +136,7 @@ def test_an_index_that_cannot_be_read_costs_nothing_but_time(
     assert bodies(log, 20) == [record(number) for number in range(20, 60)]
 
 
-@pytest.mark.parametrize("then", [(), (13, 14, 15)])
+@pytest.mark.parametrize("then", [(), (13, 14, 15), tuple(range(20, 30))])
 def test_what_is_cut_off_while_it_is_read_is_no_damage(
     disk: Meddled, then: tuple[int, ...]
 ) -> None:
@@ -148,6 +148,50 @@ def test_what_is_cut_off_while_it_is_read_is_no_damage(
     disk.before_read = cut_and_go_on
     assert bodies(log, 7) == [record(number) for number in then[2:]]
     assert bodies(log) == [record(number) for number in (*range(5), *then)]
+
+
+def test_what_a_failed_sync_has_lost_while_it_is_read_is_no_damage() -> None:
+    for seed in range(10):
+        disk = Meddled(seed)
+        log = unsynced(disk)
+        disk.faults.fail("sync")
+        disk.before_read = partial(fails, log)
+        assert bodies(log, 7) in ([], [record(number) for number in range(7, 10)])
+        log.mend()
+        assert bodies(log) == [record(number) for number in range(5)]
+
+
+def fails(log: Log) -> None:
+    with pytest.raises(StorageFailed):
+        log.sync()
+
+
+@pytest.mark.parametrize("segment", [1, -1])
+def test_damage_is_named_to_whoever_reads_it_or_looks_for_a_time(
+    disk: Meddled, segment: int
+) -> None:
+    log = filled(disk, 55)
+    name, base = log.segments[segment].name, log.segments[segment].base
+    file = disk.open(name)
+    whole = bytearray(file.read(0, file.size()))
+    whole[48 + 72] ^= 1
+    disk._directory.put(name, Content(bytes(whole)))
+    cursor = Cursor(log, base)
+    with pytest.raises(LogDamaged, match="body is not what was appended") as damage:
+        cursor.read(1)
+    assert (damage.value.file, damage.value.offset) == (name, base)
+    cursor.close()
+    with pytest.raises(LogDamaged, match="body is not what was appended"):
+        log.offset_at((base + 1) * SECOND_NS)
+
+
+def test_a_time_is_not_found_in_what_is_not_shown(disk: Meddled) -> None:
+    log = filled(disk, 1)
+    log.append(batches([1]), 1 * SECOND_NS)
+    log.append(batches([2]), 2 * SECOND_NS)
+    assert log.offset_at(2 * SECOND_NS) == log.tip.offset == 1
+    log.sync()
+    assert log.offset_at(2 * SECOND_NS) == 2
 
 
 def test_a_time_is_looked_for_in_what_is_left_after_a_cut(disk: Meddled) -> None:

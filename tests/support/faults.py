@@ -220,6 +220,11 @@ def fail_at(call: str, nth: int, error: str = "EIO") -> str:
     return f"{call}:error={error}:when={nth}"
 
 
+def fail_from(call: str, nth: int, error: str = "EIO") -> str:
+    """An error instead of it, and of each that comes after it."""
+    return f"{call}:error={error}:when={nth}+"
+
+
 def short_at(call: str, nth: int, count: int) -> str:
     """Instead of it, the word that `count` bytes were written. They were not: a program that goes
     on with the rest has a file that lacks just these."""

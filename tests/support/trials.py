@@ -35,11 +35,22 @@ class Journal:
         """With segments of some four records."""
         return self.kind(storage, PARTITION, now_ns=0, segment_bytes=400)
 
+    def begins(self, log: Log) -> None:
+        """That is what there is now, and has to be there from here on."""
+        assert log.start <= self.trimmed
+        assert self.acknowledged <= log.end <= self.attempted
+        self.trimmed, self.acknowledged, self.attempted = log.start, log.end, log.end
+
     def append(self, log: Log, count: int) -> None:
         numbers = range(self.attempted, self.attempted + count)
         self.attempted += count
         append(log, numbers)
         self.acknowledged = self.attempted
+
+    def mended(self, log: Log) -> None:
+        """What was not acknowledged may be gone, and its numbers are used again."""
+        assert self.acknowledged <= log.end <= self.attempted
+        self.attempted = log.end
 
     def trim(self, log: Log, offset: int) -> None:
         self.trimmed = offset
@@ -68,14 +79,16 @@ class Journal:
 def work(storage: Storage, journal: Journal) -> None:
     """All that a log does, a few times each."""
     log = journal.open(storage)
+    journal.begins(log)
     for number in range(6):
         journal.append(log, number % 3 + 1)
     log.mark()
     journal.append(log, 1)
     log.close()
     log = journal.open(storage)
+    journal.begins(log)
     journal.append(log, 2)
-    journal.trim(log, 7)
+    journal.trim(log, log.end - 8)
     log.mark()
     journal.append(log, 2)
     log.close()
@@ -115,8 +128,7 @@ def failed_every_time(
             except StorageFailed:
                 after_a_kill(journal, disk)
                 log.mend()
-                assert log.end >= journal.acknowledged
-                journal.attempted = log.end
+                journal.mended(log)
         for seed in range(5):
             journal.holds(disk.crash(Random(seed)))
         log.close()

@@ -1,0 +1,298 @@
+"""What a log promises on real disks: processes killed wherever they are, power that fails, disks
+that are full or broken. What was acknowledged is there, in its place, and the log goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mesh.durable.log import Log
+from mesh.durable.storage import Disk
+from mesh.errors import StorageFailed
+from tests.support.faults import (
+    JOURNAL_KEPT,
+    JOURNAL_LOST,
+    LoopDisk,
+    fail_at,
+    fail_from,
+    filled,
+    kill_at,
+    limited,
+    loop_disk,
+    small_disk,
+    thin_disk,
+    traced,
+)
+from tests.support.log_process import MEND, OPCODES, WORK, heard, mends, room_for_work
+from tests.support.logs import append
+from tests.support.trials import Journal, work
+
+pytestmark = pytest.mark.slow
+
+CALLS = ("writev", "fdatasync", "fsync", "rename", "unlink")
+
+
+# -- Processes that are killed
+
+
+def killed(path: Path, journal: Journal, call: str, nth: int, program: str = WORK) -> bool:
+    """Whether it was, at that call; what it said before goes into the journal."""
+    run = traced(program, path, inject=[kill_at(call, nth)])
+    assert run.status in (0, -signal.SIGKILL), run.err
+    heard(journal, run.out.splitlines())
+    return run.status != 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_acknowledged_records_survive_sigkill_at_a_system_call(tmp_path: Path, call: str) -> None:
+    journal, path = Journal(), tmp_path / "log"
+    assert killed(path, journal, call, 7)
+    journal.holds_and_goes_on(Disk(path))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("call", CALLS)
+def test_acknowledged_records_survive_sigkill_at_every_system_call(
+    tmp_path: Path, call: str
+) -> None:
+    nth = 0
+    for nth in range(1, 1000):
+        journal, path = Journal(), tmp_path / str(nth)
+        if not killed(path, journal, call, nth):
+            break
+        journal.holds_and_goes_on(Disk(path))
+    assert nth > 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_acknowledged_records_survive_one_sigkill_after_another(tmp_path: Path) -> None:
+    """At once, and while the log recovers, in one log that goes on."""
+    luck, journal = Random(1), Journal()
+    for _ in range(100):
+        killed(tmp_path / "log", journal, luck.choice(CALLS), luck.choice((1, 2, 3, 5, 20)))
+    journal.holds_and_goes_on(Disk(tmp_path / "log"))
+    assert journal.acknowledged > 100
+
+
+def at_opcodes(path: Path, first: int, step: int, timeout_s: float) -> int:
+    with tempfile.TemporaryDirectory(dir=room_for_work() or path) as directory:
+        command = [sys.executable, "-c", OPCODES, directory, str(first), str(step)]
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
+
+
+def test_acknowledged_records_survive_sigkill_at_many_opcodes(tmp_path: Path) -> None:
+    assert at_opcodes(tmp_path, 7, 97, 50) > 1000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_acknowledged_records_survive_sigkill_at_every_opcode(tmp_path: Path) -> None:
+    assert at_opcodes(tmp_path, 1, 1, 1100) > 1000
+
+
+# -- Power that fails
+
+
+@contextlib.contextmanager
+def before_call(nth: int, action: Callable[[], object]) -> Iterator[None]:
+    """Do that before this process changes something on a disk for the nth time."""
+    left = nth
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            nonlocal left
+            left -= 1
+            if not left:
+                action()
+            return function(*arguments)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("writev", "fdatasync", "fsync", "rename", "unlink", "ftruncate"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        yield
+
+
+class Closing(Journal):
+    """One that lets go of what was opened, so that the disk can be unmounted."""
+
+    log: Log | None = None
+
+    def open(self, storage: object) -> Log:
+        self.close()
+        self.log = super().open(storage)  # type: ignore[arg-type]
+        return self.log
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+
+def lose_power(disk: LoopDisk, journal: Closing, luck: Random) -> bool:
+    """Somewhere in the work, or in the recovery before it. Whether that was before its end."""
+    flag = luck.choice((JOURNAL_LOST, JOURNAL_KEPT))
+    at_end = False
+    with before_call(luck.choice((3, 10, 150)) - luck.randrange(3), lambda: disk.cut_power(flag)):
+        try:
+            work(Disk(disk.path / "log"), journal)
+            at_end = True
+        except (StorageFailed, OSError):
+            pass
+    if at_end:
+        disk.cut_power(flag)
+    journal.close()
+    disk.restore_power()
+    journal.holds(Disk(disk.path / "log"))
+    journal.close()
+    return not at_end
+
+
+def power_losses(tmp_path: Path, cycles: int, journal: Closing) -> int:
+    """How many of them were in the middle of something."""
+    luck, cut = Random(cycles), 0
+    with loop_disk(tmp_path) as disk:
+        for _ in range(cycles):
+            cut += lose_power(disk, journal, luck)
+    return cut
+
+
+def test_acknowledged_records_survive_some_power_losses(tmp_path: Path) -> None:
+    assert power_losses(tmp_path, 8, Closing())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_acknowledged_records_survive_many_power_losses(tmp_path: Path) -> None:
+    journal = Closing()
+    assert power_losses(tmp_path, 300, journal) > 200
+    assert journal.acknowledged > 500
+
+
+class Hasty(Log):
+    """Acknowledges what it has not synced."""
+
+    def sync(self) -> None:
+        self._show()
+
+
+def test_an_acknowledgement_before_the_sync_does_not_survive_a_power_loss(tmp_path: Path) -> None:
+    """Which is what these power losses are for."""
+    with pytest.raises(AssertionError):
+        power_losses(tmp_path, 30, Closing(Hasty))
+
+
+# -- Disks that are broken or full
+
+
+def failed(tmp_path: Path, fault: str) -> bool:
+    journal = Journal()
+    run = traced(MEND, tmp_path / "log", inject=[fault])
+    assert run.status == 0, run.err
+    heard(journal, run.out.splitlines())
+    journal.holds_and_goes_on(Disk(tmp_path / "log"))
+    return "mends" in run.out
+
+
+@pytest.mark.parametrize("call", ["writev", "fdatasync", "fsync", "rename"])
+def test_a_call_that_fails_once_costs_nothing_acknowledged(tmp_path: Path, call: str) -> None:
+    assert failed(tmp_path, fail_at(call, 9 if call == "fdatasync" else 8))
+
+
+def test_a_sync_that_fails_for_ever_ends_the_appends_and_costs_nothing_acknowledged(
+    tmp_path: Path,
+) -> None:
+    assert not failed(tmp_path, fail_from("fdatasync", 9))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("call", ["writev", "fdatasync", "fsync", "rename"])
+def test_each_call_that_fails_once_or_from_then_on_costs_nothing_acknowledged(
+    tmp_path: Path, call: str
+) -> None:
+    mended = 0
+    for nth in range(4, 40):
+        for fault in (fail_at(call, nth, "ENOSPC"), fail_at(call, nth), fail_from(call, nth)):
+            (directory := tmp_path / fault).mkdir()
+            mended += failed(directory, fault)
+    assert mended > 10
+
+
+def append_until_failure(journal: Journal, log: Log) -> None:
+    for count in range(1, 200):
+        try:
+            journal.append(log, count % 4 + 1)
+        except StorageFailed:
+            return
+    raise AssertionError("there was room for all of it")
+
+
+def test_a_full_disk_costs_nothing_acknowledged_and_the_log_goes_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path, 1 << 20) as path:
+        disk, journal = Disk(path / "log"), Closing()
+        log = Log(disk, 0x0123456789ABCDEF, now_ns=0, segment_bytes=6000)
+        for pages in (1, 2, 3, 5, 8):
+            with filled(path, room_bytes=pages * 4096):
+                append_until_failure(journal, log)
+                with contextlib.suppress(StorageFailed):
+                    log.mend()
+            log.mend()
+            journal.mended(log)
+            journal.append(log, 1)
+        log.close()
+        journal.holds_and_goes_on(disk)
+        journal.close()
+
+
+def test_writes_that_are_cut_short_cost_nothing_acknowledged(tmp_path: Path) -> None:
+    disk, journal = Disk(tmp_path / "log"), Journal()
+    log = Log(disk, 0x0123456789ABCDEF, now_ns=0, segment_bytes=10_000)
+    for limit in range(200, 3000, 41):
+        size = log.segments[-1].size
+        with limited(resource.RLIMIT_FSIZE, max(limit, size + limit % 100)):
+            append_until_failure(journal, log)
+        assert mends(log)
+        journal.mended(log)
+    log.close()
+    journal.holds_and_goes_on(disk)
+
+
+def test_a_sync_that_really_failed_is_not_believed_by_the_next_process(tmp_path: Path) -> None:
+    """The disk lacks what memory still has; a second sync would succeed."""
+    with thin_disk(tmp_path) as thin:
+        disk, journal = Disk(thin.path / "log"), Closing()
+        log = Log(disk, 0x0123456789ABCDEF, now_ns=0)
+        journal.append(log, 3)
+        with filled(thin.image.parent):
+            with pytest.raises(StorageFailed):
+                append(log, range(3, 20_000))
+            log._file.close()  # killed: it mends nothing
+        log = Log(disk, 0x0123456789ABCDEF, now_ns=0)
+        assert journal.acknowledged <= log.end < 20_000
+        journal.acknowledged = journal.attempted = log.end
+        journal.append(log, 2)
+        thin.cut_power(JOURNAL_KEPT)
+        log.close()
+        thin.restore_power()
+        journal.holds(disk)
+        journal.close()
