@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench lint coverage clean
+.PHONY: help demo test test-long test-slow bench lint coverage clean
 
 help:
 	@echo "make demo      watch a small mesh at work on this machine"
 	@echo "make test      run the tests, all but the long ones"
 	@echo "make test-long run the long ones: proofs that let seconds pass"
+	@echo "make test-slow run all of them, the long ones too"
 	@echo "make bench     measure this and its peers side by side, and print it"
 	@echo "make lint      check style, types and who imports whom"
 	@echo "make coverage  run all tests, then list the lines that none of them ran"
@@ -25,6 +26,9 @@ test: $(VENV)/.has-test
 
 test-long: $(VENV)/.has-test
 	$(VENV)/bin/python -m pytest -m long
+
+test-slow: $(VENV)/.has-test
+	$(VENV)/bin/python -m pytest -m ""
 
 bench: $(VENV)/.has-bench
 	$(VENV)/bin/python -m bench

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 """Only the last segment is read when a log is opened, and only whole ones are given up."""
+_SYNCED_MAX: Final = (1 << 32) - 1
+"""A segment without a record is not followed by another, however many notes it has. To say less
+than was synced is only less good at telling damage from a torn tail."""
 _MARK: Final = Header(body_check=0, body_bytes=0, count=0)
 
 
@@ -157,7 +160,7 @@ class Log:
                 offset=offset,
                 time_ns=time_ns,
                 log_epoch=self.log_epoch,
-                synced=self._synced,
+                synced=min(self._synced, _SYNCED_MAX),
             )
             pieces.append(encode(header, self.partition))
             pieces += each.body

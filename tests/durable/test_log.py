@@ -9,7 +9,7 @@ from mesh.durable.check import check
 from mesh.durable.cursor import Cursor, Gap
 from mesh.durable.log import Log
 from mesh.errors import LogDamaged, LogFormat
-from tests.support.fake_disk import FakeDisk
+from tests.support.fake_disk import FakeDisk, FakeFile
 from tests.support.logs import (
     PARTITION,
     SECOND_NS,
@@ -178,6 +178,53 @@ def test_opening_does_not_write_where_nothing_is_appended(disk: FakeDisk) -> Non
     log.close()
     assert disk.names() == names
     assert (disk.faults.done - operations).keys() <= {"sync"}
+
+
+def test_opening_reads_the_last_segment_and_no_other(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(disk)
+    append(log, range(200))
+    for number in range(200, 300):
+        append(log, [number])
+    log.close()
+    read: list[int] = []
+    original = FakeFile.read
+
+    def counted(file: FakeFile, at: int, length: int) -> bytes:
+        data = original(file, at, length)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(FakeFile, "read", counted)
+    log = open_log(disk)
+    assert len(log.segments) > 5
+    assert sum(read) < log.segments[-1].size + 200 < log.size // 5
+
+
+def test_a_record_may_be_larger_than_a_segment(disk: FakeDisk) -> None:
+    log = open_log(disk)
+    large = [batch([bytes([number]) * 3000], count=1) for number in range(5)]
+    for each in large[:3]:
+        log.append([each], 0)
+        log.sync()
+    log.append(large[3:], 0)
+    log.sync()
+    log.close()
+    log = open_log(disk)
+    assert bodies(log) == [bytes([number]) * 3000 for number in range(5)]
+    assert [segment.base for segment in log.segments] == [0, 1, 2, 3]
+    assert log.trim(5) == 3
+
+
+def test_a_segment_of_more_than_4_gib_is_appended_to(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(disk)
+    append(log, [0])
+    monkeypatch.setattr(log, "_synced", 1 << 33)
+    (header,) = log.append(batches([1]), 0)
+    assert header.synced == (1 << 32) - 1
 
 
 def test_a_log_of_another_format_is_refused(disk: FakeDisk) -> None:

@@ -143,6 +143,26 @@ def test_a_segment_that_is_missing_is_named(name: str) -> None:
             bodies(log)
 
 
+def test_log_epochs_go_on_also_without_the_state() -> None:
+    """By what the last segment says: in its batches, or in its head if it has none yet."""
+    disk = FakeDisk()
+    epochs = []
+    for number in range(3):
+        log = open_log(disk)
+        append(log, [number])
+        epochs.append(log.log_epoch)
+        log.close()
+        disk.remove("state")
+    log = open_log(disk)
+    append(log, [3])
+    log.make_room(1000, 0)
+    epochs.append(log.log_epoch)
+    found = disk.kill()
+    found.remove("state")
+    epochs.append(open_log(found).log_epoch)
+    assert epochs == sorted(set(epochs))
+
+
 def test_a_log_without_any_segment_is_not_begun_anew() -> None:
     disk = small_log()
     for name in LOGS:
