@@ -106,6 +106,19 @@ def test_offsets_are_found_by_time(disk: FakeDisk) -> None:
     assert open_log(disk).offset_at(30 * SECOND_NS) == 40
 
 
+def test_the_first_of_many_records_of_one_time_is_found_however_far_back_it_is(
+    disk: FakeDisk,
+) -> None:
+    log = open_log(disk, segment_bytes=1 << 20)
+    for number in range(20):
+        log.append([batch([bytes(30_000)], count=1)], (number > 2) * SECOND_NS)
+    log.sync()
+    assert (log.offset_at(1), log.offset_at(SECOND_NS), log.offset_at(0)) == (3, 3, 0)
+    for offset in range(20):
+        (found, *_) = Cursor(log, offset).read(1)  # type: ignore[misc]
+        assert found.header.offset == offset
+
+
 def test_time_never_goes_back_in_a_log(disk: FakeDisk) -> None:
     log = open_log(disk)
     append(log, [0], now_s=100)

@@ -47,15 +47,15 @@ _TRACED: Final = {module.__file__ for module in (logs, recovery, segment, storag
 
 
 class Telling(Journal):
-    """A journal that another process can read, whatever becomes of this one."""
+    """A journal that another process reads, whatever becomes of this one. It knows what there was
+    before, and whether that is still there."""
 
     def __init__(self, fd: int = 1) -> None:
         super().__init__()
         self._fd = fd
 
     def begins(self, log: Log) -> None:
-        self.attempted = log.end  # what is there from before, its reader knows
-        super().begins(log)
+        self.trimmed, self.acknowledged, self.attempted = log.start, log.end, log.end
         self._tell("begins", log.start, log.end)
 
     def append(self, log: Log, count: int) -> None:
