@@ -4,6 +4,7 @@ that are full or broken. What was acknowledged is there, in its place, and the l
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -200,6 +201,27 @@ def test_an_acknowledgement_before_the_sync_does_not_survive_a_power_loss(tmp_pa
 
 
 # -- Disks that are broken or full
+
+
+def test_no_descriptor_stays_open_whatever_fails(tmp_path: Path) -> None:
+    before, failures = len(os.listdir("/proc/self/fd")), 0
+    for nth in range(1, 200, 11):
+        journal, disk = Closing(), Disk(tmp_path / str(nth))
+        try:
+            with before_call(nth, fails):
+                work(disk, journal)
+        except (StorageFailed, OSError):
+            failures += 1
+        journal.close()
+        assert len(os.listdir("/proc/self/fd")) == before, nth
+        journal.holds_and_goes_on(disk)
+        journal.close()
+        assert len(os.listdir("/proc/self/fd")) == before, nth
+    assert failures > 5
+
+
+def fails() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def failed(tmp_path: Path, fault: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from mesh.durable import scan
 from mesh.durable.log import Log
+from mesh.durable.storage import Poison
 from mesh.errors import LogDamaged
 from tests.support.fake_disk import FakeDisk, FakeFile
 from tests.support.trials import ended_at_every_operation, failed_every_time
@@ -28,30 +29,6 @@ class Hasty(Log):
         self._show()
 
 
-class Hopeful(FakeFile):
-    """Syncs once more where that has failed, and believes it."""
-
-    def sync(self) -> None:
-        try:
-            super().sync()
-        except OSError:
-            self._content.sync()
-            self._poison.__init__("")  # type: ignore[misc]
-
-
-class HopefulDisk(FakeDisk):
-    def _create(self, name: str) -> FakeFile:
-        return self._hopeful(super()._create(name))
-
-    def _open(self, name: str, *, writable: bool) -> FakeFile:
-        return self._hopeful(super()._open(name, writable=writable))
-
-    @staticmethod
-    def _hopeful(file: FakeFile) -> FakeFile:
-        file.__class__ = Hopeful
-        return file
-
-
 class Forgetful(FakeDisk):
     """Does not sync the directory."""
 
@@ -63,8 +40,20 @@ def test_an_acknowledgement_before_the_sync_is_found_out() -> None:
     is_found_out(lambda: ended_at_every_operation("crash", kind=Hasty))
 
 
-def test_a_sync_that_is_repeated_after_it_failed_is_found_out() -> None:
-    is_found_out(lambda: failed_every_time("sync", disk_kind=HopefulDisk))
+def test_a_sync_that_is_repeated_after_it_failed_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sync = FakeFile.sync
+
+    def hopeful(file: FakeFile) -> None:
+        try:
+            sync(file)
+        except OSError:
+            file._poison = Poison("as if anew")
+            sync(file)
+
+    monkeypatch.setattr(FakeFile, "sync", hopeful)
+    is_found_out(lambda: failed_every_time("sync"))
 
 
 def test_a_directory_that_is_not_synced_is_found_out() -> None:
