@@ -114,6 +114,9 @@ def test_the_first_of_many_records_of_one_time_is_found_however_far_back_it_is(
         log.append([batch([bytes(30_000)], count=1)], (number > 2) * SECOND_NS)
     log.sync()
     assert (log.offset_at(1), log.offset_at(SECOND_NS), log.offset_at(0)) == (3, 3, 0)
+    entry = log.segments[-1].index(disk).at_offset(19)
+    assert entry is not None
+    assert entry[0] > log.size - 130_000, "reading begins near it"
     for offset in range(20):
         (found, *_) = Cursor(log, offset).read(1)  # type: ignore[misc]
         assert found.header.offset == offset
