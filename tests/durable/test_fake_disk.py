@@ -163,6 +163,21 @@ def test_renaming_what_was_not_synced_shows() -> None:
     assert b"" in found(disk)
 
 
+def test_what_a_failed_sync_has_lost_is_in_memory_at_most_and_not_once_that_is_forgotten() -> None:
+    shown = set()
+    for seed in range(20):
+        disk = FakeDisk(seed)
+        file = disk.create("a")
+        file.append([b"data"])
+        disk.faults.fail("sync")
+        with pytest.raises(OSError, match="Input/output error"):
+            file.sync()
+        shown.add(file.read(0, 10))
+        file.forget()
+        assert file.read(0, 10) == bytes(4)
+    assert shown == {b"data", bytes(4)}
+
+
 def test_a_killed_process_loses_nothing_that_was_written_though_the_power_may() -> None:
     disk = with_file(b"synced")
     disk.open("a").append([b"-not"])

@@ -192,6 +192,15 @@ def test_a_reader_sees_what_is_appended_after_it_opened(storage: Storage, keep: 
     assert (reader.size(), reader.read(0, 9)) == (3, b"new")
 
 
+def test_forgetting_loses_nothing_synced_or_not(storage: Storage, keep: Keep) -> None:
+    file = keep(storage.create("a"))
+    file.append([b"synced"])
+    file.sync()
+    file.append([b"-unsynced"])
+    file.forget()
+    assert file.read(0, 100) == content(storage, "a") == b"synced-unsynced"
+
+
 def test_a_reader_goes_on_after_its_file_is_removed_or_replaced(
     storage: Storage, keep: Keep
 ) -> None:
