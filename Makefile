@@ -24,11 +24,14 @@ demo: $(VENV)/.has-run
 test: $(VENV)/.has-test
 	$(VENV)/bin/python -m pytest
 
+# Some take minutes, after which the others are ended as hung.
+LONG = -o faulthandler_timeout=450
+
 test-long: $(VENV)/.has-test
-	$(VENV)/bin/python -m pytest -m long
+	$(VENV)/bin/python -m pytest $(LONG) -m long
 
 test-slow: $(VENV)/.has-test
-	$(VENV)/bin/python -m pytest -m ""
+	$(VENV)/bin/python -m pytest $(LONG) -m ""
 
 bench: $(VENV)/.has-bench
 	$(VENV)/bin/python -m bench
