@@ -97,10 +97,23 @@ class Appender:
         """The ask that its outcome depends on, to wait with, if nobody else does; to be `released`.
         None: there is none, or more than one answer is missing; look again soon."""
         ask = self._opening if pending.ask is None else pending.ask
-        if ask is None or ask in self._claimed or self.route.reply(ask) is not None:
+        if ask is None or not self._is_free(ask):
             return None
         self._claimed.append(ask)
         return ask
+
+    def claim_last(self) -> Ask | None:
+        """Likewise, the ask that all others are answered before."""
+        return self.claim(self._asked[-1]) if self._asked else None
+
+    @property
+    def may_claim_last(self) -> bool:
+        last = self._asked[-1].ask if self._asked else None
+        return last is not None and self._is_free(last)
+
+    def _is_free(self, ask: Ask) -> bool:
+        """Whether it is not answered yet, and nobody waits with it."""
+        return ask not in self._claimed and self.route.reply(ask) is None
 
     def release(self, ask: Ask | None) -> None:
         """Nobody waits with it any more."""

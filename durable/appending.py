@@ -105,10 +105,40 @@ def has_room(appender: Appender) -> bool | None:
     return appender.bytes_waiting < WINDOW_BYTES or None
 
 
-def has_nothing(appender: Appender) -> bool | None:
-    """Whether nothing is under way; likewise."""
-    appender.advance(None)
-    return appender.idle or None
+def flush(appender: Appender, timeout: float | None, what: str) -> None:
+    """Block until nothing is under way. Raises `Timeout`, `Closed`."""
+    link, deadline = appender.route.link, deadline_of(timeout)
+    while not appender.idle:
+        ask = link.run(appender.claim_last)
+        try:
+            link.wait(_progress(appender, ask), left_of(deadline), what, slot=ask, retry_s=AGAIN_S)
+        finally:
+            with link.lock:
+                appender.release(ask)
+
+
+async def aflush(appender: Appender, timeout: float | None, what: str) -> None:
+    """`flush` for asyncio."""
+    link, deadline = appender.route.link, deadline_of(timeout)
+    while not appender.idle:
+        ask = link.run(appender.claim_last)
+        try:
+            await link.wait_async(
+                _progress(appender, ask), left_of(deadline), what, slot=ask, retry_s=AGAIN_S
+            )
+        finally:
+            with link.lock:
+                appender.release(ask)
+
+
+def _progress(appender: Appender, ask: Ask | None) -> Callable[[], bool | None]:
+    def attempt() -> bool | None:
+        appender.advance(None)
+        if ask is None:
+            return appender.idle or appender.may_claim_last or None
+        return appender.idle or appender.route.reply(ask) is not None or None
+
+    return attempt
 
 
 def receipt_of(appender: Appender, pending: Pending) -> Receipt:

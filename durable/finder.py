@@ -6,6 +6,7 @@ without sockets: who waits for a sidecar waits on its link.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -35,6 +36,8 @@ class Finder:
         self.channel = channel
         self.counters = Counters()
         self.link = Link(f"sidecars of {channel!r}")
+        self.on_tick: Callable[[], object] = lambda: None
+        """What is to be done now and then."""
         self.met: dict[str, None] = {}
         """Partitions that were there at any time, the latest last."""
         self._own = own
@@ -70,7 +73,7 @@ class Finder:
             self._found.pop((peer, key), None)
 
     def tick(self) -> None:
-        """There is nothing to be done."""
+        self.on_tick()
 
     def close(self, linger_ms: int) -> None:
         self.link.close(0)

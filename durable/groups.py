@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -25,6 +25,7 @@ from mesh.durable.cursor import Cursor, Gap
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import DeadLetter, Grant, Group, GroupOptions
 from mesh.durable.journal import Beginning, Journal
+from mesh.durable.kept import Kept
 from mesh.durable.log import Log
 from mesh.durable.records import columns_of
 from mesh.durable.scan import Found
@@ -38,6 +39,8 @@ _TELL_BYTES: Final = 1 << 20
 """Read of the log at one time."""
 _KEPT_BYTES: Final = 4 << 20
 """Of batches kept for a group, from telling it of them to delivering them."""
+_AGAIN_BYTES: Final = 256 << 10
+"""Read at one time of what was kept and had to go."""
 _DELIVERY_BYTES: Final = 2 << 20
 """In one delivery, or one batch, if that is larger."""
 
@@ -71,9 +74,7 @@ class _Held:
         self.start = start
         self.journal = journal
         self.cursor = Cursor(log, group.end)
-        self.kept: OrderedDict[int, Found] = OrderedDict()
-        """Batches by base offset."""
-        self.kept_bytes = 0
+        self.kept = Kept(_KEPT_BYTES)
         self.granted: dict[str, deque[Grant]] = {}
         """What each member has been granted, and was not sent yet."""
         self.gaps: dict[str, list[tuple[int, int, int]]] = {}
@@ -307,8 +308,6 @@ class Groups:
             if gap is not None:
                 for member in held.prefetch:
                     held.gaps.setdefault(member, []).append((gap.first, gap.last, gap.count))
-            for base in [base for base in held.kept if base < start]:
-                held.kept_bytes -= held.kept.pop(base).header.size
             if held.cursor.offset < start:
                 held.cursor.move(max(start, held.group.end))
 
@@ -343,7 +342,7 @@ class Groups:
         keyed = group.options.order == "key"
         for each in found:
             header, first = each.header, group.end
-            self._keep(held, each)
+            held.kept.add(each)
             columns = columns_of(header, each.body)
             skip = first - header.offset
             keys = columns.keys or [None] * header.count if keyed else ()
@@ -368,27 +367,19 @@ class Groups:
         than anybody may."""
         return max(1, min(prefetch, int(limits.PREFETCH_BYTES_MAX / held.record_bytes)))
 
-    def _keep(self, held: _Held, found: Found) -> None:
-        if found.header.offset not in held.kept:
-            held.kept[found.header.offset] = found
-            held.kept_bytes += found.header.size
-        while held.kept_bytes > _KEPT_BYTES and len(held.kept) > 1:
-            _, gone = held.kept.popitem(last=False)
-            held.kept_bytes -= gone.header.size
-
     def _batch(self, held: _Held, offset: int) -> Found | None:
         """The batch that has that record; None if it is gone. Raises `LogDamaged`, `OSError`."""
-        for base in reversed(held.kept):
-            if base <= offset:
-                if offset < held.kept[base].header.end:
-                    return held.kept[base]
-                break
-        cursor = Cursor(self._log, offset)
-        with contextlib.closing(cursor):
-            found = cursor.read(1)
-        if isinstance(found, Gap) or not found:
-            return None
-        return found[0]
+        found = held.kept.find(offset)
+        if found is None:
+            cursor = Cursor(self._log, offset)
+            with contextlib.closing(cursor):
+                some = cursor.read(_AGAIN_BYTES)
+            if isinstance(some, Gap) or not some:
+                return None
+            for each in reversed(some):  # the others are likely to be next
+                held.kept.add(each)
+            found = some[0]
+        return found
 
     # -- What is remembered ------------------------------------------------------------------
 

@@ -20,9 +20,10 @@ from mesh.durable.appender import Appender, Pending
 from mesh.durable.appending import (
     AGAIN_S,
     Appending,
+    aflush,
     await_,
     deadline_of,
-    has_nothing,
+    flush,
     has_room,
     join,
     left_of,
@@ -191,25 +192,13 @@ class Stream(Handle):
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
         """Block until nothing is under way any more. Raises `Timeout`, `Closed`."""
-        appender = self._appender
-        if appender is not None:
-            appender.route.link.wait(
-                lambda: has_nothing(appender),
-                check_timeout(timeout),
-                f"end of what is under way to {self._what}",
-                retry_s=AGAIN_S,
-            )
+        if self._appender is not None:
+            flush(self._appender, check_timeout(timeout), f"end of appends to {self._what}")
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
         """`flush` for asyncio."""
-        appender = self._appender
-        if appender is not None:
-            await appender.route.link.wait_async(
-                lambda: has_nothing(appender),
-                check_timeout(timeout),
-                f"end of what is under way to {self._what}",
-                retry_s=AGAIN_S,
-            )
+        if self._appender is not None:
+            await aflush(self._appender, check_timeout(timeout), f"end of appends to {self._what}")
 
     # -- Reading -----------------------------------------------------------------------------
 
@@ -360,6 +349,7 @@ class Stream(Handle):
                 route = self._streams.route(partition)
                 appender = Appender(route, self.name, self._producer, self._options)
                 self._appender = appender
+                self._streams.look_after(appender)
             return appender
 
 

@@ -5,13 +5,17 @@ Made with the node's first stream, so that programs without one never load any o
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
+from weakref import WeakSet
 
+from mesh.durable.appender import Appender
 from mesh.durable.finder import Finder
 from mesh.durable.route import LocalRoute, RemoteRoute, Route
 from mesh.durable.sidecar import Sidecar
-from mesh.errors import NoSidecar, Timeout
+from mesh.errors import Closed, NoSidecar, Timeout
 from mesh.sockets.home import Core, Home
 
 _HELP = (
@@ -41,6 +45,8 @@ class Streams:
         self._routes: dict[str, Route] = {}
         self._hosts: dict[str, Finder] = {}
         self._logs = Finder(home.node_id, "log", "*")
+        self._logs.on_tick = self._advance
+        self._appenders: WeakSet[Appender] = WeakSet()
         add(self._logs)
         self._own: LocalRoute | None = None
         if sidecar is not None:
@@ -158,6 +164,18 @@ class Streams:
             self.add(remote.core)
             route = self._routes[partition] = remote
         return route
+
+    def look_after(self, appender: Appender) -> None:
+        """See to it that what waits there is asked for, also if nobody waits for that. Under
+        `lock`."""
+        self._appenders.add(appender)
+
+    def _advance(self) -> None:
+        with self.lock:
+            appenders = [each for each in self._appenders if not each.idle]
+        for appender in appenders:
+            with contextlib.suppress(Closed):
+                appender.route.link.run(partial(appender.advance, None))
 
     def close(self) -> None:
         """Whoever waits gets `Closed`. The node closes the cores."""

@@ -182,6 +182,18 @@ def test_a_delayed_record_waits_for_its_time() -> None:
     assert setting.deliver(now=103.0, now_ns=0) == ["later"]
 
 
+def test_what_has_fallen_out_of_memory_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.durable.groups._KEPT_BYTES", 500)
+    monkeypatch.setattr("mesh.durable.groups._AGAIN_BYTES", 300)
+    setting = Setting()
+    fill(setting.log, *numbered(60), per_batch=2)
+    assert setting.deliver() == numbered(60)
+    setting.groups.leave("g", "a")
+    setting.groups.join("g", "b", 100)
+    assert setting.deliver("b") == numbered(60)
+    assert len(setting.groups._groups["g"].kept) < 8
+
+
 def test_what_a_member_held_goes_to_others_when_it_leaves() -> None:
     setting = Setting()
     fill(setting.log, *numbered(4))

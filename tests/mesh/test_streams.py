@@ -103,6 +103,14 @@ def test_appends_under_way_are_waited_for_later(node: Node) -> None:
     assert [record.payload for record in orders.replay()] == [*range(300), "last"]
 
 
+@pytest.mark.slow
+def test_appends_go_on_by_themselves_though_nobody_waits_for_them(node: Node) -> None:
+    orders = node.stream("orders")
+    for n in range(1000):
+        orders.append_nowait(n)
+    until(lambda: orders.bounds()[next(iter(orders.bounds()))][1] == 1000)
+
+
 def test_asyncio_has_the_same(node: Node) -> None:
     async def main() -> None:
         orders = node.stream("orders")
