@@ -307,7 +307,7 @@ class Log:
     def close(self) -> None:
         """Whole and on disk, if that goes. The log is not used any more; readers may go on."""
         try:
-            if self._failed is None and self._begun:
+            if self._begun:
                 self.mark()
                 with self._failing():
                     self._sync()
