@@ -20,7 +20,7 @@ import pytest
 
 from mesh.durable.log import Log
 from mesh.durable.storage import Disk
-from mesh.errors import StorageFailed
+from mesh.errors import LogDamaged, StorageFailed
 from tests.support.faults import (
     JOURNAL_KEPT,
     JOURNAL_LOST,
@@ -217,6 +217,19 @@ def test_no_descriptor_stays_open_whatever_fails(tmp_path: Path) -> None:
         journal.close()
         assert len(os.listdir("/proc/self/fd")) == before, nth
     assert failures > 5
+
+
+def test_a_damaged_log_is_not_kept_open(tmp_path: Path) -> None:
+    disk, journal = Disk(tmp_path / "log"), Closing()
+    work(disk, journal)
+    journal.close()
+    before = len(os.listdir("/proc/self/fd"))
+    name = [name for name in disk.names() if name.endswith(".log")][-1]
+    os.truncate(disk.path / name, 100)
+    for _ in range(3):
+        with pytest.raises(LogDamaged):
+            journal.open(disk)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def fails() -> None:
