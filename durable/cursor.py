@@ -33,7 +33,9 @@ class _Place(msgspec.Struct):
 
 
 class Cursor:
-    """See above. It may stand at the end, and read on when there is more."""
+    """See above. It may stand at the end, and read on when there is more. Where records that it has
+    read were cut off (`Log.mend`), it goes on behind those that took their place: the log epoch of
+    what it reads then is a higher one."""
 
     def __init__(self, log: Log, offset: int) -> None:
         self.offset = offset
