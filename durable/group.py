@@ -20,12 +20,13 @@ must not lose).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import get_args
 
 import msgspec
 
 from mesh import limits
+from mesh.durable.intervals import Range
 from mesh.durable.leases import Leases, Member
 from mesh.durable.progress import Progress, Tally
 from mesh.durable.waiting import Order, Waiting
@@ -129,12 +130,12 @@ class Group:
         """How many records members hold."""
         return len(self._leases.in_flight)
 
-    @property
-    def room(self) -> int:
-        """How many more records could be given to members now."""
+    def room(self, asking: Container[str]) -> int:
+        """How many more records could be given to those members now."""
+        members = list(self._leases.members.values())
         if self.options.order == "exclusive":
-            return 0 if self._active is None else self._active.room
-        return sum(member.room for member in self._leases.members.values())
+            members = [] if self._active is None else [self._active]
+        return sum(member.room for member in members if member.name in asking)
 
     def next_at(self) -> float | None:
         """When to `expire` and `take`, if nothing else happens before; None: never."""
@@ -174,30 +175,17 @@ class Group:
     def trimmed(self, start: int) -> Gap | None:
         """Records below `start` are gone from the log. What of them was lost without having been
         settled, if anything."""
-        tally = self._tally
-        lost = tally.settled.missing_in(tally.committed, start)
+        lost = self._pass_over(start)
         if not lost:
             return None
-        for offset in [offset for offset in tally.deliveries if offset < start]:
-            self._remove(offset)
-        for first, end in lost:
-            for offset in range(first, min(end, self.end)):
-                self._waiting.withdraw(offset)
-            tally.settle(first, end)
-        self.end = max(self.end, start)
         count = sum(end - first for first, end in lost)
         self.counters["trimmed"] += count
         return Gap(lost[0][0], lost[-1][1] - 1, count)
 
     def resume(self, offset: int) -> None:
-        """All records below `offset` are done with, whoever has them: their effects say so."""
-        offset = min(offset, self.end)
-        for each in [each for each in self._tally.deliveries if each < offset]:
-            self._remove(each)
-        for first, end in self._tally.settled.missing_in(self.committed, offset):
-            for each in range(first, end):
-                self._waiting.withdraw(each)
-            self._tally.settle(first, end)
+        """All records below `offset`, which the log has or had, are done with, whoever has them:
+        their effects say so."""
+        self._pass_over(offset)
 
     # Members
 
@@ -226,14 +214,15 @@ class Group:
 
     # Delivery
 
-    def take(self, now: float) -> list[Grant]:
-        """What is to be delivered now. With this call it is delivered, and its leases begin."""
+    def take(self, now: float, asking: Container[str] | None = None) -> list[Grant]:
+        """What is to be delivered now to those of the members, or to all. With this call it is
+        delivered, and its leases begin."""
         self._waiting.due(now)
         grants: list[Grant] = []
         before = -1
         while before < len(grants):
             before = len(grants)
-            for member, share in self._leases.shares(self._waiting.ready):
+            for member, share in self._leases.shares(self._waiting.ready, asking):
                 for run in self._waiting.take(member, share):
                     for first, end, deliveries in self._tally.deliver(*run):
                         self._leases.grant(member, first, end, now)
@@ -241,6 +230,12 @@ class Group:
                         if deliveries > 1:
                             self.counters["redelivered"] += end - first
         return grants
+
+    def put_back(self, first: int, end: int) -> None:
+        """What `take` has just granted did not leave: it counts as never delivered."""
+        for offset in range(first, end):
+            if offset in self._leases.in_flight:
+                self._recall((offset, *self._waiting.back(offset)))
 
     def expire(self, now: float) -> int:
         """Take back what was not settled in time. Returns how many records came back."""
@@ -316,6 +311,11 @@ class Group:
         new, self._newly_dead = self._newly_dead, {}
         return list(new.values())
 
+    def keep_letter(self, dead: DeadLetter) -> None:
+        """That one could not be read this time: it is new in the next call, if it is dead then."""
+        if dead.offset in self._dead:
+            self._newly_dead[dead.offset] = dead
+
     def buried(self, offset: int) -> None:
         """That dead letter is safe, which settles the record."""
         if offset in self._dead:
@@ -348,6 +348,19 @@ class Group:
         return group
 
     # What they mean
+
+    def _pass_over(self, offset: int) -> list[Range]:
+        """Settle all below `offset`, told of or not. Returns what was not settled."""
+        tally = self._tally
+        missing = tally.settled.missing_in(tally.committed, offset)
+        for each in [each for each in tally.deliveries if each < offset]:
+            self._remove(each)
+        for first, end in missing:
+            for each in range(first, min(end, self.end)):
+                self._waiting.withdraw(each)
+            tally.settle(first, end)
+        self.end = max(self.end, offset)
+        return missing
 
     def _holds(self, member: str, offset: int, otherwise: str) -> bool:
         lease = self._leases.in_flight.get(offset)

@@ -53,7 +53,8 @@ class Hosted:
         clerk: Clerk,
         bury: Callable[[str, Batch, Any], object],
     ) -> None:
-        """`bury` appends a batch to the dead letters of the stream with that name."""
+        """`bury` appends a batch to the dead letters of the stream with that name. Raises
+        `OSError`."""
         self.name = name
         self.options = options
         self.log = partition.log
@@ -70,6 +71,8 @@ class Hosted:
         self._members: Members | None = None
         self._wake_at = 0.0
         self._dismissed = False
+        if not self.log.keeps_all and _GROUPS in self.log.storage.names():
+            self._with_members()  # before anything is appended: see `Groups`
 
     # -- From any thread ---------------------------------------------------------------------
 

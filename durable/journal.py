@@ -64,32 +64,40 @@ class Journal:
         self._size = 0
         self._snapshot_bytes = 0
         self._unsynced = False
+        self.left_out_bytes = 0
+        """At its end, when it was read: they do not read."""
 
     def read(self) -> tuple[Beginning, list[Progress]]:
         """What it holds. Raises `LogDamaged` if not even the beginning reads, `OSError`."""
         with contextlib.closing(self._storage.open_to_read(self._name)) as file:
             data = file.read(0, file.size())
-        entries: list[bytes] = []
+        beginning: Beginning | None = None
+        progress: list[Progress] = []
         at = len(MAGIC)
         while data.startswith(MAGIC) and at + _ENTRY.size <= len(data):
             length, check = _ENTRY.unpack_from(data, at)
             entry = data[at + _ENTRY.size : at + _ENTRY.size + length]
             if len(entry) != length or crc32(entry, self._salt) != check:
                 break
-            entries.append(entry)
+            try:
+                if beginning is None:
+                    beginning = _decode_beginning(entry)
+                else:
+                    progress.append(_decode_progress(entry))
+            except msgspec.MsgspecError:
+                break
             at += _ENTRY.size + length
-        try:
-            beginning = _decode_beginning(entries[0])
-            progress = [_decode_progress(entry) for entry in entries[1:]]
-        except (IndexError, msgspec.MsgspecError) as error:
-            raise LogDamaged(self._name, 0, 0, "it does not say which group it is") from error
-        if at < len(data):
+        if beginning is None:
+            raise LogDamaged(self._name, 0, 0, "it does not say which group it is")
+        self.left_out_bytes = len(data) - at
+        if self.left_out_bytes:
             text = "%s: %d bytes at its end are left out; what they acknowledged comes again"
-            logger.warning(text, self._name, len(data) - at)
+            logger.warning(text, self._name, self.left_out_bytes)
         return beginning, progress
 
     def begin(self, beginning: Beginning, snapshot: Progress) -> None:
-        """Write it anew, and have it on disk. Raises `OSError`: then it is as it was."""
+        """Write it anew, and have it on disk. Raises `OSError`: then it is as it was, or anew, and
+        nothing is appended before this was called again."""
         self.close()
         data = MAGIC + self._entry(_encode(beginning)) + self._entry(_encode(snapshot))
         self._storage.replace(self._name, data)

@@ -1,47 +1,79 @@
-"""Batches kept in memory for a while, found by the offset of any of their records. No I/O."""
+"""The batches that a group was told of and may have to deliver yet, so that they are read once.
+
+What is not kept any more is read again, some batches at a time, as those that follow are often
+wanted next. For one thread.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections import OrderedDict
+import contextlib
+from bisect import bisect_right
+from typing import Final
 
+from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.log import Log
 from mesh.durable.scan import Found
+
+_KEPT_BYTES: Final = 1 << 21
+"""For each group; or its latest batch, if that is larger."""
+_AGAIN_BYTES: Final = 1 << 16
+"""Read at one time of what was not kept."""
 
 
 class Kept:
-    """Up to so many bytes: what was added or found longest ago goes first."""
+    """See above. Both lists ascend."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._told: list[Found] = []
         self._bytes = 0
-        self._by_base: OrderedDict[int, Found] = OrderedDict()
-        self._bases: list[int] = []
-        """Sorted."""
+        self._again: list[Found] = []
 
-    def __len__(self) -> int:
-        return len(self._by_base)
+    def add(self, found: list[Found]) -> None:
+        """The group is told of those, which follow what it was told of before."""
+        told = self._told
+        latest = told[-1].header.offset if told else -1
+        new = [each for each in found if each.header.offset > latest]
+        told += new
+        self._bytes += sum(each.header.size for each in new)
+        excess, drop = self._bytes - _KEPT_BYTES, 0
+        while excess > 0 and drop < len(told) - 1:
+            excess -= told[drop].header.size
+            drop += 1
+        self._drop(drop)
 
-    def add(self, found: Found) -> None:
-        base = found.header.offset
-        if base in self._by_base:
-            self._by_base.move_to_end(base)
-            return
-        self._by_base[base] = found
-        insort(self._bases, base)
-        self._bytes += found.header.size
-        while self._bytes > self._bytes_max and len(self._by_base) > 1:
-            base, gone = self._by_base.popitem(last=False)
-            del self._bases[bisect_right(self._bases, base) - 1]
-            self._bytes -= gone.header.size
+    def forget(self, offset: int) -> None:
+        """What is below that is not wanted any more."""
+        self._again = []
+        if self._told and self._told[0].header.end <= offset:
+            self._drop(bisect_right(self._told, offset, key=_end_of))
 
     def find(self, offset: int) -> Found | None:
-        """The batch that has that record."""
-        index = bisect_right(self._bases, offset) - 1
-        if index < 0:
+        """The batch that has that record; None if retention took it. Raises `LogDamaged`,
+        `OSError`."""
+        return _find(self._told, offset) or _find(self._again, offset) or self._read(offset)
+
+    def _read(self, offset: int) -> Found | None:
+        with contextlib.closing(Cursor(self._log, offset)) as cursor:
+            found = cursor.read(_AGAIN_BYTES)
+        if isinstance(found, Gap):
             return None
-        base = self._bases[index]
-        found = self._by_base[base]
-        if offset >= found.header.end:
-            return None
-        self._by_base.move_to_end(base)
-        return found
+        self._again = found
+        return _find(found, offset)
+
+    def _drop(self, count: int) -> None:
+        self._bytes -= sum(each.header.size for each in self._told[:count])
+        del self._told[:count]
+
+
+def _offset_of(found: Found) -> int:
+    return found.header.offset
+
+
+def _end_of(found: Found) -> int:
+    return found.header.end
+
+
+def _find(found: list[Found], offset: int) -> Found | None:
+    at = bisect_right(found, offset, key=_offset_of) - 1
+    return found[at] if at >= 0 and offset < found[at].header.end else None

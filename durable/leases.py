@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Container
 
 import msgspec
 
@@ -29,7 +30,6 @@ class Member(msgspec.Struct, eq=False):
 
     @property
     def room(self) -> int:
-
         return max(0, self.prefetch - self.held)
 
 
@@ -66,14 +66,19 @@ class Leases:
             member = self.members[name] = Member(name, prefetch)
         return member
 
-    def shares(self, ready: Intervals) -> list[tuple[Member, int]]:
-        """Those with room, and how many of the records in `ready` each gets: as if one after the
-        other went to the member that holds the fewest; of equals to the one longest without."""
+    def shares(
+        self, ready: Intervals, asking: Container[str] | None = None
+    ) -> list[tuple[Member, int]]:
+        """Those of `asking` with room, and how many of the records in `ready` each gets: as if one
+        after the other went to the member that holds the fewest; of equals to the one longest
+        without."""
 
         def dealt_up_to(level: int) -> int:
             return sum(max(0, min(level, m.prefetch) - m.held) for m in members)
 
         members = [member for member in self.members.values() if member.room]
+        if asking is not None:
+            members = [member for member in members if member.name in asking]
         if not members:
             return []
         count = ready.count(sum(member.room for member in members))

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 """Only the last segment is read when a log is opened, and only whole ones are given up."""
+_CUTS_MAX: Final = 64
+"""Failures of a sync that are told apart."""
 _SYNCED_MAX: Final = (1 << 32) - 1
 """A segment without a record is not followed by another, however many notes it has. To say less
 than was synced is only less good at telling damage from a torn tail."""
@@ -97,6 +99,9 @@ class Log:
         self._failed: BaseException | None = None
         self._stray = ""
         """The file of a segment that could not be begun, and may be there."""
+        self._cuts: tuple[tuple[int, int], ...] = ()
+        """Log epochs of this opening that began with cutting something off, and a floor: what was
+        below that, stayed. Both ascend."""
         self._removed = True
         """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
         still bring it back."""
@@ -255,7 +260,8 @@ class Log:
                     self.storage.remove(self._stray)
                 self.storage.sync()
                 self._stray = ""
-            if self._good < self._index.size:
+            if self._good < self._index.size:  # before it goes: others may be reading it
+                self._note_cut()
                 self.log_epoch += 1
                 self._begun = False
             self._file.close()
@@ -275,6 +281,13 @@ class Log:
         self._failed = None
         self._synced, self._synced_end = self._index.size, self._index.end
         self._show()
+
+    def _note_cut(self) -> None:
+        end = self._synced_end
+        cuts = [*(cut for cut in self._cuts if cut[1] < end), (self.log_epoch + 1, end)]
+        if len(cuts) > _CUTS_MAX:  # of the two oldest what is true of both
+            cuts[:2] = [(cuts[1][0], cuts[0][1])]
+        self._cuts = tuple(cuts)
 
     def trim(self, offset: int) -> int:
         """Give up whole segments that hold nothing from `offset` on, never the last; says how many.
@@ -318,6 +331,10 @@ class Log:
             self._file.close()
 
     # -- Reading: any thread -----------------------------------------------------------------
+
+    def kept_since(self, log_epoch: int) -> int:
+        """What was below that offset in that epoch of this opening, is what is there now."""
+        return min((end for epoch, end in self._cuts if epoch > log_epoch), default=self.end)
 
     def segment_of(self, offset: int) -> Segment | None:
         """The one that holds that record, or will; None if it was given up."""

@@ -18,12 +18,13 @@ from mesh import limits
 from mesh.durable.batch import Batch
 from mesh.durable.deliveries import Delivery
 from mesh.durable.derivations import source_number
-from mesh.durable.groups import Groups, Letter
+from mesh.durable.groups import Groups
 from mesh.durable.log import Log
 from mesh.durable.partition import Appended, Outcome, Refused
 from mesh.durable.protocol import Delivered, Fetch, Join, Joined, Reply, Settle, Settled
 from mesh.durable.records import Derived, NewRecord, batch_of, columns_of, raw_payloads_of
-from mesh.errors import InvalidOption, LogDamaged, OptionsDiffer
+from mesh.durable.supply import Letter
+from mesh.errors import InvalidName, InvalidOption, LogDamaged, LogFull, OptionsDiffer
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,14 @@ class Members:
         try:
             start = log.start if query.from_ns is None else log.offset_at(query.from_ns)
             groups.open(query.group, query.options, start)
-        except InvalidOption as error:
+        except (InvalidOption, InvalidName) as error:
             answer(Refused("malformed", str(error)))
             return
         except OptionsDiffer as error:
             answer(Refused("differs", str(error)))
+            return
+        except LogFull as error:
+            answer(Refused("full", str(error)))
             return
         except (LogDamaged, OSError) as error:
             code = "damaged" if isinstance(error, LogDamaged) else "storage"
@@ -126,18 +130,18 @@ class Members:
 
     def serve(self, groups: Iterable[str], now: float, now_ns: int) -> None:
         """Give their members what there is for them."""
-        ready: list[tuple[str, str]] = []
-        for group in groups:
-            ready += [(group, member) for member in self._groups.grant(group, now, now_ns)]
+        asking: dict[str, list[str]] = {group: [] for group in groups}
+        for (group, name), member in self._members.items():
+            if member.waiting is not None and group in asking:
+                asking[group].append(name)
         answers: list[tuple[Answer, Reply]] = []
-        for group, name in ready:
-            member = self._members.get((group, name))
-            if member is not None and member.waiting is not None:
-                answers.append((member.waiting.answer, self._delivered(group, name, member)))
+        for group, names in asking.items():
+            for name, outcome in self._groups.deliver(group, names, now, now_ns).items():
+                answers.append(self._answered(group, name, outcome))
         self._groups.write()
         for answer, reply in answers:
             answer(reply)
-        self._send_letters(groups)
+        self._send_letters(asking)
 
     def serve_all(self, now: float, now_ns: int) -> None:
         """The log has more, or something is due."""
@@ -193,17 +197,20 @@ class Members:
 
     # -- What that takes ---------------------------------------------------------------------
 
-    def _delivered(self, group: str, name: str, member: _Member) -> Reply:
+    def _answered(
+        self, group: str, name: str, outcome: Delivery | LogDamaged
+    ) -> tuple[Answer, Reply]:
+        """What that member is to be told, who asked."""
+        member = self._members[group, name]
         waiting, member.waiting = member.waiting, None
         assert waiting is not None
-        try:
-            delivery = self._groups.fetch(group, name)
-        except (LogDamaged, OSError) as error:
-            return Refused("damaged", f"group {group!r} of stream {self._stream!r}: {error}")
+        if isinstance(outcome, LogDamaged):
+            text = f"group {group!r} of stream {self._stream!r}: {outcome}"
+            return waiting.answer, Refused("damaged", text)
         gaps = tuple(self._groups.gaps(group, name))
-        reply = Delivered(delivery, self._log.log_epoch, gaps)
+        reply = Delivered(outcome, self._log.log_epoch, gaps)
         member.answered = waiting.number, reply
-        return reply
+        return waiting.answer, reply
 
     def _rewind(self) -> None:
         if self._groups.rewind():
@@ -226,12 +233,7 @@ class Members:
 
     def _send_letters(self, groups: Iterable[str]) -> None:
         for group in groups:
-            try:
-                letters = self._groups.letters(group)
-            except (LogDamaged, OSError) as error:
-                logger.error("group %r: a dead letter cannot be read: %s", group, error)
-                continue
-            for letter in letters:
+            for letter in self._groups.letters(group):
                 self._unburied[group, letter.dead.offset] = letter
                 self._send(letter)
 

@@ -236,6 +236,11 @@ class Sidecar:
             partition = Partition(
                 folder, self.number, options, now_ns=time.time_ns(), **self._segment_bytes
             )
+            try:
+                hosted = Hosted(name, options, partition, self._clerk, self._bury)
+            except BaseException:
+                partition.close()
+                raise
         except InvalidName as error:
             return Refused("malformed", str(error))
         except (LogDamaged, LogFormat) as error:
@@ -247,7 +252,6 @@ class Sidecar:
         if new:
             self._names.add(name)
             self._hosts(name)
-        hosted = Hosted(name, options, partition, self._clerk, self._bury)
         if self._dismissed:
             hosted.dismiss()
         return hosted

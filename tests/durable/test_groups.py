@@ -3,35 +3,40 @@ acknowledged, and nothing that was remembered is forgotten."""
 
 from __future__ import annotations
 
+import errno
 from random import Random
+from typing import Any
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from mesh.durable.batch import batch
+from mesh.durable.cursor import Cursor, Gap
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import GroupOptions
 from mesh.durable.groups import Groups, file_name_of
+from mesh.durable.journal import Journal
 from mesh.durable.log import Log
 from mesh.durable.protocol import read_batch
 from mesh.durable.records import NewRecord, batch_of, payloads_of
-from mesh.errors import LogDamaged, OptionsDiffer
+from mesh.durable.scan import Found
+from mesh.errors import InvalidName, LogDamaged, LogFull, OptionsDiffer
 from mesh.sockets import codec
-from tests.support.fake_disk import FakeDisk
+from tests.support.fake_disk import FakeDisk, Operation
 from tests.support.logs import PARTITION, open_log
 
 SECOND_NS = 1_000_000_000
 
 
-def fill(log: Log, *records: NewRecord | str, per_batch: int = 1) -> None:
-    """Append them, synced."""
+def fill(log: Log, *records: NewRecord | str, per_batch: int = 1, synced: bool = True) -> None:
+    """Append them."""
     made = [
         record if isinstance(record, NewRecord) else NewRecord(codec.pack(record))
         for record in records
     ]
     for at in range(0, len(made), per_batch):
         log.append([batch_of(made[at : at + per_batch])], 0)
-    log.sync()
+    if synced:
+        log.sync()
 
 
 def numbered(count: int, first: int = 0) -> list[str]:
@@ -50,8 +55,11 @@ class Setting:
 
     def deliver(self, member: str = "a", now: float = 0.0, now_ns: int = 0) -> list[str]:
         """The payloads that `member` gets now."""
-        self.groups.grant("g", now, now_ns)
-        return [payload for _, payload in contents(self.groups.fetch("g", member))]
+        return [payload for _, payload in contents(self.delivery(member, now, now_ns))]
+
+    def delivery(self, member: str = "a", now: float = 0.0, now_ns: int = 0) -> Delivery:
+        """Likewise, as it goes out."""
+        return deliver(self.groups, member, now, now_ns)
 
     def ack(self, *offsets: int, member: str = "a") -> None:
         acks = tuple((offset, offset + 1) for offset in offsets)
@@ -63,6 +71,16 @@ class Setting:
             return Setting(self.disk.kill())
         self.groups.sync()
         return Setting(self.disk.crash(Random(5)))
+
+
+def deliver(
+    groups: Groups, member: str, now: float = 0.0, now_ns: int = 0, *, group: str = "g"
+) -> Delivery:
+    """What `member` gets, which asks alone."""
+    outcome = groups.deliver(group, [member], now, now_ns).get(member, Delivery((), ()))
+    if isinstance(outcome, LogDamaged):
+        raise outcome
+    return outcome
 
 
 def contents(delivery: Delivery) -> list[tuple[int, str]]:
@@ -98,7 +116,7 @@ def test_a_member_gets_no_more_than_it_may_hold() -> None:
 
 
 def test_a_delivery_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.durable.groups._DELIVERY_BYTES", 300)
+    monkeypatch.setattr("mesh.durable.supply._DELIVERY_BYTES", 300)
     setting = Setting()
     fill(setting.log, *numbered(20))
     got: list[str] = []
@@ -136,8 +154,7 @@ def test_deliveries_are_counted_across_restarts() -> None:
     setting.deliver()
     setting.groups.write()
     setting = setting.again("kill")
-    setting.groups.grant("g", 0.0, 0)
-    assert setting.groups.fetch("g", "a").grants == ((0, 1, 2), (1, 2, 2))
+    assert setting.delivery().grants == ((0, 1, 2), (1, 2, 2))
     setting.groups.write()
     setting = setting.again("kill")
     assert setting.deliver() == []
@@ -165,9 +182,11 @@ def test_keys_are_kept_in_order_across_members() -> None:
         *(NewRecord(codec.pack(f"{key}{n}"), key.encode()) for n in range(3) for key in "xy"),
         per_batch=4,
     )
-    setting.groups.grant("g", 0.0, 0)
-    for member in "ab":
-        got = [payload for _, payload in contents(setting.groups.fetch("g", member))]
+    deliveries = setting.groups.deliver("g", "ab", 0.0, 0)
+    assert sorted(deliveries) == ["a", "b"]
+    for delivery in deliveries.values():
+        assert isinstance(delivery, Delivery)
+        got = [payload for _, payload in contents(delivery)]
         for key in "xy":
             mine = [payload for payload in got if payload[0] == key]
             assert mine in ([], [f"{key}{n}" for n in range(3)])
@@ -180,18 +199,6 @@ def test_a_delayed_record_waits_for_its_time() -> None:
     assert setting.groups.next_at() == pytest.approx(103.0)
     assert setting.deliver(now=102.9, now_ns=0) == []
     assert setting.deliver(now=103.0, now_ns=0) == ["later"]
-
-
-def test_what_has_fallen_out_of_memory_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.durable.groups._KEPT_BYTES", 500)
-    monkeypatch.setattr("mesh.durable.groups._AGAIN_BYTES", 300)
-    setting = Setting()
-    fill(setting.log, *numbered(60), per_batch=2)
-    assert setting.deliver() == numbered(60)
-    setting.groups.leave("g", "a")
-    setting.groups.join("g", "b", 100)
-    assert setting.deliver("b") == numbered(60)
-    assert len(setting.groups._groups["g"].kept) < 8
 
 
 def test_what_a_member_held_goes_to_others_when_it_leaves() -> None:
@@ -213,10 +220,9 @@ def test_what_retention_took_is_told_as_a_gap() -> None:
     start = setting.log.start
     assert start > 2
     setting.groups.trimmed()
-    assert setting.groups.grant("g", 0.0, 0) == ["a"]
+    assert setting.deliver() == numbered(2, start)
     assert setting.groups.gaps("g", "a") == [(0, start - 1, start)]
     assert setting.groups.gaps("g", "a") == []
-    assert setting.deliver() == numbered(2, start)
 
 
 def test_retention_may_take_what_every_group_has_settled() -> None:
@@ -228,7 +234,7 @@ def test_retention_may_take_what_every_group_has_settled() -> None:
     setting.deliver()
     setting.ack(0, 1, 2)
     assert setting.groups.acked_to() == 0
-    setting.groups.grant("other", 0.0, 0)
+    setting.groups.deliver("other", "z", 0.0, 0)
     setting.groups.settle("other", "z", Settlements(acks=((0, 2),)), 0.0)
     assert setting.groups.acked_to() == 2
     crashed = Groups(setting.disk.crash(Random(1)).folder("groups"), setting.log)
@@ -269,14 +275,15 @@ def test_a_damaged_journal_stops_its_group_alone() -> None:
 
 def test_a_group_whose_log_is_damaged_says_so_to_its_members() -> None:
     setting = Setting()
-    fill(setting.log, *numbered(3))
+    fill(setting.log, *numbered(60))
+    setting.groups.open("other", AskedOptions(), setting.log.segments[1].base)
+    setting.groups.join("other", "z", 1)
     file = setting.disk.open(setting.log.segments[0].name)
     file._content.shown[150] ^= 1
-    assert setting.groups.grant("g", 0.0, 0) == ["a"]
-    assert contents(setting.groups.fetch("g", "a")) == [(0, "record 0")]
-    assert setting.groups.grant("g", 0.0, 0) == ["a"]
+    assert contents(setting.delivery()) == [(0, "record 0")]
     with pytest.raises(LogDamaged):
-        setting.groups.fetch("g", "a")
+        setting.deliver()
+    assert deliver(setting.groups, "z", group="other").grants, "others go on"
 
 
 def test_names_of_groups_may_be_anything_that_channels_may() -> None:
@@ -299,125 +306,385 @@ def test_a_group_begins_again_where_a_log_has_lost_its_tail() -> None:
     groups.open("g", AskedOptions(), 0)
     groups.join("g", "a", 10)
     log.append([batch_of([NewRecord(codec.pack("lost"))])], 0)
-    groups.grant("g", 0.0, 0)
-    assert len(contents(groups.fetch("g", "a"))) == 4
+    assert len(contents(deliver(groups, "a"))) == 4
     groups.settle("g", "a", Settlements(acks=((0, 4),)), 0.0)
     disk.faults.fail("sync")
     with pytest.raises(Exception, match="Input/output"):
         log.sync()
     log.mend()
     assert log.end == 3
+    fill(log, "other")  # by another thread, it may have been
     assert groups.rewind()
     assert not groups.has("g", "a")
-    fill(log, "other")
     groups.join("g", "a", 10)
-    groups.grant("g", 0.0, 0)
-    assert contents(groups.fetch("g", "a")) == [(3, "other")]
+    assert contents(deliver(groups, "a")) == [(3, "other")]
 
 
-class GroupsMachine(RuleBasedStateMachine):
-    """Groups of a log that grows and is trimmed, on a disk that fails, with members that come and
-    go, against what was said to them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.disk = FakeDisk(1)
-        self.log = open_log(self.disk, segment_bytes=900)
-        self.groups = Groups(self.disk.folder("groups"), self.log)
-        self.groups.open("g", AskedOptions(ack_wait_s=10), 0)
-        self.now = 0.0
-        self.number = 0
-        self.holding: dict[str, list[int]] = {}
-        self.acked: set[int] = set()
-        """Whose acknowledgement was written down, or is about to be."""
-        self.synced: set[int] = set()
-        self.committed = 0
-
-    @rule(count=st.integers(1, 6), per_batch=st.integers(1, 3))
-    def append(self, count: int, per_batch: int) -> None:
-        fill(self.log, *numbered(count, self.number), per_batch=per_batch)
-        self.number += count
-
-    @rule(member=st.sampled_from("abc"), prefetch=st.integers(1, 8))
-    def join(self, member: str, prefetch: int) -> None:
-        self.groups.join("g", member, prefetch)
-        self.holding.setdefault(member, [])
-
-    @rule(member=st.sampled_from("abc"))
-    def leave(self, member: str) -> None:
-        self.groups.leave("g", member)
-        self.holding.pop(member, None)
-
-    @rule(member=st.sampled_from("abc"))
-    def deliver(self, member: str) -> None:
-        self.groups.grant("g", self.now, 0)
-        if member in self.holding:
-            for offset, payload in contents(self.groups.fetch("g", member)):
-                assert payload == f"record {offset}"
-                assert offset not in self.acked, "again, after it was done"
-                self.holding[member].append(offset)
-
-    @rule(member=st.sampled_from("abc"), data=st.data())
-    def settle(self, member: str, data: st.DataObject) -> None:
-        held = self.holding.get(member)
-        if held:
-            offset = data.draw(st.sampled_from(held))
-            held.remove(offset)
-            how = data.draw(st.sampled_from(["ack", "ack", "nak"]))
-            if how == "ack":
-                said = Settlements(acks=((offset, offset + 1),))
-                self.acked.add(offset)
-            else:
-                said = Settlements(naks=((offset, 0.0),))
-            self.groups.settle("g", member, said, self.now)
-            self.groups.write()
-
-    @rule(seconds=st.sampled_from([1.0, 20.0]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
-    def sync(self) -> None:
-        self.groups.sync()
-        if not self.groups.stats()["g"].counters.get("journal failed"):
-            self.synced = set(self.acked)
-
-    @rule(data=st.data())
-    def trim(self, data: st.DataObject) -> None:
-        acked_to = self.groups.acked_to() or 0
-        self.log.trim(acked_to)
-        self.groups.trimmed()
-        self.synced = set(self.acked)
-
-    @rule(how=st.sampled_from(["kill", "crash"]), seed=st.integers(0, 1 << 16))
-    def restart(self, how: str, seed: int) -> None:
-        if how == "kill":
-            self.disk = self.disk.kill()
-        else:
-            self.disk = self.disk.crash(Random(seed))
-            self.acked = set(self.synced)  # more may be; they are found out as they come
-            self.committed = 0
-        self.log = open_log(self.disk, segment_bytes=900)
-        self.groups = Groups(self.disk.folder("groups"), self.log)
-        self.holding.clear()
-        if how == "crash":
-            tally = self.groups._groups["g"].group._tally
-            self.acked |= {n for n in range(self.number) if n in tally.settled}
-
-    @invariant()
-    def what_is_committed_does_not_go_back(self) -> None:
-        committed = self.groups.stats()["g"].committed
-        assert committed >= self.committed
-        assert set(range(committed)) <= self.acked, "settled, and nobody said so"
-        self.committed = committed
-
-    def teardown(self) -> None:
-        for member in list(self.holding):
-            self.groups.leave("g", member)
-        self.groups.join("g", "last", 1000)
-        self.groups.grant("g", self.now + 100, 0)
-        rest = [offset for offset, _ in contents(self.groups.fetch("g", "last"))]
-        assert sorted(rest) == sorted(set(range(self.number)) - self.acked)
+def test_what_nobody_asks_for_is_granted_to_nobody() -> None:
+    """Leased and unsent, it would run out time and again, and be a dead letter in the end."""
+    setting = Setting(max_deliver=2)
+    fill(setting.log, *numbered(3))
+    setting.groups.join("g", "b", 100)
+    for now in (0.0, 100.0, 200.0, 300.0):
+        assert setting.groups.deliver("g", [], now, 0) == {}
+    assert setting.groups.letters("g") == []
+    assert setting.delivery("b", 400.0).grants == ((0, 1, 1), (1, 2, 1), (2, 3, 1))
 
 
-TestGroupsMachine = GroupsMachine.TestCase
+def test_what_does_not_fit_is_for_whoever_asks_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.durable.supply._DELIVERY_BYTES", 300)
+    setting = Setting()
+    fill(setting.log, *numbered(10))
+    first = setting.deliver()
+    assert setting.groups.stats()["g"].in_flight == len(first) < 10
+    setting.groups.join("g", "b", 100)
+    delivery = setting.delivery("b")
+    assert [payload for _, payload in contents(delivery)][:1] == numbered(1, len(first))
+    assert {deliveries for _, _, deliveries in delivery.grants} == {1}, "it is its first"
+
+
+@pytest.mark.parametrize("order", ["any", "key", "exclusive"])
+def test_the_order_holds_where_not_all_fits(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.durable.supply._DELIVERY_BYTES", 300)
+    setting = Setting(order=order)
+    fill(setting.log, *(NewRecord(codec.pack(f"record {n}"), b"key") for n in range(20)))
+    got: list[str] = []
+    while some := setting.deliver():
+        got += some
+    assert got == numbered(20)
+
+
+def test_a_disk_that_did_not_read_once_is_asked_again() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(3))
+    read = Cursor.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cursor, "read", out_of_files)
+        assert setting.deliver() == []
+    assert Cursor.read is read
+    assert setting.groups.stats()["g"].counters["unreadable"] == 1
+    assert setting.deliver() == numbered(3)
+
+
+def out_of_files(*_: Any) -> list[Found]:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_what_was_kept_no_more_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.durable.kept._KEPT_BYTES", 200)
+    monkeypatch.setattr("mesh.durable.kept._AGAIN_BYTES", 200)
+    setting = Setting()
+    fill(setting.log, *numbered(60), per_batch=2)
+    assert setting.deliver() == numbered(60)
+    setting.ack(*range(0, 60, 7))
+    setting.groups.leave("g", "a")
+    setting.groups.join("g", "a", 100)
+    assert setting.deliver() == [f"record {n}" for n in range(60) if n % 7]
+
+
+def test_nothing_is_kept_of_what_is_settled() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(10))
+    setting.deliver()
+    kept = setting.groups._groups["g"].supply._kept
+    assert kept._told
+    setting.ack(*range(10))
+    setting.deliver()
+    assert not kept._told
+    assert kept._bytes == 0
+
+
+def test_a_dead_letter_that_cannot_be_read_keeps_no_other() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(60))
+    setting.deliver()
+    last = setting.log.segments[-1].base
+    setting.groups._groups["g"].supply._kept.forget(60)
+    file = setting.disk.open(setting.log.segments[0].name)
+    file._content.shown[70] ^= 1
+    rejects = ((0, "unreadable"), (last, "good"))
+    setting.groups.settle("g", "a", Settlements(rejects=rejects), 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cursor, "read", out_of_files)
+        assert setting.groups.letters("g") == []
+    assert [letter.dead.offset for letter in setting.groups.letters("g")] == [last]
+    assert setting.groups.letters("g") == []
+    assert setting.groups.stats()["g"].counters["dead and damaged"] == 1
+
+
+def test_whoever_comes_after_retention_is_told_of_the_gap() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(60))
+    setting.deliver()
+    setting.groups.leave("g", "a")
+    for segment in (1, 1):
+        setting.log.trim(setting.log.segments[segment].base)
+        setting.groups.trimmed()
+    start = setting.log.start
+    setting.groups.join("g", "b", 2)
+    assert setting.groups.gaps("g", "b") == [(0, start - 1, start)]
+    assert setting.deliver("b") == numbered(2, start)
+
+
+def test_a_member_is_told_of_gaps_as_one() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(60))
+    for _ in range(2):
+        setting.log.trim(setting.log.segments[1].base)
+        setting.groups.trimmed()
+    assert setting.delivery() != Delivery((), ())
+    start = setting.log.start
+    assert setting.groups.gaps("g", "a") == [(0, start - 1, start)]
+
+
+def test_nothing_is_due_where_nobody_would_get_it() -> None:
+    """Or who waits for that moment, would never wait."""
+    setting = Setting()
+    fill(setting.log, NewRecord(codec.pack("later"), due_ns=5 * SECOND_NS))
+    assert setting.deliver() == []
+    assert setting.groups.next_at() == pytest.approx(5.0)
+    setting.groups.deliver("g", [], 6.0, 0)
+    assert setting.groups.next_at() is None, "it waits for somebody who asks"
+    setting.groups.leave("g", "a")
+    assert setting.groups.next_at() is None
+
+
+def test_retention_takes_nothing_of_which_no_disk_knows_that_it_is_settled() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(5))
+    setting.deliver()
+    setting.groups.sync()
+    setting.ack(0, 1, 2)
+    setting.disk.faults.room_bytes = 0
+    assert setting.groups.acked_to() == 0
+    assert setting.groups.stats()["g"].committed == 3
+    assert setting.groups.stats()["g"].counters["journal failed"] > 0
+    setting.disk.faults.room_bytes = None
+    assert setting.groups.acked_to() == 3
+    assert setting.again("crash").groups.stats()["g"].committed == 3
+
+
+@pytest.mark.parametrize("operation", ["append", "sync"])
+def test_a_journal_that_failed_is_begun_anew(operation: Operation) -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(5))
+    setting.deliver()
+    setting.groups.sync()
+    setting.ack(0, 1)
+    setting.disk.faults.fail(operation)
+    setting.groups.sync()
+    setting = Setting(setting.disk.crash(Random(3)))
+    assert setting.deliver() == numbered(3, 2)
+
+
+def test_a_journal_that_grows_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.durable.journal._GROWN_BYTES", 500)
+    setting = Setting()
+    fill(setting.log, *numbered(100))
+    setting.deliver()
+    sizes = []
+    for offset in range(100):
+        setting.ack(offset)
+        setting.groups.write()
+        sizes.append(setting.disk.folder("groups").open("g").size())
+    assert max(sizes) < 1000
+    assert setting.again("kill").groups.stats()["g"].committed == 100
+
+
+def test_a_journal_is_read_up_to_where_it_is_damaged() -> None:
+    """What comes after that is lost, and delivered again."""
+    setting = Setting()
+    fill(setting.log, *numbered(6))
+    setting.deliver()
+    for offset in range(6):
+        setting.ack(offset)
+        setting.groups.write()
+    disk = setting.disk.kill()
+    whole = disk.folder("groups").open("g")._content.shown
+    seen = set()
+    for at in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x10
+        disk.folder("groups").replace("g", bytes(damaged))
+        groups = Groups(disk.folder("groups"), setting.log)
+        if "g" in groups:
+            groups.join("g", "a", 100)
+            committed = groups.stats()["g"].committed
+            assert contents(deliver(groups, "a")) == [
+                (n, f"record {n}") for n in range(committed, 6)
+            ]
+            assert groups.stats()["g"].counters["journal bytes left out"] > 0
+            seen.add(committed)
+    assert seen == set(range(6))
+
+
+def test_an_entry_that_means_nothing_ends_a_journal() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(3))
+    setting.deliver()
+    setting.ack(0)
+    setting.groups.write()
+    disk = setting.disk.kill()
+    journal = Journal(disk.folder("groups"), "g", PARTITION)
+    disk.folder("groups").open("g").append([journal._entry(b"\xc1")])
+    assert Setting(disk).groups.stats()["g"].committed == 1
+
+
+def test_positions_far_away_cost_nothing() -> None:
+    setting = Setting()
+    setting.log.append([batch([b"x"], count=4_000_000_000)], 0)
+    setting.log.sync()
+    setting.groups.settle("g", "a", Settlements(resume=5_000_000_000), 0.0)
+    assert setting.groups.stats()["g"].committed == 4_000_000_000
+    setting.groups.write()
+    assert setting.again("kill").groups.stats()["g"].committed == 4_000_000_000
+
+
+def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.limits.GROUPS_MAX", 2)
+    setting = Setting()
+    with pytest.raises(InvalidName, match="300 bytes as a file, over the limit of 250"):
+        setting.groups.open("ü" * 50, AskedOptions(), 0)
+    setting.groups.open("h", AskedOptions(), 0)
+    with pytest.raises(LogFull, match="there are 2 groups already"):
+        setting.groups.open("i", AskedOptions(), 0)
+
+
+def test_a_group_is_removed_for_good() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(3))
+    setting.deliver()
+    setting.ack(0, 1)
+    setting.disk.faults.fail("remove")
+    with pytest.raises(OSError, match="Input/output"):
+        setting.groups.remove("g")
+    assert setting.groups.stats()["g"].committed == 2, "it is there still"
+    setting.groups.remove("g")
+    assert "g" not in setting.groups
+    setting = Setting(setting.disk.crash(Random(1)))
+    assert setting.deliver() == numbered(3), "it is another"
+
+
+def test_a_group_with_a_damaged_journal_can_be_removed() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(3))
+    setting.disk.folder("groups").replace("g", b"garbage")
+    groups = Groups(setting.disk.folder("groups"), setting.log)
+    groups.remove("g")
+    groups.open("g", AskedOptions(), 2)
+    assert groups.acked_to() == 2
+
+
+def test_what_is_not_settled_in_time_goes_to_another() -> None:
+    setting = Setting(ack_wait_s=10)
+    fill(setting.log, *numbered(2))
+    setting.deliver()
+    setting.ack(0)
+    setting.groups.join("g", "b", 100)
+    assert setting.deliver("b", now=9.9) == []
+    assert setting.groups.next_at() == 10.0
+    assert setting.delivery("b", now=10.0).grants == ((1, 2, 2),)
+
+
+def test_nothing_is_due_in_a_group_without_members_or_that_is_stopped() -> None:
+    """There is nobody to be served at that moment."""
+    setting = Setting()
+    fill(setting.log, NewRecord(codec.pack("later"), due_ns=5 * SECOND_NS), *numbered(60))
+    setting.groups.join("g", "a", 3)
+    setting.deliver()
+    setting.groups.leave("g", "a")
+    assert setting.groups.next_at() is None
+    setting.groups.join("g", "a", 100)
+    assert setting.groups.next_at() == pytest.approx(5.0)
+    file = setting.disk.open(setting.log.segments[-1].name)
+    file._content.shown[70] ^= 1
+    setting.deliver()
+    assert setting.groups._groups["g"].supply.stopped
+    assert setting.groups.next_at() is None
+
+
+@pytest.mark.parametrize("order", ["any", "key"])
+def test_a_group_that_looked_as_far_as_it_may_goes_on_from_there(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.GROUP_WINDOW", 5)
+    setting = Setting(order=order)
+    fill(setting.log, *(NewRecord(codec.pack(f"record {n}"), b"k") for n in range(20)), per_batch=4)
+    assert setting.deliver() == numbered(5)
+    setting.ack(1, 2)
+    assert setting.deliver() == []
+    setting.ack(0)
+    assert setting.deliver() == numbered(3, 5)
+
+
+def test_of_what_retention_took_a_part_the_rest_is_delivered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if it took it just now, and has not said so."""
+    monkeypatch.setattr("mesh.durable.kept._KEPT_BYTES", 200)
+    setting = Setting()
+    fill(setting.log, *numbered(60))
+    assert setting.deliver() == numbered(60)
+    setting.groups.leave("g", "a")
+    setting.groups.join("g", "a", 100)
+    setting.log.trim(setting.log.segments[1].base)
+    start = setting.log.start
+    assert setting.deliver() == numbered(60 - start, start)
+
+
+def test_what_is_kept_is_bounded_and_what_is_not_is_read_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mesh.durable.kept._KEPT_BYTES", 3000)
+    setting = Setting()
+    fill(setting.log, *numbered(100))
+    assert setting.deliver() == numbered(100)
+    kept = setting.groups._groups["g"].supply._kept
+    assert 2500 < kept._bytes == sum(each.header.size for each in kept._told) <= 3000
+    reads = 0
+    read = Cursor.read
+
+    def counted(cursor: Cursor, bytes_max: int) -> list[Found] | Gap:
+        nonlocal reads
+        reads += 1
+        return read(cursor, bytes_max)
+
+    setting.groups.leave("g", "a")
+    setting.groups.join("g", "a", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(Cursor, "read", counted)
+        assert setting.deliver() == numbered(100)
+    assert 0 < reads <= 20
+
+
+def test_what_follows_a_torn_journal_is_not_lost() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(5))
+    setting.deliver()
+    setting.ack(0)
+    setting.groups.write()
+    setting.disk.folder("groups").open("g").append([b"torn"])
+    setting = setting.again("kill")
+    assert setting.groups.stats()["g"].counters["journal bytes left out"] == 4
+    setting.deliver()
+    setting.ack(1)
+    setting.groups.write()
+    assert setting.again("kill").groups.stats()["g"].committed == 2
+
+
+def test_groups_that_cannot_be_opened_leave_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks next tries again."""
+    setting = Setting()
+    setting.groups.open("h", AskedOptions(), 0)
+    disk = setting.disk.kill()
+    begin, journals = Journal.begin, []
+
+    def noted(journal: Journal, *what: Any) -> None:
+        begin(journal, *what)
+        journals.append(journal)
+        monkeypatch.setattr(Journal, "read", out_of_files)
+
+    monkeypatch.setattr(Journal, "begin", noted)
+    with pytest.raises(OSError, match="Too many open files"):
+        Groups(disk.folder("groups"), setting.log)
+    assert [journal._file for journal in journals] == [None]

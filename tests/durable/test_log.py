@@ -8,7 +8,7 @@ from mesh.durable.batch import HEAD_BYTES, batch
 from mesh.durable.check import check
 from mesh.durable.cursor import Cursor, Gap
 from mesh.durable.log import Log
-from mesh.errors import LogDamaged, LogFormat
+from mesh.errors import LogDamaged, LogFormat, StorageFailed
 from tests.support.fake_disk import FakeDisk, FakeFile
 from tests.support.logs import (
     PARTITION,
@@ -268,3 +268,33 @@ def test_a_log_of_another_partition_is_refused(disk: FakeDisk) -> None:
     open_log(disk).close()
     with pytest.raises(LogDamaged, match="of partition 0123456789abcdef"):
         Log(disk, PARTITION + 1, now_ns=0)
+
+
+def test_a_log_says_what_is_there_still_of_what_was() -> None:
+    disk = FakeDisk()
+    log = Log(disk, PARTITION, now_ns=0, shown_when_synced=False)
+    append(log, range(3))
+    epochs = [log.log_epoch]
+    for _ in range(3):
+        assert log.kept_since(log.log_epoch) == log.end
+        log.append(batches([99]), 0)
+        disk.faults.fail("sync")
+        with pytest.raises(StorageFailed):
+            log.sync()
+        log.mend()
+        epochs.append(log.log_epoch)
+        append(log, [98])
+    assert [log.kept_since(epoch) for epoch in epochs] == [3, 4, 5, 6]
+
+
+def test_what_a_log_remembers_of_its_cuts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.durable.log._CUTS_MAX", 3)
+    log = open_log(FakeDisk())
+    for end in range(10, 20):
+        log._synced_end = end
+        log._note_cut()
+        log.log_epoch += 1
+    first = log.log_epoch - 10
+    floors = [log.kept_since(first + n) for n in range(10)]
+    assert floors == [10] * 8 + [18, 19]
+    assert all(floor <= 10 + n for n, floor in enumerate(floors)), "never more than there is"

@@ -1,0 +1,251 @@
+"""What one group gets of the log: it is told of records, and what it grants goes out.
+
+A group is told of records only as members that ask have room for them, so that what waits, waits in
+the log. What is granted goes out as batches, as they stand in the log, with the ranges that are
+meant; what does not fit counts as never delivered. So a delivery is what was sent, and nothing else
+is counted, leased, or kept from others.
+
+Where the log is damaged its group is *stopped*: it says why to each member that asks. Where it
+could only not be read this time, that is counted, and tried again when somebody asks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.batch import encode
+from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.deliveries import Delivery
+from mesh.durable.group import DeadLetter, Grant, Group
+from mesh.durable.kept import Kept
+from mesh.durable.log import Log
+from mesh.durable.records import columns_of
+from mesh.durable.scan import Found
+from mesh.errors import LogDamaged
+from mesh.sockets.frame import Malformed
+
+logger = logging.getLogger(__name__)
+
+_TELL_BYTES: Final = 1 << 20
+"""Read of the log at one time."""
+_DELIVERY_BYTES: Final = 2 << 20
+"""In one delivery, or one batch, if that is larger."""
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A record that is to be appended to the dead letters."""
+
+    group: str
+    dead: DeadLetter
+    found: Found
+
+
+class _Parcel:
+    """What is being put together for one member."""
+
+    def __init__(self) -> None:
+        self.grants: list[tuple[int, int, int]] = []
+        self.batches: dict[int, bytes] = {}
+        """By base offset."""
+        self.size = 0
+
+    @property
+    def full(self) -> bool:
+        return self.size >= _DELIVERY_BYTES
+
+
+class Supply:
+    """See above. For one thread."""
+
+    def __init__(self, name: str, group: Group, log: Log) -> None:
+        self.name = name
+        self.group = group
+        self.prefetch: dict[str, int] = {}
+        """What each member asked for."""
+        self.stopped = ""
+        """Why nothing more can be delivered."""
+        self._log = log
+        self._cursor = Cursor(log, group.end)
+        self._kept = Kept(log)
+        self._gaps: dict[str, tuple[int, int, int]] = {}
+        self._record_bytes = 1.0
+        """Of a record, as told of lately."""
+
+    def close(self) -> None:
+        self._cursor.close()
+
+    # -- Members -----------------------------------------------------------------------------
+
+    def join(self, member: str, prefetch: int) -> bool:
+        """A member comes, or changes how many records it may hold. False if there are too many."""
+        if not self.group.join(member, self._bounded(prefetch)):
+            return False
+        self.prefetch[member] = prefetch
+        self.trimmed()
+        return True
+
+    def leave(self, member: str) -> None:
+        if self.prefetch.pop(member, None) is not None:
+            self.group.leave(member)
+            self._gaps.pop(member, None)
+
+    def _bounded(self, prefetch: int) -> int:
+        """How many records a member may hold: what it asked for, as far as that is no more bytes
+        than anybody may."""
+        return max(1, min(prefetch, int(limits.PREFETCH_BYTES_MAX / self._record_bytes)))
+
+    def resume(self, offset: int) -> None:
+        """All below `offset` is done with, as far as there is a log."""
+        self.group.resume(min(offset, self._log.tip.offset))
+
+    # -- What goes out -----------------------------------------------------------------------
+
+    def next_at(self) -> float | None:
+        """When something is due, if nothing happens before."""
+        return self.group.next_at() if self.prefetch and not self.stopped else None
+
+    def deliver(
+        self, asking: Iterable[str], now: float, now_ns: int
+    ) -> dict[str, Delivery | LogDamaged]:
+        """What those members get now, if they ask for records; who gets nothing is not in it."""
+        group = self.group
+        group.expire(now)
+        asked = [member for member in asking if member in self.prefetch]
+        parcels = {member: _Parcel() for member in asked}
+        while not self.stopped:
+            open_to = {member for member in asked if not parcels[member].full}
+            whole = self._pack(group.take(now, open_to), parcels)
+            open_to = {member for member in open_to if not parcels[member].full}
+            if not whole or not group.room(open_to) or not self._tell(now, now_ns):
+                break
+        self._kept.forget(group.committed)
+        outcomes: dict[str, Delivery | LogDamaged] = {}
+        for member, parcel in parcels.items():
+            if parcel.grants or member in self._gaps:
+                outcomes[member] = Delivery(tuple(parcel.grants), tuple(parcel.batches.values()))
+            elif self.stopped:
+                name = f"group {self.name!r}"
+                outcomes[member] = LogDamaged(name, 0, group.end, self.stopped)
+        return outcomes
+
+    def _pack(self, grants: list[Grant], parcels: dict[str, _Parcel]) -> bool:
+        """Put what is granted into parcels, as far as it fits. False if the log cannot be read."""
+        failed = False
+        for grant in grants:
+            parcel, first = parcels[grant.member], grant.first
+            while first < grant.end and not parcel.full and not failed:
+                try:
+                    found = self._kept.find(first)
+                except (LogDamaged, OSError) as error:
+                    self._unreadable(error)
+                    failed = True
+                    break
+                if found is None:  # retention was quicker, and tells of it
+                    first = max(first + 1, self._log.start)
+                    continue
+                header = found.header
+                if header.offset not in parcel.batches:
+                    data = encode(header, self._log.partition) + found.body
+                    parcel.batches[header.offset] = data
+                    parcel.size += header.size
+                end = min(grant.end, header.end)
+                parcel.grants.append((first, end, grant.deliveries))
+                first = end
+            self.group.put_back(first, grant.end)
+        return not failed
+
+    def gaps(self, member: str) -> list[tuple[int, int, int]]:
+        """What retention took from the group since that member was told last: first, last, and how
+        many."""
+        gap = self._gaps.pop(member, None)
+        return [] if gap is None else [gap]
+
+    def letters(self) -> list[Letter]:
+        """What has become a dead letter since the last call, and can be read: each is to be
+        appended to the dead letters, and then `buried`."""
+        letters = []
+        for dead in self.group.dead_letters():
+            try:
+                found = self._kept.find(dead.offset)
+            except LogDamaged as error:  # it stays unsettled
+                self.group.counters["dead and damaged"] += 1
+                logger.error("group %r: dead letter %d: %s", self.name, dead.offset, error)
+            except OSError as error:
+                self._unreadable(error)
+                self.group.keep_letter(dead)
+            else:
+                if found is None:
+                    self.group.buried(dead.offset)
+                else:
+                    letters.append(Letter(self.name, dead, found))
+        return letters
+
+    # -- The log -----------------------------------------------------------------------------
+
+    def trimmed(self) -> None:
+        """The log may have given up records. Where nobody is a member, whoever joins next is told
+        of it."""
+        if not self.prefetch:
+            return
+        start = self._log.start
+        gap = self.group.trimmed(start)
+        if gap is not None:
+            for member in self.prefetch:
+                first, _, count = self._gaps.get(member, (gap.first, 0, 0))
+                self._gaps[member] = first, gap.last, count + gap.count
+        self._kept.forget(start)
+
+    def _tell(self, now: float, now_ns: int) -> bool:
+        """Tell the group of more records, if there are more that it may look at."""
+        group, log = self.group, self._log
+        if group.end >= min(log.tip.offset, group.horizon):
+            return False
+        if self._cursor.offset != group.end:
+            self._cursor.move(group.end)
+        try:
+            found = self._cursor.read(_TELL_BYTES)
+            if isinstance(found, Gap):
+                self.trimmed()
+                return True
+            return self._told(found, now, now_ns)
+        except (LogDamaged, Malformed, OSError) as error:
+            self._unreadable(error)
+            return False
+
+    def _told(self, found: list[Found], now: float, now_ns: int) -> bool:
+        group = self.group
+        before = group.end
+        keyed = group.options.order == "key"
+        self._kept.add(found)
+        for each in found:
+            header, first = each.header, group.end
+            columns = columns_of(header, each.body)
+            skip = first - header.offset
+            keys = columns.keys or [None] * header.count if keyed else ()
+            delayed = {}
+            if columns.due_ns is not None:
+                delayed = {
+                    header.offset + n: now + (due - now_ns) / 1e9
+                    for n, due in enumerate(columns.due_ns)
+                    if due > now_ns
+                }
+            if group.appended(header.end, keys[skip:], delayed) < header.end:
+                break  # the horizon: again from there, later
+        if found:
+            records = found[-1].header.end - found[0].header.offset
+            self._record_bytes = max(1.0, sum(each.header.size for each in found) / records)
+            for member, prefetch in self.prefetch.items():
+                group.join(member, self._bounded(prefetch))
+        return group.end > before
+
+    def _unreadable(self, error: Exception) -> None:
+        logger.error("group %r: %s", self.name, error)
+        if isinstance(error, OSError):
+            self.group.counters["unreadable"] += 1
+        else:
+            self.stopped = str(error)
