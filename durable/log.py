@@ -298,9 +298,12 @@ class Log:
             self.segments = tuple(rest)
             try:
                 self._remove(first)
-            except OSError as error:
-                logger.warning("%s cannot be removed: %s", first.name, error)
+            except BaseException as error:
+                # Whatever it is: those behind it may not go before it.
                 self.segments = (first, *rest)
+                if not isinstance(error, OSError):
+                    raise
+                logger.warning("%s cannot be removed: %s", first.name, error)
                 break
             removed += 1
         return removed
@@ -314,8 +317,9 @@ class Log:
         for name in self.storage.names():
             if name.startswith(f"{segment.name}.") or name == segment.index_name:
                 self.storage.remove(name)
-        self.storage.remove(segment.name)
         self._removed = True
+        with contextlib.suppress(FileNotFoundError):  # it went the last time, which was interrupted
+            self.storage.remove(segment.name)
 
     def close(self) -> None:
         """Whole and on disk, if that goes. The log is not used any more; readers may go on."""

@@ -494,6 +494,35 @@ def test_a_segment_that_cannot_be_removed_keeps_those_behind_it() -> None:
     assert len(log.segments) == 1
 
 
+@pytest.mark.parametrize("nth", range(1, 5))
+@pytest.mark.parametrize("done", [False, True])
+def test_a_removal_that_is_interrupted_leaves_no_hole(
+    monkeypatch: pytest.MonkeyPatch, nth: int, done: bool
+) -> None:
+    """Before the file has gone, or after it."""
+    disk, left, remove = FakeDisk(), nth, FakeDisk.remove
+    log = open_log(disk)
+    for number in range(60):
+        append(log, [number])
+
+    def interrupted(disk: FakeDisk, name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left or done:
+            remove(disk, name)
+        if not left:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeDisk, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        log.trim(60)
+    log.trim(log.segments[-2].base)
+    for seed in range(10):
+        sound(disk.crash(Random(seed)))
+    log.trim(60)
+    assert sound(disk).segments == len(log.segments) == 1
+
+
 def test_of_a_segment_that_was_removed_nothing_stays() -> None:
     """Not even if the process was killed meanwhile; and what belongs to a segment is not taken for
     what belongs to another."""
