@@ -43,6 +43,14 @@ class Report(msgspec.Struct, kw_only=True):
 
 def check(storage: Storage, partition: int) -> Report:
     """Read every batch of the log in that folder. Raises `LogFormat`, `OSError`."""
+    report = _look(storage, partition)
+    if report.findings:
+        # What is cut off and appended anew while it is read does not fit together: but not twice.
+        report = _look(storage, partition)
+    return report
+
+
+def _look(storage: Storage, partition: int) -> Report:
     state = read_state(storage)  # first: whoever appends gets further meanwhile
     all_bases = bases(storage.names())
     report = Report(segments=len(all_bases))
@@ -54,7 +62,7 @@ def check(storage: Storage, partition: int) -> Report:
         try:
             _check_segment(storage, partition, base, report, last=base == all_bases[-1])
         except FileNotFoundError:  # given up meanwhile
-            return check(storage, partition)
+            return _look(storage, partition)
     if state is not None and report.end < state.end:
         name = name_of(all_bases[-1]) if all_bases else name_of(0)
         _find(report, name, report.bytes, report.end, f"there were {state.end:,} records")

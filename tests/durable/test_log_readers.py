@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mesh.durable import scan
+from mesh.durable.batch import batch
 from mesh.durable.check import Finding, check
 from mesh.durable.cursor import Cursor, Gap
 from mesh.durable.log import Log
@@ -217,6 +219,37 @@ def test_a_reader_behind_a_cut_reads_what_stands_there_now(disk: Meddled) -> Non
     assert [bytes(each.body) for each in found] == [record(number) for number in range(24, 30)]
 
 
+def test_a_place_from_before_a_cut_is_none_behind_it_however_late_it_was_found(
+    disk: Meddled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has its new epoch already, and the file has not been cut yet."""
+    log, truncate = unsynced(disk), FakeFile.truncate
+    cursor = Cursor(log, 0)
+    to_be_cut, was_read = threading.Event(), threading.Event()
+    mending = threading.Thread(target=cut, args=(log, disk))
+
+    def truncate_later(file: FakeFile, size: int) -> None:
+        to_be_cut.set()
+        assert was_read.wait(30)
+        truncate(file, size)
+
+    def mend() -> None:
+        mending.start()
+        assert to_be_cut.wait(30)
+
+    monkeypatch.setattr(FakeFile, "truncate", truncate_later)
+    disk.before_open = mend
+    found = cursor.read(1 << 20)
+    assert not isinstance(found, Gap)
+    assert len(found) == 10
+    was_read.set()
+    mending.join()
+    log.append([batch([b"of another size"], count=1) for _ in range(10)], 0)
+    found = cursor.read(1 << 20)
+    assert not isinstance(found, Gap)
+    assert [each.header.offset for each in found] == [10, 11, 12, 13, 14]
+
+
 def test_a_failed_log_shows_what_is_on_disk_and_the_rest_when_it_was_mended() -> None:
     disk = FakeDisk()
     log = unsynced(disk)
@@ -269,6 +302,39 @@ def test_a_check_finds_nothing_amiss_in_a_log_that_is_trimmed_meanwhile(
     disk.before_open = after_the_state
     report = sound(disk)
     assert (report.start, report.end) == (to, 60)
+
+
+def before_read(nth: int, disk: Meddled, action: Callable[[], object]) -> None:
+    left = nth
+
+    def meddle() -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            disk.before_read = meddle
+        else:
+            action()
+
+    disk.before_read = meddle
+
+
+def cut_and_filled_anew(log: Log, disk: FakeDisk) -> None:
+    cut(log, disk)
+    while log.end < 30:
+        log.append([batch([b"of another size"], count=1)], 0)
+        log.sync()
+
+
+def test_a_check_finds_nothing_amiss_in_a_log_that_is_cut_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What stands there then need not go on with what was read before."""
+    monkeypatch.setattr(scan, "_CHUNK_BYTES", 100)
+    for nth in range(1, 33):
+        disk = Meddled()
+        log = unsynced(disk, 30)
+        before_read(nth, disk, partial(cut_and_filled_anew, log, disk))
+        assert sound(disk).end == log.end == 30
 
 
 def test_a_check_names_a_segment_that_is_missing(disk: Meddled) -> None:
