@@ -58,10 +58,15 @@ class Index:
         """The next batch."""
         positions = self._positions
         if not positions or self.size - positions[-1] >= _EVERY_BYTES:
-            # In this order: others may be looking, from the last to the first.
-            positions.append(self.size)
-            self._offsets.append(header.offset)
-            self._times.append(header.time_ns)
+            entries = len(positions)
+            try:  # in this order: others may be looking, from the last to the first
+                positions.append(self.size)
+                self._offsets.append(header.offset)
+                self._times.append(header.time_ns)
+            except BaseException:
+                # Half an entry would move all that follow it.
+                del positions[entries:], self._offsets[entries:], self._times[entries:]
+                raise
         self.size += header.size
         self.end = header.end
         self.time_ns = header.time_ns

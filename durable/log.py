@@ -98,7 +98,7 @@ class Log:
         self._marked = False
         self._failed: BaseException | None = None
         self._stray = ""
-        """The file of a segment that could not be begun, and may be there."""
+        """The file of a segment that is being begun, or could not be, and may be there."""
         self._cuts: tuple[tuple[int, int], ...] = ()
         """Log epochs of this opening that began with cutting something off, and a floor: what was
         below that, stayed. Both ascend."""
@@ -234,10 +234,11 @@ class Log:
         )
         self._stray = name_of(base)
         file, old, sealed = begin(self.storage, head), self._file, self.segments[-1]
-        self._file, self._stray = file, ""
-        self._index = Index(base, HEAD_BYTES)
+        index = Index(base, HEAD_BYTES)
+        self.segments = (*self.segments, Segment(self.partition, base, HEAD_BYTES, index))
+        self._index, self._file = index, file
         self._synced = self._good = HEAD_BYTES
-        self.segments = (*self.segments, Segment(self.partition, base, HEAD_BYTES, self._index))
+        self._stray = ""
         self._show()
         with contextlib.suppress(OSError):  # all of it is synced
             old.close()
@@ -255,11 +256,8 @@ class Log:
         if self._failed is None:
             return
         try:
-            if self._stray:  # or it would be taken for the last one, and hide what is appended now
-                with contextlib.suppress(FileNotFoundError):
-                    self.storage.remove(self._stray)
-                self.storage.sync()
-                self._stray = ""
+            if self._stray:
+                self._settle_roll()
             if self._good < self._index.size:  # before it goes: others may be reading it
                 self._note_cut()
                 self.log_epoch += 1
@@ -289,14 +287,24 @@ class Log:
             cuts[:2] = [(cuts[1][0], cuts[0][1])]
         self._cuts = tuple(cuts)
 
+    def _settle_roll(self) -> None:
+        """However it ended, it was done or it was not: the last segment is synced as a whole."""
+        last = self.segments[-1]
+        if self._stray != last.name:  # or it would be found there, and hide what is appended now
+            with contextlib.suppress(FileNotFoundError):
+                self.storage.remove(self._stray)
+            self.storage.sync()
+        self._synced = self._good = last.size
+        self._stray = ""
+
     def trim(self, offset: int) -> int:
         """Give up whole segments that hold nothing from `offset` on, never the last; says how many.
         What cannot be removed now, is tried again the next time."""
         removed = 0
         while len(self.segments) > 1 and self.segments[1].base <= offset:
             first, *rest = self.segments
-            self.segments = tuple(rest)
             try:
+                self.segments = tuple(rest)
                 self._remove(first)
             except BaseException as error:
                 # Whatever it is: those behind it may not go before it.
@@ -317,9 +325,9 @@ class Log:
         for name in self.storage.names():
             if name.startswith(f"{segment.name}.") or name == segment.index_name:
                 self.storage.remove(name)
-        self._removed = True
         with contextlib.suppress(FileNotFoundError):  # it went the last time, which was interrupted
             self.storage.remove(segment.name)
+        self._removed = True
 
     def close(self) -> None:
         """Whole and on disk, if that goes. The log is not used any more; readers may go on."""

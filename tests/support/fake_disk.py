@@ -269,6 +269,7 @@ class FakeFile:
         self._faults.alive()
         with self._poison:
             self._check(self._writable)
+            assert size <= len(self._content.shown), "a real file would grow, and hold zeros there"
             self._faults.step("truncate", lambda: self._content.write(size, None))
 
     def forget(self) -> None:

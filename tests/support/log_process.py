@@ -15,18 +15,15 @@ import tempfile
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mesh.durable import log as logs
 from mesh.durable import recovery, segment, storage
 from mesh.durable.log import Log
 from mesh.durable.storage import Disk, Storage
 from mesh.errors import StorageFailed
+from tests.support.opcodes import before_opcode
 from tests.support.trials import Journal, work
-
-if TYPE_CHECKING:
-    from _typeshed import TraceFunction
 
 _ROOT: Final = Path(__file__).parents[2]
 _PROGRAM: Final = f"""
@@ -156,7 +153,7 @@ def _died_at(nth: int, directory: Path, journal: Journal) -> int:
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
-        sys.settrace(_killer(nth))
+        sys.settrace(before_opcode(nth, _TRACED, _die))
         small_work(Disk(directory / "log"), Telling(writing))
         os._exit(0)
     os.close(writing)
@@ -165,21 +162,8 @@ def _died_at(nth: int, directory: Path, journal: Journal) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _killer(nth: int) -> TraceFunction:
-    left = nth
-
-    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
-        nonlocal left
-        if frame.f_code.co_filename not in _TRACED:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            left -= 1
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    return trace
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def room_for_work() -> Path | None:

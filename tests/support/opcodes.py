@@ -1,0 +1,30 @@
+"""Something that happens at any place of some code: before the nth opcode of it that is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
+
+def before_opcode(
+    nth: int, files: Collection[str | None], action: Callable[[], object]
+) -> TraceFunction:
+    """For `sys.settrace`. What `action` raises, is raised there."""
+    left = nth
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+        nonlocal left
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            left -= 1
+            if not left:
+                action()
+        return trace
+
+    return trace
