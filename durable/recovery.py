@@ -21,6 +21,7 @@ from mesh.durable.scan import Damage, Found, torn
 from mesh.durable.segment import Segment, bases, begin, name_of, read_head
 from mesh.durable.storage import File, Storage
 from mesh.errors import LogDamaged
+from mesh.limits import TORN_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -146,12 +147,13 @@ def _size(storage: Storage, name: str) -> int:
 
 
 def _cut(storage: Storage, file: File, name: str, position: int, size: int) -> None:
-    """Take a torn tail off, and keep it aside where there is room for it."""
-    logger.warning(
-        "%s: a torn append of %d bytes is cut off at %d", name, size - position, position
-    )
+    """Take a torn tail off, and keep it aside where there is room for it: of a huge one the first
+    part."""
+    torn_bytes = size - position
+    logger.warning("%s: a torn append of %d bytes is cut off at %d", name, torn_bytes, position)
     try:
-        storage.replace(f"{name}.{position}.torn", file.read(position, size - position))
+        kept = file.read(position, min(torn_bytes, TORN_BYTES_MAX))
+        storage.replace(f"{name}.{position}.torn", kept)
     except OSError as error:
         logger.warning("%s: its torn tail cannot be put aside: %s", name, error)
     file.truncate(position)

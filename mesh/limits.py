@@ -115,6 +115,8 @@ DELAY_S_MAX: Final = 365 * 86_400.0
 """Of a delayed record."""
 WRITER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of appends that wait for the writer of a partition: whoever brings more waits."""
+TORN_BYTES_MAX: Final = BATCH_BYTES_MAX
+"""Of a torn tail, kept aside. A file may have grown by more than anybody appended."""
 READ_BYTES: Final = 1 << 20
 """Of a log, asked for at one time."""
 READ_BYTES_MAX: Final = 16 << 20

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from mesh.durable import recovery
 from mesh.durable.batch import batch, encode
 from mesh.durable.check import check
 from mesh.durable.cursor import Cursor, Gap
@@ -208,6 +209,19 @@ def test_a_torn_tail_is_kept_aside() -> None:
     log = open_log(found)
     assert (log.end, log.torn_bytes) == (3, 50)
     assert contents(found)[f"{name}.{size}.torn"] == torn
+
+
+def test_of_a_huge_torn_tail_the_first_part_is_kept_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a file that has grown by gigabytes would take as much memory, and the log not open."""
+    monkeypatch.setattr(recovery, "TORN_BYTES_MAX", 100)
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, range(3))
+    name, size = log.segments[-1].name, log.size
+    disk.open(name).append([bytes(range(250)) * 20])
+    log = open_log(disk)
+    assert (log.end, log.torn_bytes) == (3, 5000)
+    assert contents(disk)[f"{name}.{size}.torn"] == bytes(range(100))
 
 
 # -- What a crash may leave, and what it may not
