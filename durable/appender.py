@@ -88,6 +88,11 @@ class Appender:
         self._send()
         return pending
 
+    def submit_and_claim(self, batch: Batch) -> tuple[Pending, Ask | None]:
+        """`submit`, and `claim` what it depends on."""
+        pending = self.submit(batch)
+        return pending, self.claim(pending)
+
     def begin(self) -> None:
         """Find out where its sequence stands."""
         if self.next_seq is None and self._opening is None and self._failed is None:

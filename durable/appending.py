@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from mesh.durable.appender import Appender, Pending
+from mesh.durable.batch import Batch
 from mesh.durable.partition import NOWHERE
 from mesh.durable.route import Ask
 from mesh.message import Receipt
@@ -45,20 +46,38 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
 
 def wait(appender: Appender, pending: Pending, timeout: float | None) -> None:
     """Block until its outcome is known. Raises `Timeout`, `Closed`."""
-    link, deadline = appender.route.link, deadline_of(timeout)
-    while not pending.done:
-        ask = link.run(lambda: appender.claim(pending))
+    if not pending.done:
+        link = appender.route.link
+        _wait(appender, pending, link.run(lambda: appender.claim(pending)), timeout)
+
+
+def append(appender: Appender, batch: Batch, timeout: float | None) -> Receipt:
+    """Have it appended, and block until its outcome is known. Raises what `Stream.append` does."""
+    pending, ask = appender.route.link.run(lambda: appender.submit_and_claim(batch))
+    _wait(appender, pending, ask, timeout)
+    return receipt_of(appender, pending)
+
+
+def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float | None) -> None:
+    """With the `ask` that was claimed, and then whichever it takes."""
+    link = appender.route.link
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
         try:
             link.wait(
                 _attempt(appender, pending, ask),
-                left_of(deadline),
+                timeout,
                 _RECEIPT,
                 slot=ask,
                 retry_s=None if ask is not None else AGAIN_S,
             )
         finally:
-            with link.lock:
-                appender.release(ask)
+            if ask is not None:
+                with link.lock:
+                    appender.release(ask)
+        if pending.done:
+            return
+        ask, timeout = link.run(lambda: appender.claim(pending)), left_of(deadline)
 
 
 async def await_(appender: Appender, pending: Pending, timeout: float | None) -> None:

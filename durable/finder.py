@@ -47,6 +47,10 @@ class Finder:
         """Partitions, the nearest first."""
         return list(dict.fromkeys(each.partition for each in sorted(self._all())))
 
+    def has(self, partition: str) -> bool:
+        """Whether it is there."""
+        return any(each.partition == partition for each in self._all())
+
     def distance(self, partition: str) -> int:
         """Of that sidecar, which is there."""
         return min(f.distance for f in self._all() if f.partition == partition)

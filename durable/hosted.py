@@ -76,8 +76,10 @@ class Hosted:
 
     # -- From any thread ---------------------------------------------------------------------
 
-    def submit(self, request: Request, answer: Answer, *, patient: bool = True) -> None:
-        """Have it written. Blocks while too much waits to be, if `patient`."""
+    def submit(
+        self, request: Request, answer: Answer, *, patient: bool = True, lone: bool = False
+    ) -> Callable[[], None] | None:
+        """Have it written, or be given what does so: see `Writer.submit`."""
         writer = self._writer
         if writer is None:
             with self._lock:
@@ -86,8 +88,8 @@ class Hosted:
                 writer = self._writer
         if writer is None:
             answer(_CLOSED)
-        else:
-            writer.submit(request, answer, patient=patient)
+            return None
+        return writer.submit(request, answer, patient=patient, lone=lone)
 
     def begin_to_close(self) -> None:
         """Take no more appends. Does not block."""
@@ -236,6 +238,8 @@ class Hosted:
 
     def tick(self) -> None:
         """About every second: give up what retention lets go."""
+        if self._writer is not None:
+            self._writer.tick()
         if self._members is None and self.options.retention == "acked":
             with contextlib.suppress(OSError):
                 self._with_members()

@@ -192,10 +192,10 @@ class Partition:
     def _make_room(self, requests: Sequence[Request], now_ns: int) -> None:
         """A new segment, if there has to be one, before anything is decided: so that what is
         remembered then is what the log has before it."""
-        size = sum(
-            each.header.size + HEADER_BYTES if isinstance(each, Batch) else HEADER_BYTES
-            for each in requests
-        )
+        size = len(requests) * HEADER_BYTES
+        for each in requests:
+            if isinstance(each, Batch):
+                size += each.header.size
         if self.log.make_room(size, now_ns):
             try:
                 self._storage.replace(

@@ -109,8 +109,11 @@ class Sidecar:
 
     # -- Whoever asks ------------------------------------------------------------------------
 
-    def handle(self, data: bytes | memoryview, answer: Callable[[bytes], object]) -> None:
-        """A request as it came over a socket. Answered at once, or later in another thread."""
+    def handle(
+        self, data: bytes | memoryview, answer: Callable[[bytes], object], lone: bool
+    ) -> Callable[[], None] | None:
+        """A request as it came over a socket. Answered at once, or later in another thread; or when
+        what is returned is called, if it is a `lone` one: see `Writer.submit`."""
 
         def reply(message: Reply) -> None:
             answer(encode_message(message))
@@ -118,19 +121,27 @@ class Sidecar:
         try:
             query = decode_query(data)
             if isinstance(query, Append):
-                self.append(query.stream, unpack_batch(query.batch), reply)
-            else:
-                self.ask(query, reply)
+                return self.append(query.stream, unpack_batch(query.batch), reply, lone=lone)
+            self.ask(query, reply)
         except Malformed:
             reply(Refused("malformed", "the request is malformed"))
+        return None
 
-    def append(self, stream: str, batch: Batch, answer: Answer, *, patient: bool = True) -> None:
-        """Have it written. Blocks while too much waits to be, if `patient`."""
+    def append(
+        self,
+        stream: str,
+        batch: Batch,
+        answer: Answer,
+        *,
+        patient: bool = True,
+        lone: bool = False,
+    ) -> Callable[[], None] | None:
+        """Have it written, or be given what does so: see `Writer.submit`."""
         found = self._hosted.get(stream) or self._find(stream)
         if isinstance(found, Refused):
             answer(found)
-        else:
-            found.submit(batch, answer, patient=patient)
+            return None
+        return found.submit(batch, answer, patient=patient, lone=lone)
 
     def ask(self, query: Query, answer: Answer) -> None:
         """Anything but an append."""

@@ -21,6 +21,7 @@ from mesh.durable.appending import (
     AGAIN_S,
     Appending,
     aflush,
+    append,
     await_,
     deadline_of,
     flush,
@@ -106,9 +107,7 @@ class Stream(Handle):
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = self._bind(left_of(deadline))
-        pending = appender.route.link.run(lambda: appender.submit(batch))
-        wait(appender, pending, left_of(deadline))
-        return receipt_of(appender, pending)
+        return append(appender, batch, left_of(deadline))
 
     async def aappend(
         self,

@@ -140,7 +140,7 @@ class Streams:
         """Whether that sidecar is connected."""
         if self._own is not None and partition == self._own.partition:
             return True
-        return partition in self._logs.nearest()
+        return self._logs.has(partition)
 
     def hosts(self, stream: str) -> Finder:
         """Which sidecars have that stream."""

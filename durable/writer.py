@@ -4,7 +4,8 @@ Guarantee: everything submitted is answered once, in the order in which it came;
 with a receipt is as safe as the stream's durability says. While one group is being synced the next
 one gathers, so that a disk that takes 1 ms for a sync carries thousands of appends in that time.
 Whoever submits waits while too much waits already: a full queue slows producers down instead of
-growing.
+growing. Where nothing else is under way and the disk is quick, who submitted may write in the
+writer's stead (`submit` with `lone`): a hop to another thread takes as long as such a disk.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ Answer = Callable[[Outcome], object]
 """Called in the writer's thread: to be quick, and to raise nothing."""
 _GROUP_BYTES_MAX: Final = 8 * 1024 * 1024
 """Written and synced at one time: some 10 ms of a slow disk, so that nobody waits for much more."""
+_QUICK_S: Final = 0.001
+"""A disk that takes no longer is quick: nobody minds who stands in for the writer meanwhile."""
 _REST_S: Final = 1.0
 """After so long without an append the log is marked as whole, which costs a small write."""
 _CLOSED: Final = Refused("closed", "the log was closed before that was written")
@@ -51,6 +54,10 @@ class Writer:
         """With None: something to be done between groups."""
         self._bytes = 0
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        """Of whoever writes right now. Taken before `_lock`."""
+        self._took_s = 0.0
+        """The last group that was written."""
         self._room = threading.Condition(self._lock)
         self._bell = threading.Lock()
         """Released to wake the writer: what `Condition` costs is what a short append takes."""
@@ -63,9 +70,13 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name=f"mesh log {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, answer: Answer, *, patient: bool = True) -> None:
+    def submit(
+        self, request: Request, answer: Answer, *, patient: bool = True, lone: bool = False
+    ) -> Callable[[], None] | None:
         """Have it written, and be told what became of it. Blocks while too much waits, if
-        `patient`: who is not, bounds what it submits by itself."""
+        `patient`: who is not, bounds what it submits by itself. `lone`: nothing else is about to be
+        submitted; if a function is returned then, to call that is what writes it, or has it
+        written."""
         size = _size(request)
         with self._lock:
             while patient and self._bytes > self._queue_bytes_max and not self._closing:
@@ -75,9 +86,16 @@ class Writer:
                 self._bytes += size
                 self._queue.append((request, answer))
                 if self._asleep:
+                    if lone and len(self._queue) == 1 and self._may_stand_in:
+                        return self._stand_in
                     self._wake()
         if closing:
             answer(_CLOSED)
+        return None
+
+    @property
+    def _may_stand_in(self) -> bool:
+        return self._took_s < _QUICK_S and self.partition.options.durability != "interval"
 
     def run(self, action: Callable[[], object]) -> None:
         """Have something done by the writer, between groups: what nobody else may do to the log.
@@ -87,6 +105,16 @@ class Writer:
                 self._queue.append((None, lambda _: action()))
                 if self._asleep:
                     self._wake()
+
+    def tick(self) -> None:
+        """To be called about every second. Does not block."""
+        with self._lock:
+            if self._queue and self._asleep:  # who was to stand in has died before that
+                self._wake()
+        if not self._rested and time.monotonic() - self._idle_since >= _REST_S:
+            self._rested = True
+            if self.partition.options.durability == "fsync":
+                self.run(self.partition.rest)
 
     def close(self, timeout: float = 5.0) -> bool:
         """Write what was submitted, close the log, and end. Whether that was done in time."""
@@ -102,18 +130,36 @@ class Writer:
         self._asleep = False
         self._bell.release()
 
+    # -- In the thread of whoever submitted --------------------------------------------------
+
+    def _stand_in(self) -> None:
+        """Write what was submitted last, unless the writer is about to."""
+        with self._turn:
+            with self._lock:
+                if not (self._asleep and len(self._queue) == 1) or self._closing:
+                    return
+                request, answer = self._queue[0]
+            assert request is not None
+            try:
+                self._write([(request, answer)])
+            finally:
+                with self._lock:
+                    self._queue.popleft()
+                    self._bytes -= _size(request)
+
     # -- Its thread --------------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
-            group, actions = self._next()
-            if group:
-                self._write(group)
-            for action in actions:
-                _call(action, _CLOSED)
-            if not group and not actions:
-                if self._closing:
+            with self._turn:
+                group, actions = self._next()
+                if group:
+                    self._write(group)
+                for action in actions:
+                    _call(action, _CLOSED)
+                if not group and not actions and self._closing:
                     break
+            if not group and not actions:
                 self._sleep()
         self.partition.close()
 
@@ -139,6 +185,7 @@ class Writer:
 
     def _write(self, group: list[tuple[Request, Answer]]) -> None:
         partition = self.partition
+        began = time.monotonic()
         try:
             outcomes = partition.commit([request for request, _ in group], time.time_ns())
         except Exception:
@@ -149,6 +196,7 @@ class Writer:
             _call(answer, outcome)
         self._appended()
         self._idle_since, self._rested = time.monotonic(), False
+        self._took_s = self._idle_since - began
         if partition.options.durability == "interval" and self._unsynced_since is None:
             self._unsynced_since = self._idle_since
         self._sync_if_due()
@@ -161,26 +209,21 @@ class Writer:
 
     def _sleep(self) -> None:
         """Until something is submitted, or is due."""
-        now = time.monotonic()
-        due = None if self._rested else self._idle_since + _REST_S
+        timeout = -1.0
         if self._unsynced_since is not None:
-            due = min(due or now + _REST_S, self._unsynced_since + self._interval_s)
+            timeout = max(0.0, self._unsynced_since + self._interval_s - time.monotonic())
         with self._lock:
             if self._queue or self._closing:
                 return
             self._asleep = True
-        timeout = -1 if due is None else max(0.0, due - now)
         if not self._bell.acquire(timeout=timeout):
             with self._lock:
                 if self._asleep:
                     self._asleep = False
                 else:
                     self._bell.acquire()  # it was released just now
-        self._sync_if_due()
-        if not self._rested and time.monotonic() - self._idle_since >= _REST_S:
-            self._rested = True
-            if self.partition.options.durability == "fsync":
-                self.partition.rest()
+        with self._turn:
+            self._sync_if_due()
 
 
 def _size(request: Request | None) -> int:

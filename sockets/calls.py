@@ -357,7 +357,7 @@ class Requests:
         each = list(self._by_socket.items())
         self._only = each[0] if len(each) == 1 else None
         self.exchange = self._exchange = None
-        if self._only is not None:
+        if self._only is not None and not self._patient:  # those wait with `look`
             self._exchange = Exchange(self, self._wire, self._home.node_id, *self._only)
 
     def detach(self, peer: int, key: int, reason: str) -> None:

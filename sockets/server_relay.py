@@ -1,7 +1,8 @@
 """How requests are passed on to who answers them later, from whichever thread.
 
 One thread reads and passes on, so in the order in which they came; the answers may come in any. A
-handler that blocks holds up whoever asks, which is how it says that it has too much to do.
+handler that blocks holds up whoever asks, which is how it says that it has too much to do. To one
+request that came alone it may have the thread itself do the work.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ OPTIONS: Final = _Relaying(concurrency=1 << 31, backlog=limits.OUTSTANDING_MAX)
 
 
 class Relay:
-    """The runner of a server whose handler is called with each payload and a function to answer
-    with, to be called once."""
+    """The runner of a server whose handler is called with each payload, a function to answer with,
+    to be called once, and whether nothing else was there: what it returns then, if anything, is
+    called before the next request is read."""
 
     def __init__(self, server: Server, concurrency: int) -> None:
         self._server = server
@@ -59,7 +61,9 @@ class Relay:
                 return
             try:
                 payload = payload_of(request.message, server.bytes_max)
-                server.handler(payload, partial(self._answer, request))
+                work = server.handler(payload, partial(self._answer, request), server.came_alone)
+                if work is not None:
+                    work()
             except Malformed as error:
                 server.finish(request, server.failed(error))
             except Exception as error:

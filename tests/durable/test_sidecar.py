@@ -51,7 +51,7 @@ class Asking:
         self.epoch = 0
 
     def ask(self, query: Query) -> None:
-        self.sidecar.handle(encode_message(query), self.answers.put)
+        self.sidecar.handle(encode_message(query), self.answers.put, False)
 
     def answer(self, timeout: float = 10) -> Reply:
         return decode_reply(self.answers.get(timeout=timeout))
@@ -145,7 +145,7 @@ def test_what_is_not_there_is_refused(asking: Asking) -> None:
 def test_what_is_malformed_is_refused(asking: Asking, sidecar: Sidecar) -> None:
     asking.append("a")
     for data in (b"", b"\xc1", b"\x93\xa1A\xa6orders\xc4\x00", bytes(range(200))):
-        sidecar.handle(data, asking.answers.put)
+        sidecar.handle(data, asking.answers.put, False)
         assert code_of(asking.answer()) == "malformed"
     good = pack_batch(numbered(batch_of([record("b")]), 7, asking.epoch, asking.seq))
     for at in range(len(good)):
@@ -160,7 +160,7 @@ def test_what_is_malformed_is_refused(asking: Asking, sidecar: Sidecar) -> None:
 def test_random_bytes_are_answered_with_a_refusal(asking: Asking, sidecar: Sidecar) -> None:
     luck = Random(3)
     for _ in range(2000):
-        sidecar.handle(luck.randbytes(luck.randint(0, 80)), asking.answers.put)
+        sidecar.handle(luck.randbytes(luck.randint(0, 80)), asking.answers.put, False)
         assert code_of(asking.answer()) == "malformed"
 
 

@@ -4,7 +4,7 @@ waits is written together."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
 
@@ -76,10 +76,14 @@ class Setting:
         assert isinstance(opened, Opened)
         self.epoch = opened.epoch
 
-    def submit(self, payload: object = "x", **more: bool) -> None:
+    def submit(self, payload: object = "x", **more: bool) -> Callable[[], None] | None:
         batch = numbered(batch_of([record(payload)]), 1, self.epoch, self.seq)
-        self.writer.submit(batch, partial(self.answers.take, self.seq), **more)
         self.seq += 1
+        return self.writer.submit(batch, partial(self.answers.take, self.seq - 1), **more)
+
+    def rested(self) -> None:
+        """Wait until the writer sleeps: whoever submits then may stand in for it."""
+        until(lambda: self.writer._asleep)
 
 
 @pytest.fixture
@@ -234,5 +238,87 @@ def test_a_log_that_rests_is_marked(setting: Setting, monkeypatch: pytest.Monkey
     setting.submit()
     setting.answers.wait_for(1)
     written = setting.partition.log.size
-    until(lambda: setting.partition.log.size > written)
+    until(lambda: setting.writer.tick() or setting.partition.log.size > written)
     assert size < written
+
+
+def test_who_submits_alone_writes_itself(setting: Setting) -> None:
+    setting.rested()
+    write = setting.submit("a", lone=True)
+    assert write is not None
+    assert setting.answers.got == []
+    write()
+    assert [number for number, _ in setting.answers.got] == [0]
+    setting.submit("b")
+    setting.answers.wait_for(2)
+    assert payloads(setting.partition) == ["a", "b"]
+
+
+def test_what_one_left_that_was_to_write_itself_goes_with_the_next(setting: Setting) -> None:
+    setting.rested()
+    write = setting.submit("a", lone=True)
+    setting.submit("b", lone=True)
+    assert [number for number, _ in setting.answers.wait_for(2)] == [0, 1]
+    assert write is not None
+    write()
+    write()
+    assert payloads(setting.partition) == ["a", "b"]
+    assert len(setting.answers.got) == 2
+
+
+def test_what_one_left_that_was_to_write_itself_is_written_by_and_by(setting: Setting) -> None:
+    setting.rested()
+    assert setting.submit("a", lone=True) is not None
+    setting.writer.tick()
+    setting.answers.wait_for(1)
+
+
+def test_what_was_to_be_written_by_who_submitted_is_written_before_the_end(disk: FakeDisk) -> None:
+    setting = Setting(disk)
+    setting.rested()
+    write = setting.submit("a", lone=True)
+    assert setting.writer.close()
+    assert isinstance(setting.answers.got[0][1], Appended)
+    assert write is not None
+    write()
+    assert len(setting.answers.got) == 1
+    sound(disk)
+
+
+def test_others_wait_for_who_writes_itself_and_share_the_next_sync(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(disk)
+    setting.rested()
+    write = setting.submit("a", lone=True)
+    gate = Gate(monkeypatch)
+    assert write is not None
+    thread = threading.Thread(target=write)
+    thread.start()
+    until(lambda: gate.waiting == 1)
+    for _ in range(10):
+        assert setting.submit(lone=True) is None
+    gate.open()
+    thread.join(10)
+    assert [number for number, _ in setting.answers.wait_for(11)] == list(range(11))
+    assert gate.waiting == 2
+    assert setting.writer.close()
+    sound(disk)
+
+
+def test_where_a_disk_is_slow_the_writer_writes(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.durable.writer._QUICK_S", 0.0)
+    setting.rested()
+    assert setting.submit(lone=True) is None
+    setting.answers.wait_for(1)
+
+
+def test_where_a_sync_is_due_later_the_writer_writes(disk: FakeDisk) -> None:
+    setting = Setting(disk, StreamOptions(durability="interval"), interval_s=0.01)
+    setting.rested()
+    assert setting.submit(lone=True) is None
+    setting.answers.wait_for(1)
+    until(lambda: setting.partition.log.synced_end == 1)
+    assert setting.writer.close()
