@@ -12,7 +12,7 @@ import msgspec
 
 from mesh.durable.batch import HEAD_BYTES
 from mesh.durable.recovery import read_state
-from mesh.durable.scan import torn
+from mesh.durable.scan import end_of_use, torn
 from mesh.durable.segment import Segment, bases, name_of, read_head
 from mesh.durable.storage import Storage
 from mesh.errors import LogDamaged
@@ -93,7 +93,7 @@ def _check_segment(
         if walk.fault:
             damaged = torn(walk, file.read, size, partition)
             if last and damaged is None:
-                report.torn_bytes = size - walk.position
+                report.torn_bytes = end_of_use(file.read, walk.position, size) - walk.position
             else:
                 _find(report, name, walk.position, walk.offset, walk.fault)
 

@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 """Only the last segment is read when a log is opened, and only whole ones are given up."""
+_RESERVE_BYTES: Final = 1024 * 1024
+"""Ahead of what is appended: a sync takes a quarter less here where the file's length stays what it
+is, since that is in the file system's journal. Cut off when the segment is left or the log closed.
+"""
 _CUTS_MAX: Final = 64
 """Failures of a sync that are told apart."""
 _SYNCED_MAX: Final = (1 << 32) - 1
@@ -115,6 +119,8 @@ class Log:
         self._synced_end = found.index.end
         self._good = found.index.size
         """After a failure: so much of the last segment is what it should be."""
+        self._reserved = 0
+        """Bytes of the last segment that are there, used or not; 0: it ends where its data do."""
         self._begun = False
         """Whether this opening is on disk, in `State`."""
         self._marked = False
@@ -198,6 +204,8 @@ class Log:
             pieces += each.body
             written.append(header)
             offset = header.end
+        if self.keeps_all:
+            self._reserve(index.size, sum(header.size for header in written))
         self._file.append(pieces)
         for header in written:
             index.note(header)
@@ -206,6 +214,22 @@ class Log:
         if not self.keeps_all:
             self._show()
         return written
+
+    def _reserve(self, position: int, size: int) -> None:
+        """Have room ahead of what is about to be appended, unless that is much."""
+        end = position + size
+        if self._reserved < end <= self._segment_bytes and size <= _RESERVE_BYTES // 4:
+            self._reserved = min(position + _RESERVE_BYTES, self._segment_bytes)
+            with contextlib.suppress(OSError):  # then it goes on as it does without
+                self._file.reserve(self._reserved)
+
+    def _trim_reserve(self) -> None:
+        """The file is to end where its data do."""
+        if self._reserved:
+            self._reserved = 0
+            self._file.truncate(self._index.size)
+            self._file.sync()
+            self._synced, self._synced_end = self._index.size, self._index.end
 
     def sync(self) -> None:
         """Have all on disk that was appended. Raises `StorageFailed`."""
@@ -249,6 +273,7 @@ class Log:
     def _roll(self, now_ns: int) -> None:
         """Go on in a new segment."""
         self._sync()
+        self._trim_reserve()
         base = self._index.end
         head = Head(
             partition=self.partition,
@@ -289,6 +314,7 @@ class Log:
             self._file.close()
             file = self._file = self.storage.open(self.segments[-1].name)
             file.truncate(self._good)
+            self._reserved = 0
             good, self._good = self._good, self._synced  # if this sync fails, no more is left
             file.sync()
             self._good = good
@@ -360,6 +386,7 @@ class Log:
                 self.mark()
                 with self._failing:
                     self._sync()
+                    self._trim_reserve()
                     self._save()
         except StorageFailed as error:
             logger.warning("a log was not closed cleanly: %s", error)

@@ -17,7 +17,7 @@ import msgspec
 
 from mesh.durable.batch import HEAD_BYTES, Head, encode_head
 from mesh.durable.index import Index
-from mesh.durable.scan import Damage, Found, torn
+from mesh.durable.scan import Damage, Found, Walk, end_of_use, torn
 from mesh.durable.segment import Segment, bases, begin, name_of, read_head
 from mesh.durable.storage import File, Storage
 from mesh.errors import LogDamaged
@@ -113,14 +113,15 @@ def recover(
             index.note(found.header)
             log_epoch = max(log_epoch, found.header.log_epoch)
             observe(found)
-        damage = torn(walk, file.read, size, partition) if walk.fault else None
-        if damage is None and walk.offset < state.end:
-            text = walk.fault or "the file ends"
-            damage = Damage(walk.position, walk.offset, f"{text}; there were {state.end:,} records")
-        if damage is not None:
-            raise LogDamaged(name, damage.position, damage.offset, damage.reason)
+        used = size
+        if walk.fault and head is not None:
+            used = end_of_use(file.read, walk.position, size)
+        damage = torn(walk, file.read, used, partition) if walk.position < used else None
+        _check_whole(name, walk, damage, state.end)
+        if walk.position < used:
+            _keep_torn(storage, file, name, walk.position, used - walk.position)
         if walk.fault:
-            _cut(storage, file, name, walk.position, size)
+            file.truncate(walk.position)
         if head is None:
             if sealed:
                 now_ns = max(now_ns, sealed[-1].index(storage).time_ns)
@@ -137,8 +138,17 @@ def recover(
         index=index,
         time_ns=walk.time_ns,
         log_epoch=log_epoch,
-        torn_bytes=size - walk.position,
+        torn_bytes=used - walk.position,
     )
+
+
+def _check_whole(name: str, walk: Walk, damage: Damage | None, end: int) -> None:
+    """Raise `LogDamaged` unless all is there that is known to have been: records up to `end`."""
+    if damage is None and walk.offset < end:
+        text = walk.fault or "the file ends"
+        damage = Damage(walk.position, walk.offset, f"{text}; there were {end:,} records")
+    if damage is not None:
+        raise LogDamaged(name, damage.position, damage.offset, damage.reason)
 
 
 def _size(storage: Storage, name: str) -> int:
@@ -146,14 +156,12 @@ def _size(storage: Storage, name: str) -> int:
         return file.size()
 
 
-def _cut(storage: Storage, file: File, name: str, position: int, size: int) -> None:
-    """Take a torn tail off, and keep it aside where there is room for it: of a huge one the first
-    part."""
-    torn_bytes = size - position
+def _keep_torn(storage: Storage, file: File, name: str, position: int, torn_bytes: int) -> None:
+    """Put a torn tail aside, where there is room for it, before it is cut off: of a huge one the
+    first part."""
     logger.warning("%s: a torn append of %d bytes is cut off at %d", name, torn_bytes, position)
     try:
         kept = file.read(position, min(torn_bytes, TORN_BYTES_MAX))
         storage.replace(f"{name}.{position}.torn", kept)
     except OSError as error:
         logger.warning("%s: its torn tail cannot be put aside: %s", name, error)
-    file.truncate(position)

@@ -1,9 +1,9 @@
 """Reading a segment from its bytes: what stands there, where it ends, and why.
 
 Guarantee: nothing is yielded that is not byte for byte what was appended there, and what ends the
-reading is told apart: the end of the file, a torn tail (which only an append that nobody was told
-about can leave), or damage (something that had been on disk does not read any more). Knows no
-files: it is given a function that reads.
+reading is told apart: the end of the file or of its used part, a torn tail (which only an append
+that nobody was told about can leave), or damage (something that had been on disk does not read any
+more). Knows no files: it is given a function that reads.
 """
 
 from __future__ import annotations
@@ -111,6 +111,17 @@ def torn(walk: Walk, read: Read, size: int, partition: int) -> Damage | None:
         if header.synced > walk.position and header.offset >= walk.offset:
             return Damage(walk.position, walk.offset, walk.fault)
     return None
+
+
+def end_of_use(read: Read, position: int, size: int) -> int:
+    """Where a file of that `size` is not in use any more behind `position`: zeros at its end are
+    room that was reserved."""
+    while size > position:
+        begin = max(position, size - _CHUNK_BYTES)
+        if used := read(begin, size - begin).rstrip(b"\0"):
+            return begin + len(used)
+        size = begin
+    return position
 
 
 def _headers(read: Read, position: int, size: int, partition: int) -> Iterator[Header]:

@@ -6,6 +6,7 @@ be tested on a disk in memory that fails on demand. `Disk` is the real one.
 What is promised, and what is not::
 
     append    in the kernel's memory: it survives this process, not the machine
+    reserve   room on the disk; after a crash there are zeros, or there is nothing
     sync      of a file: what was appended survives the machine, if its name does
     sync      of a directory: so do the names that were made and removed in it
     replace   all of it: after a crash the old data or the new, whole; when it returns, the new
@@ -37,7 +38,7 @@ Bytes = bytes | memoryview
 """A view has bytes for its items."""
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
-"""How many parts one `writev` takes: 1024 on Linux."""
+"""How many parts one `pwritev` takes: 1024 on Linux."""
 _LOCK: Final = ".lock"
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK
 """Of every file, besides O_CLOEXEC, which Python gives them all. Opening a named pipe would wait
@@ -51,8 +52,14 @@ class File(Protocol):
         """Bytes, the unsynced ones included. Raises `OSError`."""
 
     def append(self, parts: Sequence[Bytes]) -> None:
-        """Write all parts at the end, one behind the other. Raises `OSError`, and then a part of
+        """Write all parts at the end, one behind the other: that is where the file ended when it
+        was opened or truncated, and what was appended since. Raises `OSError`, and then a part of
         them may be there; `StorageFailed` if the file is poisoned."""
+
+    def reserve(self, size: int) -> None:
+        """Have the file be that long, with zeros behind what was appended: a sync of what is
+        appended there has less to write, as the file's length stays what it is. Raises `OSError`
+        if there is no room, or it cannot be done here; the file is no worse then."""
 
     def read(self, at: int, length: int) -> bytes:
         """That many bytes from there; fewer only at the end of the file. Raises `OSError`."""
@@ -155,8 +162,11 @@ class DiskFile:
         self._poison = Poison(str(path))
         self._fd = os.open(path, flags | _FLAGS, 0o600)
         try:
-            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            found = os.fstat(self._fd)
+            if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
+            self._end = found.st_size
+            """Where to append."""
         except BaseException:
             self.close()
             raise
@@ -170,15 +180,21 @@ class DiskFile:
                 self._write(parts[first : first + _IOV_MAX])
 
     def _write(self, parts: Sequence[Bytes]) -> None:
-        written = os.writev(self._fd, parts)
+        written = os.pwritev(self._fd, parts, self._end)
+        self._end += written
         if written == sum(map(len, parts)):
             return
         rest = memoryview(b"".join(parts))[written:]
         while rest:
-            written = os.writev(self._fd, [rest])
+            written = os.pwritev(self._fd, [rest], self._end)
             if not written:
                 raise OSError(errno.EIO, "nothing was written, without an error")
+            self._end += written
             rest = rest[written:]
+
+    def reserve(self, size: int) -> None:
+        if size > self._end:
+            os.posix_fallocate(self._fd, self._end, size - self._end)
 
     def read(self, at: int, length: int) -> bytes:
         data = os.pread(self._fd, length, at)
@@ -195,6 +211,7 @@ class DiskFile:
     def truncate(self, size: int) -> None:
         with self._poison:
             os.ftruncate(self._fd, size)
+            self._end = size
 
     def forget(self) -> None:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -234,7 +251,7 @@ class Disk:
         return self._create(check_name(name))
 
     def open(self, name: str) -> File:
-        return DiskFile(self.path / check_name(name), os.O_RDWR | os.O_APPEND)
+        return DiskFile(self.path / check_name(name), os.O_RDWR)
 
     def open_to_read(self, name: str) -> File:
         return DiskFile(self.path / check_name(name), os.O_RDONLY)
@@ -271,7 +288,7 @@ class Disk:
             lock.release()
 
     def _create(self, name: str) -> File:
-        return DiskFile(self.path / name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        return DiskFile(self.path / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
 def _sync_directory(path: Path) -> None:

@@ -150,7 +150,7 @@ def test_no_file_is_left_open_by_what_failed(
         *(disk.sync, disk.lock, lambda: disk.folder("new")),
         lambda: disk.replace("state", b"new"),
     ]
-    for function in ("fsync", "fdatasync", "writev", "rename", "ftruncate", "fstat"):
+    for function in ("fsync", "fdatasync", "pwritev", "rename", "ftruncate", "fstat"):
         with monkeypatch.context() as patch:
             patch.setattr(os, function, fail)
             for call in calls:
@@ -165,13 +165,13 @@ def test_parts_go_out_in_as_few_calls_as_the_system_allows(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    original = os.writev
+    original = os.pwritev
 
-    def count(fd: int, parts: list[memoryview]) -> int:
+    def count(fd: int, parts: list[memoryview], at: int) -> int:
         calls.append(len(parts))
-        return original(fd, parts)
+        return original(fd, parts, at)
 
-    monkeypatch.setattr(os, "writev", count)
+    monkeypatch.setattr(os, "pwritev", count)
     with contextlib.closing(disk.create("a")) as file:
         file.append([b"x"] * 1024)
         file.append([b"y"] * 2500)
@@ -180,14 +180,14 @@ def test_parts_go_out_in_as_few_calls_as_the_system_allows(
 
 
 def test_a_short_write_is_gone_on_with(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = os.writev
+    original = os.pwritev
     lengths = iter(range(1, 1000))
 
-    def write_some(fd: int, parts: list[memoryview]) -> int:
-        return original(fd, [memoryview(b"".join(parts))[: next(lengths)]])
+    def write_some(fd: int, parts: list[memoryview], at: int) -> int:
+        return original(fd, [memoryview(b"".join(parts))[: next(lengths)]], at)
 
     parts = [bytes([number]) * (number % 7) for number in range(200)]
-    monkeypatch.setattr(os, "writev", write_some)
+    monkeypatch.setattr(os, "pwritev", write_some)
     with contextlib.closing(disk.create("a")) as file:
         file.append(parts)
         assert file.read(0, file.size()) == b"".join(parts)
@@ -197,7 +197,7 @@ def test_a_write_that_writes_nothing_is_an_error_and_no_loop(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.closing(disk.create("a")) as file:
-        monkeypatch.setattr(os, "writev", lambda fd, parts: 0)
+        monkeypatch.setattr(os, "pwritev", lambda fd, parts, at: 0)
         with pytest.raises(OSError, match="nothing was written"):
             file.append([b"x"])
 
@@ -219,7 +219,7 @@ def test_an_interrupted_append_poisons_too(disk: Disk, monkeypatch: pytest.Monke
 
     with contextlib.closing(disk.create("a")) as file:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "writev", interrupt)
+            patch.setattr(os, "pwritev", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 file.append([b"x"])
         with pytest.raises(StorageFailed, match="after KeyboardInterrupt"):
@@ -240,10 +240,10 @@ def test_what_replaces_is_on_the_disk_before_it_has_the_name_and_the_name_afterw
 
         monkeypatch.setattr(os, function, called)
 
-    for function in ("writev", "fdatasync", "rename", "fsync"):
+    for function in ("pwritev", "fdatasync", "rename", "fsync"):
         record(function)
     disk.replace("state", b"new")
-    assert calls == ["writev", "fdatasync", "rename", "fsync"]
+    assert calls == ["pwritev", "fdatasync", "rename", "fsync"]
     calls.clear()
     disk.folder("inside")
     assert calls == ["fsync"]

@@ -118,7 +118,7 @@ def test_power_loss_at_each_call_of_a_replacement_leaves_the_old_or_the_new(
     with loop_disk(tmp_path) as disk:
         storage = Disk(disk.path / "log")
         found = []
-        for function in ("writev", "fdatasync", "rename", "fsync"):
+        for function in ("pwritev", "fdatasync", "rename", "fsync"):
             storage.replace("state", b"old")
             with monkeypatch.context() as patch:
                 cut_power_before(function, disk, flag, patch)
@@ -267,10 +267,10 @@ def test_a_program_that_is_only_watched_runs_to_its_end_and_its_calls_are_counte
     run = traced(WRITER, tmp_path / "log")
     assert (run.status, run.err) == (0, "")
     assert run.out.split("\n")[-2] == "synced 4"
-    assert run.calls == {"writev": 5, "fdatasync": 5, "fsync": 1}
+    assert run.calls == {"pwritev2": 5, "fdatasync": 5, "fsync": 1}
 
 
-@pytest.mark.parametrize(("call", "last"), [("fdatasync", "appended 2"), ("writev", "synced 1")])
+@pytest.mark.parametrize(("call", "last"), [("fdatasync", "appended 2"), ("pwritev2", "synced 1")])
 def test_sigkill_ends_the_program_at_the_call_that_was_named(
     tmp_path: Path, call: str, last: str
 ) -> None:
@@ -286,7 +286,7 @@ def test_sigkill_at_each_call_of_a_replacement_leaves_the_old_or_the_new(tmp_pat
     storage = Disk(tmp_path / "log")
     storage.replace("state", b"old")
     calls = traced(REPLACER, storage.path).calls
-    assert calls == {"writev": 1, "fdatasync": 1, "rename": 1, "fsync": 2, "unlink": 1}
+    assert calls == {"pwritev2": 1, "fdatasync": 1, "rename": 1, "fsync": 2, "unlink": 1}
     found = {}
     for call, count in calls.items():
         for nth in range(1, count + 1):
@@ -299,7 +299,7 @@ def test_sigkill_at_each_call_of_a_replacement_leaves_the_old_or_the_new(tmp_pat
     assert set(found.values()) == {b"old"}
 
 
-@pytest.mark.parametrize("call", ["writev", "fdatasync"])
+@pytest.mark.parametrize("call", ["pwritev2", "fdatasync"])
 def test_an_error_of_a_call_gets_to_the_program_and_poisons_the_file(
     tmp_path: Path, call: str
 ) -> None:
@@ -318,10 +318,10 @@ def test_a_program_goes_on_where_a_short_write_ended(tmp_path: Path) -> None:
         file.append([b"0123", b"4567", b"89"])
         file.close()
     """
-    run = traced(source, tmp_path / "log", inject=[short_at("writev", 1, 6)])
+    run = traced(source, tmp_path / "log", inject=[short_at("pwritev2", 1, 6)])
     assert (run.status, run.err) == (0, "")
-    assert run.calls["writev"] == 2
-    assert content(Disk(tmp_path / "log"), "a") == b"6789"
+    assert run.calls["pwritev2"] == 2
+    assert content(Disk(tmp_path / "log"), "a") == bytes(6) + b"6789"
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def test_the_journal_of_another_partition_says_nothing() -> None:
 def test_an_entry_that_means_nothing_ends_it() -> None:
     disk = FakeDisk()
     journal = begun(disk, nth(0))
-    disk.open("g").append([journal._entry(b"\x93\x01"), journal._entry(b"\xc0")])
+    assert journal._file is not None
+    journal._file.append([journal._entry(b"\x93\x01"), journal._entry(b"\xc0")])
     journal.append(nth(1))
     assert read(disk) == [Progress(), nth(0)]
     disk.replace("g", MAGIC + journal._entry(b"\xc0"))

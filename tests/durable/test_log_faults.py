@@ -204,11 +204,47 @@ def test_a_torn_tail_is_kept_aside() -> None:
     log.append(batches([3]), 0)
     found = disk.kill()
     file = found.open(name)
-    torn = file.read(size, 50)
-    file.truncate(size + 50)
+    torn = file.read(size, 70).rstrip(b"\0")
+    file.truncate(size + len(torn))
     log = open_log(found)
-    assert (log.end, log.torn_bytes) == (3, 50)
+    assert (log.end, log.torn_bytes) == (3, len(torn))
     assert contents(found)[f"{name}.{size}.torn"] == torn
+
+
+def test_room_that_was_reserved_is_no_torn_tail() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    append(log, range(3))
+    name, size = log.segments[-1].name, log.size
+    found = disk.kill()
+    assert found.open(name).size() > size
+    assert sound(found).torn_bytes == 0
+    log = open_log(found)
+    assert (log.end, log.torn_bytes, log.size) == (3, 0, size)
+    assert found.open(name).size() == size
+    assert not [each for each in found.names() if each.endswith(".torn")]
+
+
+def test_no_room_stays_reserved_in_what_is_not_appended_to() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    for n in range(30):
+        append(log, [n])
+    assert len(log.segments) > 1
+    for segment in log.segments[:-1]:
+        assert disk.open(segment.name).size() == segment.size
+    log.close()
+    last = log.segments[-1]
+    assert disk.open(last.name).size() == last.size
+
+
+def test_what_has_no_room_to_reserve_is_appended_as_long_as_there_is_room_for_it() -> None:
+    disk = FakeDisk()
+    log = open_log(disk, segment_bytes=1 << 20)
+    disk.faults.room_bytes = 500
+    append(log, range(2))
+    assert bodies(log) == [record(0), record(1)]
+    assert disk.open(log.segments[-1].name).size() == log.size
 
 
 def test_of_a_huge_torn_tail_the_first_part_is_kept_aside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +254,7 @@ def test_of_a_huge_torn_tail_the_first_part_is_kept_aside(monkeypatch: pytest.Mo
     log = open_log(disk)
     append(log, range(3))
     name, size = log.segments[-1].name, log.size
-    disk.open(name).append([bytes(range(250)) * 20])
+    written(disk, name, size, bytes(range(250)) * 20)
     log = open_log(disk)
     assert (log.end, log.torn_bytes) == (3, 5000)
     assert contents(disk)[f"{name}.{size}.torn"] == bytes(range(100))

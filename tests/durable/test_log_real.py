@@ -41,7 +41,7 @@ from tests.support.trials import Journal, work
 
 pytestmark = pytest.mark.slow
 
-CALLS = ("writev", "fdatasync", "fsync", "rename", "unlink")
+CALLS = ("pwritev2", "fallocate", "fdatasync", "fsync", "ftruncate", "rename", "unlink")
 
 
 # -- Processes that are killed
@@ -126,7 +126,15 @@ def before_call(nth: int, action: Callable[[], object]) -> Iterator[None]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("writev", "fdatasync", "fsync", "rename", "unlink", "ftruncate"):
+        for name in (
+            "pwritev",
+            "posix_fallocate",
+            "fdatasync",
+            "fsync",
+            "rename",
+            "unlink",
+            "ftruncate",
+        ):
             patch.setattr(os, name, counted(getattr(os, name)))
         yield
 
@@ -246,9 +254,9 @@ def failed(tmp_path: Path, fault: str) -> bool:
     return "mends" in run.out
 
 
-@pytest.mark.parametrize("call", ["writev", "fdatasync", "fsync", "rename"])
+@pytest.mark.parametrize("call", ["pwritev2", "fdatasync", "fsync", "rename"])
 def test_a_call_that_fails_once_costs_nothing_acknowledged(tmp_path: Path, call: str) -> None:
-    assert failed(tmp_path, fail_at(call, 9 if call == "fdatasync" else 8))
+    assert failed(tmp_path, fail_at(call, 8))
 
 
 def test_a_sync_that_fails_for_ever_ends_the_appends_and_costs_nothing_acknowledged(
@@ -260,7 +268,7 @@ def test_a_sync_that_fails_for_ever_ends_the_appends_and_costs_nothing_acknowled
 @pytest.mark.long
 @pytest.mark.timeout(85)
 @pytest.mark.parametrize("fault", [partial(fail_at, error="ENOSPC"), fail_at, fail_from])
-@pytest.mark.parametrize("call", ["writev", "fdatasync", "fsync", "rename"])
+@pytest.mark.parametrize("call", ["pwritev2", "fdatasync", "fsync", "rename"])
 def test_each_call_that_fails_once_or_from_then_on_costs_nothing_acknowledged(
     tmp_path: Path, call: str, fault: Callable[[str, int], str]
 ) -> None:

@@ -39,7 +39,7 @@ class RealWorld:
         return Disk(self._path)
 
     def fail_append(self, code: int) -> None:
-        self._fail("writev", code)
+        self._fail("pwritev", code)
 
     def fail_sync(self, code: int) -> None:
         self._fail("fdatasync", code)
@@ -175,6 +175,24 @@ def test_appending_goes_on_at_the_end_after_a_cut_and_after_reopening(
     again = keep(storage.open("a"))
     again.append([b"cd"])
     assert file.read(0, 100) == again.read(0, 100) == b"0123abcd"
+
+
+def test_what_is_appended_comes_before_the_room_that_is_reserved(
+    storage: Storage, keep: Keep
+) -> None:
+    file = keep(storage.create("a"))
+    file.append([b"one"])
+    file.reserve(10)
+    assert (file.size(), file.read(0, 20)) == (10, b"one" + bytes(7))
+    file.append([b"two"])
+    file.reserve(5)
+    assert file.read(0, 20) == b"onetwo" + bytes(4)
+    file.append([b"three"])
+    assert file.read(0, 20) == b"onetwothree"
+    file.reserve(20)
+    file.truncate(6)
+    file.append([b"four"])
+    assert file.read(0, 20) == b"onetwofour"
 
 
 def test_a_file_opened_to_read_is_not_written(storage: Storage, keep: Keep) -> None:

@@ -62,6 +62,12 @@ def disk() -> FakeDisk:
     return FakeDisk()
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine does meanwhile."""
+    monkeypatch.setattr("mesh.durable.writer._QUICK_S", 1000.0)
+
+
 class Setting:
     """A partition, its writer, and a producer that submits."""
 
@@ -238,10 +244,16 @@ def test_a_log_that_rests_is_marked(setting: Setting, monkeypatch: pytest.Monkey
     setting.submit()
     setting.answers.wait_for(1)
     written = setting.partition.log.size
-    until(lambda: setting.writer.tick() or setting.partition.log.size > written)
+
+    def marked() -> bool:
+        setting.writer.tick()
+        return setting.partition.log.size > written
+
+    until(marked)
     assert size < written
 
 
+@pytest.mark.usefixtures("quick")
 def test_who_submits_alone_writes_itself(setting: Setting) -> None:
     setting.rested()
     write = setting.submit("a", lone=True)
@@ -254,6 +266,7 @@ def test_who_submits_alone_writes_itself(setting: Setting) -> None:
     assert payloads(setting.partition) == ["a", "b"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_one_left_that_was_to_write_itself_goes_with_the_next(setting: Setting) -> None:
     setting.rested()
     write = setting.submit("a", lone=True)
@@ -266,6 +279,7 @@ def test_what_one_left_that_was_to_write_itself_goes_with_the_next(setting: Sett
     assert len(setting.answers.got) == 2
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_one_left_that_was_to_write_itself_is_written_by_and_by(setting: Setting) -> None:
     setting.rested()
     assert setting.submit("a", lone=True) is not None
@@ -273,6 +287,7 @@ def test_what_one_left_that_was_to_write_itself_is_written_by_and_by(setting: Se
     setting.answers.wait_for(1)
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_was_to_be_written_by_who_submitted_is_written_before_the_end(disk: FakeDisk) -> None:
     setting = Setting(disk)
     setting.rested()
@@ -285,6 +300,7 @@ def test_what_was_to_be_written_by_who_submitted_is_written_before_the_end(disk:
     sound(disk)
 
 
+@pytest.mark.usefixtures("quick")
 def test_others_wait_for_who_writes_itself_and_share_the_next_sync(
     disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +331,7 @@ def test_where_a_disk_is_slow_the_writer_writes(
     setting.answers.wait_for(1)
 
 
+@pytest.mark.usefixtures("quick")
 def test_where_a_sync_is_due_later_the_writer_writes(disk: FakeDisk) -> None:
     setting = Setting(disk, StreamOptions(durability="interval"), interval_s=0.01)
     setting.rested()

@@ -49,7 +49,9 @@ from mesh.errors import LogLocked
 
 SECTOR_BYTES = 512
 
-Operation = Literal["create", "append", "sync", "truncate", "rename", "remove", "folder", "names"]
+Operation = Literal[
+    "create", "append", "reserve", "sync", "truncate", "rename", "remove", "folder", "names"
+]
 """``sync`` is a file's, ``names`` a directory's; a `replace` is create, append, sync, rename and
 names, and so is a new `folder` folder and names."""
 
@@ -224,6 +226,7 @@ class FakeFile:
         self._writable = writable
         self._poison = Poison(name)
         self._open = True
+        self._end = len(content.shown)
 
     def size(self) -> int:
         self._check(True)
@@ -245,9 +248,21 @@ class FakeFile:
                 end, fits = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), faults.room_bytes
             if faults.room_bytes is not None:
                 faults.room_bytes -= min(fits, faults.room_bytes)
-            content.write(len(content.shown), data[:fits])
+            content.write(self._end, data[:fits])
+            self._end += fits
             if end is not None:
                 raise end
+
+    def reserve(self, size: int) -> None:
+        self._check(self._writable)
+        content, faults = self._content, self._faults
+        more = size - len(content.shown)
+        if more <= 0:
+            return
+        if faults.room_bytes is not None and faults.room_bytes < more:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        zeros = bytes(more)
+        faults.step("reserve", lambda: content.write(len(content.shown), zeros))
 
     def read(self, at: int, length: int) -> bytes:
         self._check(True)
@@ -271,6 +286,7 @@ class FakeFile:
             self._check(self._writable)
             assert size <= len(self._content.shown), "a real file would grow, and hold zeros there"
             self._faults.step("truncate", lambda: self._content.write(size, None))
+            self._end = size
 
     def forget(self) -> None:
         self._check(True)

@@ -205,7 +205,16 @@ class Traced(NamedTuple):
     """How many of each watched system call were begun."""
 
 
-WATCHED: Final = ("writev", "pwrite64", "fdatasync", "fsync", "ftruncate", "rename", "unlink")
+WATCHED: Final = (
+    "pwritev2",
+    "pwrite64",
+    "fallocate",
+    "fdatasync",
+    "fsync",
+    "ftruncate",
+    "rename",
+    "unlink",
+)
 """What `mesh.durable.storage` changes things with, and the interpreter does not while it starts.
 Of others the interpreter's own are counted, too."""
 
@@ -227,7 +236,7 @@ def fail_from(call: str, nth: int, error: str = "EIO") -> str:
 
 def short_at(call: str, nth: int, count: int) -> str:
     """Instead of it, the word that `count` bytes were written. They were not: a program that goes
-    on with the rest has a file that lacks just these."""
+    on with the rest has a file with zeros there."""
     return f"{call}:retval={count}:when={nth}"
 
 
