@@ -76,6 +76,8 @@ class Assembly:
         self.hooks = Hooks(name)
         self.presence = Presence()
         self._closing: Closed | None = None
+        self._gone = False
+        """Whether nothing of it is in use any more."""
         self._lock = threading.Lock()
         self._keys = itertools.count(1)
         self._hosting: Hosting | None = None
@@ -331,18 +333,22 @@ class Assembly:
         self.end(timeout)
         if self.loop.is_current:
             return  # some destructor of the user's was called there
-        if not self.presence.wait_until(lambda: self.loop.ended, timeout + _GRACE_S):
+        if not self.presence.wait_until(lambda: self._gone, timeout + _GRACE_S):
             logger.error("node %r: still closing after %g s", self.name, timeout + _GRACE_S)
         self.hooks.join(max(0.0, deadline - time.monotonic()))
 
     def _ended(self) -> None:
-        self._flusher.close()
-        if self._streams is not None:
-            self._streams.close()
-        if self._hosting is not None:
-            self._hosting.close()
-        self.hooks.close()
-        _alive.discard(self)
+        """The loop has: the rest, before anybody is told."""
+        try:
+            self._flusher.close()
+            if self._streams is not None:
+                self._streams.close()
+            if self._hosting is not None:
+                self._hosting.close()
+            self.hooks.close()
+            _alive.discard(self)
+        finally:
+            self._gone = True
 
     def abandon(self) -> None:
         """In a forked child: everything here is the parent's."""
@@ -351,6 +357,7 @@ class Assembly:
             "make a new Node after fork()"
         )
         self._lock = threading.Lock()
+        self._gone = True
         self.loop.abandon()
 
 

@@ -15,6 +15,7 @@ import pytest
 from mesh import Node
 from mesh.durable.appending import Appending
 from mesh.durable.check import check
+from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import Disk
 from mesh.errors import (
     Closed,
@@ -279,6 +280,30 @@ def test_a_stream_is_there_after_its_node_has_closed(tmp_path: Path) -> None:
         assert (record.partition, record.offset) == (receipt.partition, 0)
         assert node.stream("orders").append("y").offset == 1
     sound(tmp_path / "log")
+
+
+def test_a_node_is_closed_once_its_log_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or who opens that directory next finds it in use."""
+    held, go_on = threading.Event(), threading.Event()
+    close = Sidecar.close
+
+    def held_up(sidecar: Sidecar, timeout: float = 5.0) -> None:
+        held.set()
+        assert go_on.wait(10)
+        close(sidecar, timeout)
+
+    monkeypatch.setattr(Sidecar, "close", held_up)
+    node = Node("one", durable=tmp_path / "log")
+    first, second = threading.Thread(target=node.close), threading.Thread(target=node.close)
+    first.start()
+    assert held.wait(10)
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    Node("two", durable=tmp_path / "log").close()
 
 
 def kill_and_start_again(program: Program, programs: Programs, directory: Path) -> Program:
