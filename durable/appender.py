@@ -10,33 +10,43 @@ All under the lock of its route's link, and driven by whoever waits or submits. 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import Final
 
 import msgspec
 
 from mesh import limits
-from mesh.durable.batch import Batch
+from mesh.durable.batch import HEADER_BYTES, Batch
+from mesh.durable.encoding import BYTES, RECORDS
 from mesh.durable.partition import Appended, Opened, Refused
 from mesh.durable.protocol import Open
+from mesh.durable.records import Item, batch_of_payloads
 from mesh.durable.refusals import error_of
 from mesh.durable.route import Ask, Route
-from mesh.errors import Busy, MeshError, OutcomeUnknown, StorageFailed
+from mesh.errors import Busy, Closed, MeshError, OutcomeUnknown, StorageFailed
 from mesh.options import StreamOptions
+from mesh.sockets.flusher import Flusher
 
 _ASKS_MAX: Final = limits.PRODUCER_BATCHES // 2
 """Batches of a producer under way: half of what the log remembers of it, so that each of them can
 be recognised if it has to be asked for again."""
+_ITEM_HEADER_BYTES: Final = 5
+"""At most, in MessagePack."""
 _REPLACE: Final = msgspec.structs.replace
 
 
 class Pending:
-    """A batch under way. Who waits for it, does so with its ask."""
+    """A batch under way. Who waits for it, does so with its ask. An *open* one is made of `items`,
+    to which others may come until it is asked for."""
 
-    __slots__ = ("appended", "ask", "batch", "error")
+    __slots__ = ("appended", "ask", "batch", "error", "items", "size")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch | None, items: list[Item] | None = None, size: int = 0) -> None:
         self.batch = batch
+        self.items = items
+        self.size = size if batch is None else batch.header.size
+        """Bytes, about."""
         self.ask: Ask | None = None
         self.appended: Appended | None = None
         self.error: MeshError | None = None
@@ -50,8 +60,16 @@ class Appender:
     """See above."""
 
     def __init__(
-        self, route: Route, stream: str, producer: int, options: StreamOptions | None
+        self,
+        route: Route,
+        stream: str,
+        producer: int,
+        options: StreamOptions | None,
+        *,
+        flusher: Flusher,
+        bytes_max: int,
     ) -> None:
+        """`flusher` has open batches asked for. A message has `bytes_max` at most."""
         self.route = route
         self.producer = producer
         self.durability = "fsync"
@@ -61,6 +79,8 @@ class Appender:
         """Of the next record; None while that is not known."""
         self._stream = stream
         self._options = options
+        self._flusher = flusher
+        self._open_bytes_max = min(BYTES, bytes_max // 2)
         self._epoch = 0
         self._opening: Ask | None = None
         self._claimed: list[Ask] = []
@@ -80,13 +100,47 @@ class Appender:
     def submit(self, batch: Batch) -> Pending:
         """Have it appended, behind all that was submitted before. Raises `ProducerFenced` and the
         like, if nothing can be any more."""
-        if self._failed is not None:
-            raise self._failed
         pending = Pending(batch)
-        self._queue.append(pending)
-        self.bytes_waiting += batch.header.size
+        self._enqueue(pending)
         self._send()
         return pending
+
+    def submit_item(self, item: Item) -> tuple[Pending, int]:
+        """Likewise one record, and which of its batch it is: what comes closely behind another
+        shares one."""
+        last = self._queue[-1] if self._queue else None
+        size = len(item) + _ITEM_HEADER_BYTES
+        if last is not None and last.items is not None and self._failed is None:
+            if len(last.items) < RECORDS and last.size + size <= self._open_bytes_max:
+                last.items.append(item)
+                last.size += size
+                self.bytes_waiting += size
+                return last, len(last.items) - 1
+            self.advance(None)
+        pending = Pending(None, [item], HEADER_BYTES + size)
+        self._enqueue(pending)
+        if not (self._asked and self._flusher.watch(self)):
+            self._send()
+            if self._queue:  # its producer is being opened
+                self._flusher.watch(self)
+        return pending, 0
+
+    def _enqueue(self, pending: Pending) -> None:
+        if self._failed is not None:
+            raise self._failed
+        self._queue.append(pending)
+        self.bytes_waiting += pending.size
+
+    def close_batches(self) -> bool:
+        """Have all that is open asked for: the flusher's. Takes the link's lock."""
+        with contextlib.suppress(Closed):
+            self.route.link.run(self._close_batches)
+        return not self._queue
+
+    def _close_batches(self) -> None:
+        self.advance(None)
+        if not self._queue:
+            self._flusher.forget(self)
 
     def submit_and_claim(self, batch: Batch) -> tuple[Pending, Ask | None]:
         """`submit`, and `claim` what it depends on."""
@@ -136,14 +190,6 @@ class Appender:
         self._settle()
         self._send()
 
-    def withdraw(self, pending: Pending) -> bool:
-        """Forget it, if it has not been asked for. Whether that was so."""
-        if pending.ask is None and pending in self._queue:
-            self._queue.remove(pending)
-            self.bytes_waiting -= pending.batch.header.size
-            return True
-        return False
-
     # -- What is asked for -------------------------------------------------------------------
 
     def _send(self) -> None:
@@ -159,17 +205,22 @@ class Appender:
             and not self._rewinding
         ):
             pending = self._queue[0]
+            batch = pending.batch
+            if batch is None:
+                assert pending.items is not None
+                batch = pending.batch = batch_of_payloads(pending.items)
+                pending.items = None
             header = _REPLACE(
-                pending.batch.header,
+                batch.header,
                 producer=self.producer,
                 producer_epoch=self._epoch,
                 seq=self.next_seq,
             )
+            pending.batch = batch = Batch(header, batch.body)
             try:
-                pending.ask = self.route.append(self._stream, Batch(header, pending.batch.body))
+                pending.ask = self.route.append(self._stream, batch)
             except Busy:
                 return
-            pending.batch = Batch(header, pending.batch.body)
             self.next_seq += header.count
             self._queue.popleft()
             self._asked.append(pending)
@@ -213,6 +264,7 @@ class Appender:
             self._settled(asked[0], reply)
 
     def _settled(self, pending: Pending, reply: object) -> None:
+        assert pending.batch is not None
         header = pending.batch.header
         if isinstance(reply, Appended):
             pending.appended = reply
@@ -240,7 +292,7 @@ class Appender:
 
     def _done(self, pending: Pending) -> None:
         self._asked.popleft()
-        self.bytes_waiting -= pending.batch.header.size
+        self.bytes_waiting -= pending.size
 
     def _may_be_there(self, pending: Pending) -> bool:
         assert pending.ask is not None
@@ -261,11 +313,11 @@ class Appender:
         for pending, reply in zip(reversed(self._asked), reversed(replies), strict=True):
             if self.next_seq is None and self._may_be_there(pending):
                 pending.error = OutcomeUnknown("the log no longer knows this producer")
-                self.bytes_waiting -= pending.batch.header.size
+                self.bytes_waiting -= pending.size
                 continue
             if isinstance(reply, Appended):  # it was there before
                 pending.appended = reply
-                self.bytes_waiting -= pending.batch.header.size
+                self.bytes_waiting -= pending.size
                 continue
             pending.ask = None
             self._queue.appendleft(pending)

@@ -28,6 +28,8 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
 
     _appender: Appender
     _pending: Pending
+    _index: int | None = None
+    """Which of its batch it is; None: all of it."""
 
     @property
     def done(self) -> bool:
@@ -37,11 +39,11 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
     def wait(self, timeout: float | None = None) -> Receipt:
         """Block until its outcome is known. Raises what `Stream.append` raises."""
         wait(self._appender, self._pending, check_timeout(timeout))
-        return receipt_of(self._appender, self._pending)
+        return receipt_of(self._appender, self._pending, self._index)
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         yield from await_(self._appender, self._pending, None).__await__()
-        return receipt_of(self._appender, self._pending)
+        return receipt_of(self._appender, self._pending, self._index)
 
 
 def wait(appender: Appender, pending: Pending, timeout: float | None) -> None:
@@ -160,16 +162,16 @@ def _progress(appender: Appender, ask: Ask | None) -> Callable[[], bool | None]:
     return attempt
 
 
-def receipt_of(appender: Appender, pending: Pending) -> Receipt:
-    """Of one whose outcome is known. Raises that, if it is an error."""
+def receipt_of(appender: Appender, pending: Pending, index: int | None = None) -> Receipt:
+    """Of one whose outcome is known, or of one record in it. Raises that, if it is an error."""
     if pending.error is not None:
         raise type(pending.error)(*pending.error.args)
     appended = pending.appended
     assert appended is not None
     return Receipt(
         appender.route.partition,
-        None if appended.offset == NOWHERE else appended.offset,
-        appended.count,
+        None if appended.offset == NOWHERE else appended.offset + (index or 0),
+        appended.count if index is None else 1,
         appended.time_ns,
         "fsynced" if appender.durability == "fsync" else "written",
         appended.repeated,

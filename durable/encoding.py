@@ -20,6 +20,7 @@ from mesh.durable.derivations import source_number
 from mesh.durable.reading import Record
 from mesh.durable.records import (
     Derived,
+    Item,
     NewRecord,
     batch_of,
     batch_of_payloads,
@@ -31,9 +32,12 @@ from mesh.errors import InvalidOption, PayloadTooLarge
 from mesh.options import check_count
 from mesh.sockets.codec import Headers
 
-_RECORDS: Final = 1024
+RECORDS: Final = 1024
 """Of many in one batch."""
-_BYTES: Final = 256 * 1024
+BYTES: Final = 256 * 1024
+"""Likewise."""
+_AROUND_BYTES: Final = 2 * HEADER_BYTES + 10
+"""Of a batch of one record, and of what it travels in, besides the payload."""
 
 
 def one_record(
@@ -47,11 +51,8 @@ def one_record(
     derived: Derived | None = None,
 ) -> Batch:
     """A batch of one record. Raises `NotSerializable`, `PayloadTooLarge`, `InvalidOption`."""
-    plain = key is None and not headers and dedup_id is None and delay is None and derived is None
-    if plain:
-        if type(payload) is not bytes:
-            payload = msgspec.Raw(pack_payload(payload, bytes_max))
-        return _checked(batch_of_payloads([payload]), bytes_max)
+    if is_plain(key, headers, dedup_id, delay, derived):
+        return _checked(batch_of_payloads([_item(payload, bytes_max)]), bytes_max)
     record = NewRecord(
         pack_payload(payload, bytes_max),
         pack_key(key),
@@ -63,15 +64,32 @@ def one_record(
     return _checked(batch_of([record]), bytes_max)
 
 
+def is_plain(
+    key: object, headers: Headers | None, dedup_id: object, delay: object, derived: object
+) -> bool:
+    """Whether a record has nothing beside its payload."""
+    return key is None and not headers and dedup_id is None and delay is None and derived is None
+
+
+def plain_item(payload: Any, bytes_max: int) -> Item:
+    """A record with nothing beside its payload, to share a batch. Raises `NotSerializable`,
+    `PayloadTooLarge`."""
+    item = _item(payload, bytes_max)
+    _check_size(len(item) + _AROUND_BYTES, bytes_max)
+    return item
+
+
+def _item(payload: Any, bytes_max: int) -> Item:
+    return payload if type(payload) is bytes else msgspec.Raw(pack_payload(payload, bytes_max))
+
+
 def batches_of(payloads: Iterable[Any], bytes_max: int) -> Iterator[Batch]:
     """Batches of them, as they come. Raises `NotSerializable`, `PayloadTooLarge`."""
-    items: list[bytes | msgspec.Raw] = []
+    items: list[Item] = []
     size = 0
     for payload in payloads:
-        item = payload
-        if type(item) is not bytes:
-            item = msgspec.Raw(pack_payload(payload, bytes_max))
-        if items and (len(items) >= _RECORDS or size + len(item) > _BYTES):
+        item = _item(payload, bytes_max)
+        if items and (len(items) >= RECORDS or size + len(item) > BYTES):
             yield _checked(batch_of_payloads(items), bytes_max)
             items, size = [], 0
         items.append(item)
@@ -102,12 +120,15 @@ def producer_number(name: str) -> int:
 
 
 def _checked(batch: Batch, bytes_max: int) -> Batch:
-    size = batch.header.size + HEADER_BYTES
+    _check_size(batch.header.size + HEADER_BYTES, bytes_max)
+    return batch
+
+
+def _check_size(size: int, bytes_max: int) -> None:
     if size > bytes_max:
         raise PayloadTooLarge(
             f"record of {size:,} bytes over the limit of {bytes_max:,} (option message_bytes_max)"
         )
-    return batch
 
 
 def _check_delay(delay: float) -> float:

@@ -27,6 +27,8 @@ from mesh.sockets import codec
 from mesh.sockets.codec import Headers
 from mesh.sockets.frame import Malformed
 
+Item = bytes | msgspec.Raw
+"""A payload that is bytes, or packed already."""
 PLAIN: Final = 0
 LZ4: Final = 1
 
@@ -140,7 +142,7 @@ def batch_of(records: Sequence[NewRecord], *, compress: bool = False) -> Batch:
     return _batch(columns, payloads, len(records), Flags.UNIQUE if first.unique else 0, compress)
 
 
-def batch_of_payloads(payloads: Sequence[bytes | msgspec.Raw], *, compress: bool = False) -> Batch:
+def batch_of_payloads(payloads: Sequence[Item], *, compress: bool = False) -> Batch:
     """A batch of payloads that are bytes, or packed already, and have nothing beside them."""
     return _batch(b"", codec.pack_items(payloads), len(payloads), 0, compress)
 

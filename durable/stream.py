@@ -35,7 +35,14 @@ from mesh.durable.appending import (
 from mesh.durable.batch import Batch
 from mesh.durable.consumer import Consumer, Consuming
 from mesh.durable.deliveries import AskedOptions
-from mesh.durable.encoding import batches_of, derived_of, one_record, producer_number
+from mesh.durable.encoding import (
+    batches_of,
+    derived_of,
+    is_plain,
+    one_record,
+    plain_item,
+    producer_number,
+)
 from mesh.durable.protocol import Find, Place
 from mesh.durable.reading import Record
 from mesh.durable.replay import Replay, Start
@@ -142,13 +149,22 @@ class Stream(Handle):
         timeout: float | None = 10.0,
     ) -> Appending:
         """Begin to append one record, and return something to wait for it with. Blocks, for
-        `timeout` seconds at most, only while there is no sidecar or 16 MiB are under way."""
+        `timeout` seconds at most, only while there is no sidecar or 16 MiB are under way. Plain
+        ones that come closely behind each other share a batch, for which half a millisecond is
+        waited (`batch_window_ms`): they are written, or refused, together."""
+        if is_plain(key, headers, dedup_id, delay, derived_from):
+            item = plain_item(payload, self._streams.bytes_max)
+            return self._begin(lambda appender: appender.submit_item(item), timeout)
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
+        return self._begin(lambda appender: (appender.submit(batch), None), timeout)
+
+    def _begin(
+        self, submit: Callable[[Appender], tuple[Pending, int | None]], timeout: float | None
+    ) -> Appending:
         deadline = deadline_of(timeout)
         appender = self._bind(left_of(deadline))
         wait_for_room(appender, left_of(deadline))
-        pending = appender.route.link.run(lambda: appender.submit(batch))
-        return Appending(appender, pending)
+        return Appending(appender, *appender.route.link.run(lambda: submit(appender)))
 
     def append_many(
         self, payloads: Iterable[Any], *, timeout: float | None = 10.0
@@ -346,7 +362,14 @@ class Stream(Handle):
             appender = self._appender
             if appender is None or appender.route.partition != partition:
                 route = self._streams.route(partition)
-                appender = Appender(route, self.name, self._producer, self._options)
+                appender = Appender(
+                    route,
+                    self.name,
+                    self._producer,
+                    self._options,
+                    flusher=self._streams.flusher,
+                    bytes_max=self._streams.bytes_max,
+                )
                 self._appender = appender
                 self._streams.look_after(appender)
             return appender

@@ -38,6 +38,7 @@ class Streams:
         self.release_of = release_of
         self.node_id = home.node_id
         self.bytes_max = home.transport.message_bytes_max
+        self.flusher = home.flusher
         self.lock = threading.Lock()
         self.sidecar = sidecar
         self._home = home

@@ -104,6 +104,13 @@ def test_appends_under_way_are_waited_for_later(node: Node) -> None:
     assert [record.payload for record in orders.replay()] == [*range(300), "last"]
 
 
+def test_appends_that_share_a_batch_have_each_its_receipt(node: Node) -> None:
+    orders = node.stream("orders")
+    under_way = [orders.append_nowait(n, key=str(n) if n % 50 == 0 else None) for n in range(2000)]
+    assert [each.wait(10).offset for each in reversed(under_way)] == list(reversed(range(2000)))
+    assert [record.payload for record in orders.replay()] == list(range(2000))
+
+
 @pytest.mark.slow
 def test_appends_go_on_by_themselves_though_nobody_waits_for_them(node: Node) -> None:
     orders = node.stream("orders")
@@ -209,8 +216,11 @@ def test_a_full_stream_refuses_and_says_so(node: Node) -> None:
 
 
 def test_what_was_refused_leaves_no_hole_in_what_follows(node: Node) -> None:
-    orders = node.stream("orders", options=StreamOptions(bytes_max=10_000))
-    under_way = [orders.append_nowait(b"x" * 3000 if n % 3 == 0 else b"y") for n in range(30)]
+    orders = node.stream("orders", options=StreamOptions(bytes_max=10_500))
+    under_way = [
+        orders.append_nowait(b"x" * 3000 if n % 3 == 0 else b"y", key="by itself")
+        for n in range(30)
+    ]
     outcomes: list[object] = []
     for each in under_way:
         try:

@@ -1,0 +1,200 @@
+"""What of a producer is under way, without a sidecar: what shares a batch, in which order, and what
+becomes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh.durable.appender import Appender, Pending
+from mesh.durable.appending import receipt_of
+from mesh.durable.batch import Batch
+from mesh.durable.encoding import BYTES, RECORDS
+from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.protocol import Query, Reply
+from mesh.durable.records import NewRecord, batch_of, payloads_of
+from mesh.durable.route import Ask
+from mesh.errors import Busy, LogFull
+from mesh.sockets.flusher import Batching, Flusher
+from mesh.sockets.link import Link, Recipient
+
+
+class _Ask:
+    waiter: Recipient | None = None
+
+    def __init__(self, batch: Batch | None = None) -> None:
+        self.batch = batch
+        self.reply: Reply | None = None
+
+
+class _Route:
+    """A sidecar that is asked, and answers when a test says so."""
+
+    partition = "0" * 16
+
+    def __init__(self) -> None:
+        self.link = Link("log")
+        self.asked: list[_Ask] = []
+        self.opening: list[_Ask] = []
+        self.busy = False
+        self.opens = True
+
+    def begin(self, query: Query) -> Ask:
+        ask = _Ask()
+        self.opening.append(ask)
+        if self.opens:
+            ask.reply = Opened(1, 0, "fsync")
+        return ask
+
+    def append(self, stream: str, batch: Batch) -> Ask:
+        if self.busy:
+            raise Busy("it is")
+        self.asked.append(_Ask(batch))
+        return self.asked[-1]
+
+    def look(self, ask: Ask | None) -> None:
+        """Answers are there by themselves."""
+
+    def reply(self, ask: Ask) -> Reply | None:
+        assert isinstance(ask, _Ask)
+        return ask.reply
+
+    def sent_once(self, ask: Ask) -> bool:
+        return True
+
+    def payloads(self) -> list[list[object]]:
+        """Of what was asked for, batch by batch."""
+        batches = [ask.batch for ask in self.asked]
+        return [payloads_of(each.header, each.body[0]) for each in batches if each is not None]
+
+    def seqs(self) -> list[int]:
+        return [ask.batch.header.seq for ask in self.asked if ask.batch is not None]
+
+
+class _Flusher(Flusher):
+    """One that is there, or is not; a test does its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = True
+        self.watched: set[Batching] = set()
+
+    def watch(self, core: Batching) -> bool:
+        if self.there:
+            self.watched.add(core)
+        return self.there
+
+    def forget(self, core: Batching) -> None:
+        self.watched.discard(core)
+
+
+@pytest.fixture
+def route() -> _Route:
+    return _Route()
+
+
+@pytest.fixture
+def flusher() -> _Flusher:
+    return _Flusher()
+
+
+@pytest.fixture
+def appender(route: _Route, flusher: _Flusher) -> Appender:
+    return Appender(route, "orders", 1, None, flusher=flusher, bytes_max=1 << 24)
+
+
+def items(appender: Appender, *payloads: bytes) -> list[tuple[Pending, int]]:
+    return [appender.submit_item(payload) for payload in payloads]
+
+
+def test_the_first_leaves_at_once_and_what_follows_shares_a_batch(
+    appender: Appender, route: _Route, flusher: _Flusher
+) -> None:
+    places = items(appender, b"a", b"b", b"c", b"d")
+    assert route.payloads() == [[b"a"]]
+    assert flusher.watched == {appender}
+    assert appender.close_batches()
+    assert route.payloads() == [[b"a"], [b"b", b"c", b"d"]]
+    assert route.seqs() == [0, 1]
+    assert not flusher.watched
+    assert [index for _, index in places] == [0, 0, 1, 2]
+    assert places[1][0] is places[3][0]
+
+
+def test_each_record_of_a_batch_has_its_receipt(appender: Appender, route: _Route) -> None:
+    places = items(appender, b"a", b"b", b"c")
+    appender.close_batches()
+    route.asked[0].reply = Appended(10, 1, 5)
+    route.asked[1].reply = Appended(20, 2, 6)
+    appender.advance(None)
+    receipts = [receipt_of(appender, pending, index) for pending, index in places]
+    assert [(each.offset, each.count) for each in receipts] == [(10, 1), (20, 1), (21, 1)]
+    assert appender.idle
+    assert appender.bytes_waiting == 0
+
+
+def test_records_with_more_than_a_payload_keep_their_place(
+    appender: Appender, route: _Route
+) -> None:
+    items(appender, b"a", b"b")
+    appender.submit(batch_of([NewRecord(b"\xc0", b"k")]))
+    items(appender, b"c", b"d")
+    appender.close_batches()
+    sent = [ask.batch.header.count for ask in route.asked if ask.batch is not None]
+    assert sent == [1, 1, 1, 2]
+    assert route.seqs() == [0, 1, 2, 3]
+
+
+def test_a_batch_has_no_more_than_it_may(appender: Appender, route: _Route) -> None:
+    items(appender, *([b"x"] * (RECORDS + 2)))
+    assert [len(each) for each in route.payloads()] == [1, RECORDS]
+    items(appender, b"y" * (BYTES - 100), b"z" * 200)
+    appender.close_batches()
+    assert [len(each) for each in route.payloads()] == [1, RECORDS, 2, 1]
+
+
+def test_without_anybody_to_close_batches_each_leaves_by_itself(
+    appender: Appender, route: _Route, flusher: _Flusher
+) -> None:
+    flusher.there = False
+    items(appender, b"a", b"b")
+    assert route.payloads() == [[b"a"], [b"b"]]
+
+
+def test_what_waits_for_its_producer_to_be_opened_is_looked_after(
+    appender: Appender, route: _Route, flusher: _Flusher
+) -> None:
+    route.opens = False
+    items(appender, b"a", b"b")
+    assert flusher.watched == {appender}
+    assert not appender.close_batches()
+    route.opening[0].reply = Opened(1, 7, "fsync")
+    assert appender.close_batches()
+    assert (route.payloads(), route.seqs()) == ([[b"a", b"b"]], [7])
+
+
+def test_what_was_asked_for_is_asked_for_again_as_it_was(appender: Appender, route: _Route) -> None:
+    """The log knows it by its number and its count."""
+    places = items(appender, b"a", b"b", b"c")
+    appender.close_batches()
+    items(appender, b"d")
+    appender.close_batches()
+    route.asked[0].reply = Refused("full", "there is no room")
+    for ask in route.asked[1:]:
+        ask.reply = Refused("gap", "0 comes next", 0)
+    items(appender, b"e")
+    appender.close_batches()
+    with pytest.raises(LogFull):
+        receipt_of(appender, *places[0])
+    assert route.payloads()[3:] == [[b"b", b"c"], [b"d"], [b"e"]]
+    assert route.seqs()[3:] == [0, 2, 3]
+
+
+def test_a_full_way_is_tried_again(appender: Appender, route: _Route) -> None:
+    items(appender, b"a")
+    route.busy = True
+    items(appender, b"b")
+    assert not appender.close_batches()
+    items(appender, b"c")
+    route.busy = False
+    assert appender.close_batches()
+    assert route.payloads() == [[b"a"], [b"b"], [b"c"]]
