@@ -11,7 +11,9 @@ All under the lock of its route's link, and driven by whoever waits or submits. 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -33,6 +35,11 @@ _ASKS_MAX: Final = limits.PRODUCER_BATCHES // 2
 be recognised if it has to be asked for again."""
 _ITEM_HEADER_BYTES: Final = 5
 """At most, in MessagePack."""
+_PAUSE_S: Final = 0.05
+"""Before a log that was full is asked again; it doubles each time."""
+_PAUSE_S_MAX: Final = 1.0
+_PASSING: Final = frozenset({"full", "storage", "closed"})
+"""Reasons for which a producer is not opened now, and may be later."""
 _REPLACE: Final = msgspec.structs.replace
 
 
@@ -68,8 +75,11 @@ class Appender:
         *,
         flusher: Flusher,
         bytes_max: int,
+        waits: bool = False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`flusher` has open batches asked for. A message has `bytes_max` at most."""
+        """`flusher` has open batches asked for. A message has `bytes_max` at most. `waits`: while
+        the log is full; else its appends are refused."""
         self.route = route
         self.producer = producer
         self.durability = "fsync"
@@ -80,6 +90,10 @@ class Appender:
         self._stream = stream
         self._options = options
         self._flusher = flusher
+        self._waits = waits
+        self._now = now
+        self._pause_s = 0.0
+        self._paused_until = 0.0
         self._open_bytes_max = min(BYTES, bytes_max // 2)
         self._epoch = 0
         self._opening: Ask | None = None
@@ -96,6 +110,11 @@ class Appender:
     def idle(self) -> bool:
         """Whether nothing is under way."""
         return not self._queue and not self._asked
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is asked for, as there was no room just now."""
+        return self._pause_s > 0 and self._now() < self._paused_until
 
     def submit(self, batch: Batch) -> Pending:
         """Have it appended, behind all that was submitted before. Raises `ProducerFenced` and the
@@ -139,7 +158,7 @@ class Appender:
 
     def _close_batches(self) -> None:
         self.advance(None)
-        if not self._queue:
+        if not self._queue or self.paused:  # then it is looked after as all others are
             self._flusher.forget(self)
 
     def submit_and_claim(self, batch: Batch) -> tuple[Pending, Ask | None]:
@@ -193,7 +212,7 @@ class Appender:
     # -- What is asked for -------------------------------------------------------------------
 
     def _send(self) -> None:
-        if self._rewinding or not self._queue:
+        if self._rewinding or not self._queue or self.paused:
             return
         if self.next_seq is None:
             self.begin()
@@ -234,16 +253,20 @@ class Appender:
         self._opening = None
         if isinstance(reply, Opened):
             self._epoch, self.next_seq, self.durability = reply.epoch, reply.seq, reply.durability
+            self._pause_s = 0.0
         elif isinstance(reply, Refused):
-            self._fail(error_of(reply))
+            if self._waits_for(reply):
+                self._pause()
+            else:
+                self._fail(error_of(reply), for_good=reply.code not in _PASSING)
         elif isinstance(reply, MeshError):
             self._fail(reply)
         else:
             self._fail(StorageFailed("the sidecar's answer to the opening of a producer is none"))
 
-    def _fail(self, error: MeshError) -> None:
-        """Nothing of this producer can be appended."""
-        self._failed = error
+    def _fail(self, error: MeshError, *, for_good: bool = True) -> None:
+        """Nothing of what is under way can be appended, nor anything later if it is `for_good`."""
+        self._failed = error if for_good else None
         for pending in (*self._asked, *self._queue):
             pending.error = pending.error or error
         self._asked.clear()
@@ -268,12 +291,16 @@ class Appender:
         header = pending.batch.header
         if isinstance(reply, Appended):
             pending.appended = reply
+            self._pause_s = 0.0
             self._done(pending)
         elif isinstance(reply, Refused) and reply.code == "fenced":
             self._fail(error_of(reply))
         elif isinstance(reply, Refused) and reply.code == "gap" and reply.seq <= header.seq:
             # The log has lost what it had not promised to keep: go on from where it is.
             self._again(reply.seq)
+        elif isinstance(reply, Refused) and self._waits_for(reply):
+            self._pause()
+            self._again(header.seq)
         elif isinstance(reply, Refused) and reply.code == "unknown":
             if self._may_be_there(pending):
                 pending.error = error_of(reply)
@@ -293,6 +320,14 @@ class Appender:
     def _done(self, pending: Pending) -> None:
         self._asked.popleft()
         self.bytes_waiting -= pending.size
+
+    def _waits_for(self, refused: Refused) -> bool:
+        """Whether it is to be tried again, once there is room."""
+        return self._waits and refused.code == "full"
+
+    def _pause(self) -> None:
+        self._pause_s = min(max(2 * self._pause_s, _PAUSE_S), _PAUSE_S_MAX)
+        self._paused_until = self._now() + self._pause_s
 
     def _may_be_there(self, pending: Pending) -> bool:
         assert pending.ask is not None

@@ -63,6 +63,7 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, tag="o"):
 
 Code = Literal[
     "full",
+    "large",
     "storage",
     "damaged",
     "closed",
@@ -257,6 +258,9 @@ class Partition:
             return Appended(verdict.offset, count, verdict.time_ns, True), None
         if not isinstance(verdict, New):
             return _refused(verdict), None
+        if header.size > (self.options.bytes_max or NOWHERE):
+            text = f"a batch of {header.size:,} bytes over the limit of the log (bytes_max)"
+            return Refused("large", text), None
         if header.size > room:
             return Refused("full", _full(self.options.bytes_max or 0, self.log.size)), None
         if header.column_bytes:

@@ -18,6 +18,7 @@ from mesh.errors import (
 
 _ERRORS: Final[dict[str, type[MeshError]]] = {
     "full": LogFull,
+    "large": LogFull,
     "storage": StorageFailed,
     "damaged": StorageFailed,
     "closed": StorageFailed,

@@ -70,6 +70,7 @@ class Stream(Handle):
         options: StreamOptions | None,
         producer: str | None,
         home: str | None,
+        waits: bool,
         owner: object,
         release: Callable[[], None],
     ) -> None:
@@ -80,6 +81,7 @@ class Stream(Handle):
         self._producer = secrets.randbits(63) | 1 if producer is None else producer_number(producer)
         self._named = producer is not None
         self._home = home
+        self._waits = waits
         self._appender: Appender | None = None
 
     # -- Appending ---------------------------------------------------------------------------
@@ -369,6 +371,7 @@ class Stream(Handle):
                     self._options,
                     flusher=self._streams.flusher,
                     bytes_max=self._streams.bytes_max,
+                    waits=self._waits,
                 )
                 self._appender = appender
                 self._streams.look_after(appender)

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from mesh import limits
 from mesh.assembly import Assembly, too_few
@@ -275,6 +275,7 @@ class Node:
         *,
         producer: str | None = None,
         home: str | None = None,
+        when_full: Literal["refuse", "wait"] = "refuse",
         options: StreamOptions | None = None,
     ) -> Stream:
         """A handle to the stream `name`: to append to it, replay it and consume it. It is made by
@@ -282,16 +283,20 @@ class Node:
 
         `producer`: the name that its sequence is kept under across runs; one run at a time may
         write under it. None: a new producer. `home`: the partition of the sidecar that all appends
-        go to. None: the nearest. `options`: how the stream is kept, where it is made; where it is
-        there already they have to be the same. Raises `InvalidName`, `InvalidOption`, `Closed`.
-        Does not block.
+        go to. None: the nearest. `when_full`: whether an append that the log has no room for is
+        refused (`LogFull`), or waits until there is some. `options`: how the stream is kept, where
+        it is made; where it is there already they have to be the same. Raises `InvalidName`,
+        `InvalidOption`, `Closed`. Does not block.
         """
         from mesh.durable.stream import Stream  # programs without a stream do without its parts
 
         check_name(name)
         parts = self._parts
         parts.check_open()
-        return Stream(parts.streams(), name, options, producer, home, self, lambda: None)
+        if when_full not in ("refuse", "wait"):
+            raise InvalidOption(f"when_full must be 'refuse' or 'wait', not {when_full!r}")
+        waits = when_full == "wait"
+        return Stream(parts.streams(), name, options, producer, home, waits, self, lambda: None)
 
     # -- Its end -----------------------------------------------------------------------------
 

@@ -3,17 +3,19 @@ becomes of it."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from mesh.durable.appender import Appender, Pending
 from mesh.durable.appending import receipt_of
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import BYTES, RECORDS
-from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.partition import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
 from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.route import Ask
-from mesh.errors import Busy, LogFull
+from mesh.errors import Busy, LogFull, MeshError
 from mesh.sockets.flusher import Batching, Flusher
 from mesh.sockets.link import Link, Recipient
 
@@ -187,6 +189,91 @@ def test_what_was_asked_for_is_asked_for_again_as_it_was(appender: Appender, rou
         receipt_of(appender, *places[0])
     assert route.payloads()[3:] == [[b"b", b"c"], [b"d"], [b"e"]]
     assert route.seqs()[3:] == [0, 2, 3]
+
+
+class _Time:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def time() -> _Time:
+    return _Time()
+
+
+@pytest.fixture
+def waiting(route: _Route, flusher: _Flusher, time: _Time) -> Appender:
+    """One whose appends wait while the log is full."""
+    return Appender(
+        route, "orders", 1, None, flusher=flusher, bytes_max=1 << 24, waits=True, now=time
+    )
+
+
+def test_what_a_full_log_has_no_room_for_is_asked_for_again_ever_more_rarely(
+    waiting: Appender, route: _Route, flusher: _Flusher, time: _Time
+) -> None:
+    ((pending, index),) = items(waiting, b"a")
+    asked = []
+    for tenth in range(50):
+        time.now_s = tenth / 10
+        if route.asked[-1].reply is None:
+            route.asked[-1].reply = Refused("full", "there is no room")
+            asked.append(time.now_s)
+        waiting.close_batches()
+        assert not flusher.watched
+        assert not pending.done
+    pauses = [round(after - before, 3) for before, after in pairwise(asked)]
+    assert pauses == sorted(pauses)
+    assert 5 <= len(pauses) <= 10
+    assert pauses[-1] <= 1.1
+    time.now_s = 6
+    waiting.advance(None)
+    route.asked[-1].reply = Appended(3, 1, 5)
+    waiting.advance(None)
+    assert receipt_of(waiting, pending, index).offset == 3
+    assert set(route.seqs()) == {0}
+    assert waiting.bytes_waiting == 0
+
+
+def test_what_comes_behind_an_append_that_waits_stays_behind_it(
+    waiting: Appender, route: _Route, time: _Time
+) -> None:
+    items(waiting, b"a", b"b")
+    waiting.close_batches()
+    route.asked[0].reply = Refused("full", "there is no room")
+    route.asked[1].reply = Refused("gap", "0 comes next", 0)
+    waiting.advance(None)
+    waiting.submit(batch_of([NewRecord(b"\xc0")]))
+    assert len(route.asked) == 2
+    time.now_s = 1
+    waiting.advance(None)
+    assert route.seqs()[2:] == [0, 1, 2]
+
+
+def test_what_can_never_have_room_is_refused(waiting: Appender, route: _Route) -> None:
+    ((pending, index),) = items(waiting, b"a")
+    route.asked[0].reply = Refused("large", "it never will")
+    waiting.advance(None)
+    with pytest.raises(LogFull, match="never will"):
+        receipt_of(waiting, pending, index)
+
+
+@pytest.mark.parametrize("code", ["full", "storage", "closed"])
+def test_a_producer_that_could_not_be_opened_is_opened_by_its_next_append(
+    appender: Appender, route: _Route, code: Code
+) -> None:
+    route.opens = False
+    ((pending, index),) = items(appender, b"a")
+    route.opening[0].reply = Refused(code, "not now")
+    appender.advance(None)
+    with pytest.raises(MeshError, match="not now"):
+        receipt_of(appender, pending, index)
+    assert appender.idle
+    route.opens = True
+    items(appender, b"b")
+    assert route.payloads() == [[b"b"]]
 
 
 def test_a_full_way_is_tried_again(appender: Appender, route: _Route) -> None:

@@ -258,6 +258,23 @@ def test_an_acked_stream_keeps_only_what_somebody_has_to_do(node: Node, tmp_path
         assert take(consumer, 1) == ["next"]
 
 
+@pytest.mark.slow
+def test_a_full_work_queue_goes_on_as_its_records_are_acknowledged(node: Node) -> None:
+    options = StreamOptions(retention="acked", bytes_max=40_000_000)
+    orders = node.stream("orders", when_full="wait", options=options)
+    count = 60_000
+    with orders.consumer("billing", prefetch=4096) as consumer:
+        appending = threading.Thread(
+            target=lambda: orders.append_many([b"x" * 1000] * count, timeout=60)
+        )
+        appending.start()
+        appending.join(1)
+        assert appending.is_alive(), "what there is room for is two thirds"
+        take(consumer, count)
+        appending.join(10)
+        assert not appending.is_alive()
+
+
 def test_bad_options_of_a_group_are_refused(node: Node) -> None:
     orders = node.stream("orders")
     orders.append("x")

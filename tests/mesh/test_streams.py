@@ -215,6 +215,24 @@ def test_a_full_stream_refuses_and_says_so(node: Node) -> None:
     assert orders.append(b"small").offset == count, "and what has room goes in"
 
 
+def test_what_is_larger_than_a_stream_may_be_is_refused_though_it_would_wait(node: Node) -> None:
+    orders = node.stream("orders", when_full="wait", options=StreamOptions(bytes_max=10_000))
+    with pytest.raises(LogFull, match="11,"):
+        orders.append(b"x" * 11_000)
+    assert orders.append("y").offset == 0
+
+
+def test_an_append_waits_for_room_if_it_is_to(node: Node) -> None:
+    orders = node.stream("orders", when_full="wait", options=StreamOptions(bytes_max=10_000))
+    orders.append_many([b"x" * 1000] * 9)
+    with pytest.raises(Timeout):
+        orders.append(b"y" * 1000, timeout=0.2)
+    with pytest.raises(Timeout):
+        orders.flush(timeout=0.1)
+    with pytest.raises(InvalidOption, match="when_full must be 'refuse' or 'wait', not 'drop'"):
+        node.stream("orders", when_full="drop")  # type: ignore[arg-type]
+
+
 def test_what_was_refused_leaves_no_hole_in_what_follows(node: Node) -> None:
     orders = node.stream("orders", options=StreamOptions(bytes_max=10_500))
     under_way = [
