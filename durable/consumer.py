@@ -60,7 +60,10 @@ class Consuming:
         self._from_ns = time.time_ns() if latest else None
         self._member = f"{node_text(streams.node_id)}{secrets.token_hex(8)}"
         self._seats: dict[str, Seat] = {}
-        self._resume: dict[str, int] = {}
+        self._resume: dict[str, int] | None = None
+        """By partition: all below is done with, as the user keeps account of."""
+        self._begun = False
+        """Whether somebody takes records: until then it sits nowhere."""
         self._inbox: deque[ConsumedRecord] = deque()
         self._error: MeshError | None = None
         self._taken_at = time.monotonic()
@@ -87,6 +90,7 @@ class Consuming:
     def about_to_wait(self) -> None:
         """Nothing is here: say what was done, and look for partitions."""
         self._taken_at = time.monotonic()
+        self._begun = True
         for seat in list(self._seats.values()):
             seat.say()
         self.look()
@@ -97,12 +101,17 @@ class Consuming:
             if partition not in self._seats and not self._closed:
                 self._sit(partition)
 
-    def resume(self, partition: str, offset: int) -> None:
+    def resume(self, done: dict[str, int]) -> None:
+        """All below these offsets is done with. Raises `InvalidOption`."""
+        if self._options.order != "exclusive":
+            raise InvalidOption(
+                f"a position says that all before it is done, which takes order='exclusive', "
+                f"not {self._options.order!r}"
+            )
         with self.link.lock:
-            self._resume[partition] = offset
-            seat = self._seats.get(partition)
-        if seat is not None:
-            seat.resume(offset)
+            if self._begun:
+                raise InvalidOption("a consumer resumes before its first recv, not after it")
+            self._resume = done
 
     @property
     def partitions(self) -> frozenset[str]:
@@ -128,15 +137,13 @@ class Consuming:
             prefetch=self._prefetch,
             options=self._options,
             from_ns=self._from_ns,
+            resume=None if self._resume is None else self._resume.get(partition, 0),
             hand_over=self._handed,
         )
         with self.link.lock:
             if self._closed or partition in self._seats:
                 return
             self._seats[partition] = seat
-            resume = self._resume.get(partition)
-        if resume is not None:
-            seat.resume(resume)
         seat.start()
 
     def _handed(self, seat: Seat, taken: Taken) -> None:
@@ -164,6 +171,8 @@ class Consuming:
     def tick(self) -> None:
         """Say what was done; see to it that what waits here is not given to others, as long as the
         consumer takes any."""
+        if not self._begun:
+            return
         now = time.monotonic()
         self.look()
         for seat in list(self._seats.values()):
@@ -239,16 +248,24 @@ class Consumer(Receiving[ConsumedRecord]):
             record = await core.link.wait_async(core.take, check_timeout(timeout), "record")
         return record
 
-    def resume_from(self, position: str | Iterable[str]) -> None:
-        """All records up to and including that position (`ConsumedRecord.position`) are done with,
-        of each of its partitions: their effects say so. Before the first `recv`. For groups whose
-        members take records in order, such as ``order="exclusive"``. Raises `InvalidOption`. Does
-        not block."""
-        for each in (position,) if isinstance(position, str) else position:
-            partition, colon, offset = each.rpartition(":")
-            if not colon or not offset.isdecimal() or len(partition) != 16:
-                raise InvalidOption(f"a position is PARTITION:OFFSET, not {each!r}")
-            self._core.resume(partition, int(offset) + 1)
+    def resume_from(self, positions: Iterable[tuple[str, int]]) -> None:
+        """Of each partition that is named, all records up to and including that offset are done
+        with: who keeps `ConsumedRecord.position` where the records' effects are, knows. See
+        docs/once.md.
+
+        Before the first `recv`, and with ``order="exclusive"``. Raises `InvalidOption`; `recv` does
+        if the stream's `durability` is another than ``"fsync"``: its offsets may be given again.
+        Does not block.
+        """
+        done = {}
+        for each in positions:
+            match each:
+                case (str(partition), int(offset)) if len(partition) == 16 and offset >= 0:
+                    done[partition] = offset + 1
+                case _:
+                    text = "a position is a partition of 16 digits and an offset"
+                    raise InvalidOption(f"{text}, not {each!r}")
+        self._core.resume(done)
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
         """Block until all that was acknowledged and the like is remembered. Raises `Timeout`,

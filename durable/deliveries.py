@@ -17,8 +17,6 @@ class Settlements(msgspec.Struct, frozen=True, array_like=True):
     """Offset, and seconds before it may be delivered again."""
     extends: tuple[int, ...] = ()
     rejects: tuple[tuple[int, str], ...] = ()
-    resume: int = 0
-    """All below that offset is done with."""
 
 
 class AskedOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

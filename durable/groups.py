@@ -179,12 +179,14 @@ class Groups:
             Journal(self._storage, file_name_of(name), self._log.partition).remove()
             del self._damaged[name]
 
+    def resume(self, name: str, offset: int) -> None:
+        """All below `offset` is done with, as far as there is a log."""
+        self._groups[name].supply.resume(offset)
+
     def settle(self, name: str, member: str, said: Settlements, now: float) -> None:
         """Whether or not it is a member still: what was done, is done."""
         held = self._groups[name]
         group = held.group
-        if said.resume:
-            held.supply.resume(said.resume)
         for first, end in said.acks:
             group.ack(member, first, end)
         for offset, reason in said.rejects:

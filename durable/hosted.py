@@ -177,6 +177,11 @@ class Hosted:
         if self._dismissed:
             answer(_CLOSED)
             return
+        if isinstance(query, Join) and query.resume is not None and not self.log.keeps_all:
+            has = f"durability='fsync', not {self.options.durability!r}"
+            text = f"stream {self.name!r}: its offsets are for good only with {has}"
+            answer(Refused("malformed", text))
+            return
         try:
             members = self._with_members()
         except OSError as error:

@@ -86,6 +86,8 @@ class Members:
             code = "damaged" if isinstance(error, LogDamaged) else "storage"
             answer(Refused(code, f"group {query.group!r}: {error}"))  # type: ignore[arg-type]
             return
+        if query.resume is not None:
+            groups.resume(query.group, query.resume)
         if not groups.join(query.group, query.member, query.prefetch):
             answer(Refused("full", f"group {query.group!r} has too many members"))
             return

@@ -76,6 +76,8 @@ class Join(Wire, frozen=True, tag="J"):
     options: AskedOptions = AskedOptions()
     from_ns: Natural | None = None
     """A new group begins with the first record of that time or later. None: with the first."""
+    resume: Natural | None = None
+    """All below that offset is done with: its member keeps account of that. None: it does not."""
 
 
 class Fetch(Wire, frozen=True, tag="G"):

@@ -55,9 +55,9 @@ class ConsumedRecord(Record, frozen=True, gc=False):
     _seat: Seat
 
     @property
-    def position(self) -> str:
-        """Where it is, for `Consumer.resume_from`: ``PARTITION:OFFSET``."""
-        return f"{self.partition}:{self.offset}"
+    def position(self) -> tuple[str, int]:
+        """Its partition and offset: what to keep beside its effect, for `Consumer.resume_from`."""
+        return self.partition, self.offset
 
     @property
     def group(self) -> str:
@@ -98,6 +98,7 @@ class Seat:
         prefetch: int,
         options: AskedOptions,
         from_ns: int | None,
+        resume: int | None,
         hand_over: Callable[[Seat, Taken], object],
     ) -> None:
         self.route = route
@@ -112,6 +113,7 @@ class Seat:
         self._prefetch = prefetch
         self._options = options
         self._from_ns = from_ns
+        self._resume = resume
         self._hand_over = hand_over
         self._number = int(route.partition, 16)
         self._fetches = count(1)
@@ -126,7 +128,6 @@ class Seat:
         self._naks: list[tuple[int, float]] = []
         self._extends: list[int] = []
         self._rejects: list[tuple[int, str]] = []
-        self._resume = 0
         self._unsaid = 0
         self._say_at = max(1, prefetch // 4)
         self._said: deque[Ask] = deque()
@@ -169,13 +170,6 @@ class Seat:
             self._unsaid += 1
         self.say()
 
-    def resume(self, offset: int) -> None:
-        """All below that is done with."""
-        with self._lock:
-            self._resume = max(self._resume, offset)
-            self._unsaid += 1
-        self.say()
-
     def say(self, *, leave: bool = False) -> None:
         """Say what was done, if it was not said yet. Does not block."""
         if not self._unsaid and not leave:
@@ -204,10 +198,9 @@ class Seat:
                 tuple(self._naks),
                 tuple(self._extends),
                 tuple(self._rejects),
-                self._resume,
             )
             self._acks, self._naks, self._extends, self._rejects = Intervals(), [], [], []
-            self._unsaid = self._resume = 0
+            self._unsaid = 0
         query = Settle(self._stream, self.group, self._member, self._log_epoch, said, leave)
         self._said.append(self.route.begin(query))
 
@@ -258,6 +251,7 @@ class Seat:
                 self._prefetch,
                 self._options,
                 self._from_ns,
+                self._resume,
             )
         )
         if isinstance(reply, Joined):

@@ -254,9 +254,9 @@ def test_a_group_has_the_options_it_was_made_with() -> None:
 def test_positions_in_the_users_own_database_settle_all_before_them() -> None:
     setting = Setting()
     fill(setting.log, *numbered(10))
-    setting.groups.settle("g", "a", Settlements(resume=7), 0.0)
+    setting.groups.resume("g", 7)
     assert setting.deliver() == numbered(3, 7)
-    setting.groups.settle("g", "a", Settlements(resume=9), 0.0)
+    setting.groups.resume("g", 9)
     assert setting.groups.stats()["g"].committed == 9
 
 
@@ -534,7 +534,7 @@ def test_positions_far_away_cost_nothing() -> None:
     setting = Setting()
     setting.log.append([batch([b"x"], count=4_000_000_000)], 0)
     setting.log.sync()
-    setting.groups.settle("g", "a", Settlements(resume=5_000_000_000), 0.0)
+    setting.groups.resume("g", 5_000_000_000)
     assert setting.groups.stats()["g"].committed == 4_000_000_000
     setting.groups.write()
     assert setting.again("kill").groups.stats()["g"].committed == 4_000_000_000

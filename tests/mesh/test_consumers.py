@@ -235,15 +235,54 @@ def test_positions_of_the_users_own_settle_what_is_before_them(node: Node) -> No
     orders = node.stream("orders")
     orders.append_many(range(10))
     with orders.consumer("billing", order="exclusive") as consumer:
-        position = ""
         for _ in range(4):
             position = consumer.recv(10).position  # into the database; no ack
     with orders.consumer("billing", order="exclusive") as consumer:
-        consumer.resume_from(position)
+        consumer.resume_from([position])
         assert take(consumer, 6) == [4, 5, 6, 7, 8, 9]
-    for bad in ("x", "0123:5", "0123456789abcdef:-1", ["0123456789abcdef"]):
-        with pytest.raises(InvalidOption), orders.consumer("billing") as consumer:
-            consumer.resume_from(bad)
+        with pytest.raises(InvalidOption, match="before its first recv"):
+            consumer.resume_from([position])
+
+
+@pytest.mark.slow
+def test_positions_come_in_time_however_long_it_took_to_read_them(node: Node) -> None:
+    orders = node.stream("orders")
+    receipt = orders.append_many(range(10))[0]
+    with orders.consumer("billing", order="exclusive") as consumer:
+        ticks: list[None] = []
+        tick = consumer._core.tick
+        consumer._core.tick = lambda: (ticks.append(None), tick())  # type: ignore[assignment, func-returns-value]
+        until(lambda: len(ticks) == 2)
+        consumer.resume_from([(receipt.partition, 3)])
+        assert take(consumer, 6) == [4, 5, 6, 7, 8, 9]
+
+
+def test_positions_are_heeded_by_a_group_that_is_new(node: Node) -> None:
+    orders = node.stream("orders")
+    receipt = orders.append_many(range(10))[0]
+    with orders.consumer("another", order="exclusive") as consumer:
+        consumer.resume_from([(receipt.partition, 6), ("0123456789abcdef", 3)])
+        assert take(consumer, 3) == [7, 8, 9]
+
+
+def test_positions_that_cannot_be_relied_on_are_refused(node: Node) -> None:
+    orders = node.stream("orders", options=StreamOptions(durability="interval"))
+    partition = orders.append("x").partition
+    with orders.consumer("billing", order="exclusive") as consumer:
+        consumer.resume_from([])
+        with pytest.raises(InvalidOption, match="durability='fsync', not 'interval'"):
+            consumer.recv(10)
+    for bad in ((partition[:4], 5), (partition, -1), (partition, "5"), (7, 5)):
+        with (
+            orders.consumer("billing", order="exclusive") as consumer,
+            pytest.raises(InvalidOption, match="is a partition of 16 digits and an offset"),
+        ):
+            consumer.resume_from([bad])  # type: ignore[list-item]
+    with (
+        orders.consumer("billing", order="key") as consumer,
+        pytest.raises(InvalidOption, match="order='exclusive', not 'key'"),
+    ):
+        consumer.resume_from([(partition, 0)])
 
 
 def test_an_acked_stream_keeps_only_what_somebody_has_to_do(node: Node, tmp_path: Path) -> None:
