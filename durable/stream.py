@@ -6,7 +6,8 @@ it; any other error means that it was not written, unless it says that this is n
 
 The handle is one producer at one partition at a time: the nearest sidecar, or the one that `home`
 names. While something is under way it stays with that; a producer with a name stays for good, since
-only that partition knows its sequence.
+only that partition knows its sequence. What is derived from a record goes where that record is,
+unless `home` names another: only one partition can know whether it is there already.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from mesh.durable.waiting import Order
 from mesh.errors import InvalidOption
 from mesh.message import Receipt
 from mesh.names import check_name
-from mesh.options import StreamOptions, check_count, check_timeout
+from mesh.options import StreamOptions, check_count
 from mesh.sockets.codec import Headers
 from mesh.sockets.handle import Handle
 
@@ -82,7 +83,10 @@ class Stream(Handle):
         self._named = producer is not None
         self._home = home
         self._waits = waits
-        self._appender: Appender | None = None
+        self._nearest: Appender | None = None
+        """For what may be anywhere."""
+        self._appenders: dict[str, Appender] = {}
+        """One for each partition, or its runs would fence each other."""
 
     # -- Appending ---------------------------------------------------------------------------
 
@@ -106,7 +110,8 @@ class Stream(Handle):
         returns the receipt of the first. `delay`: seconds before groups may have it.
         `derived_from`: a record (of this or another stream) that this one was made of, as its
         output number `output`: made of it again, by whichever consumer of the same group and
-        whenever, it is not appended again.
+        whenever, it is not appended again. It is appended at the sidecar that has that record,
+        unless the stream has a `home`, which has to be the same for all of these consumers then.
 
         Blocks for `timeout` seconds (None: for ever). Raises `Timeout`: not known, and still being
         tried; `NoSidecar`: there is no log to append to; `LogFull`, `StorageFailed`: not written;
@@ -115,7 +120,7 @@ class Stream(Handle):
         """
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
-        appender = self._bind(left_of(deadline))
+        appender = self._bind(left_of(deadline), derived_from)
         return append(appender, batch, left_of(deadline))
 
     async def aappend(
@@ -133,7 +138,7 @@ class Stream(Handle):
         """`append` for asyncio. Cancelled, the record is still under way."""
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
-        appender = await self._abind(left_of(deadline))
+        appender = await self._abind(left_of(deadline), derived_from)
         pending = appender.route.link.run(lambda: appender.submit(batch))
         await await_(appender, pending, left_of(deadline))
         return receipt_of(appender, pending)
@@ -158,13 +163,16 @@ class Stream(Handle):
             item = plain_item(payload, self._streams.bytes_max)
             return self._begin(lambda appender: appender.submit_item(item), timeout)
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
-        return self._begin(lambda appender: (appender.submit(batch), None), timeout)
+        return self._begin(lambda appender: (appender.submit(batch), None), timeout, derived_from)
 
     def _begin(
-        self, submit: Callable[[Appender], tuple[Pending, int | None]], timeout: float | None
+        self,
+        submit: Callable[[Appender], tuple[Pending, int | None]],
+        timeout: float | None,
+        derived_from: Record | None = None,
     ) -> Appending:
         deadline = deadline_of(timeout)
-        appender = self._bind(left_of(deadline))
+        appender = self._bind(left_of(deadline), derived_from)
         wait_for_room(appender, left_of(deadline))
         return Appending(appender, *appender.route.link.run(lambda: submit(appender)))
 
@@ -209,13 +217,15 @@ class Stream(Handle):
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
         """Block until nothing is under way any more. Raises `Timeout`, `Closed`."""
-        if self._appender is not None:
-            flush(self._appender, check_timeout(timeout), f"end of appends to {self._what}")
+        deadline = deadline_of(timeout)
+        for appender in list(self._appenders.values()):
+            flush(appender, left_of(deadline), f"end of appends to {self._what}")
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
         """`flush` for asyncio."""
-        if self._appender is not None:
-            await aflush(self._appender, check_timeout(timeout), f"end of appends to {self._what}")
+        deadline = deadline_of(timeout)
+        for appender in list(self._appenders.values()):
+            await aflush(appender, left_of(deadline), f"end of appends to {self._what}")
 
     # -- Reading -----------------------------------------------------------------------------
 
@@ -334,35 +344,47 @@ class Stream(Handle):
 
     # -- Its producer ------------------------------------------------------------------------
 
-    def _bind(self, timeout: float | None) -> Appender:
-        appender = self._appender
-        if appender is None or self._may_move(appender):
-            partition = self._streams.find(self.name, self._home, timeout)
-            appender = self._at(partition)
+    def _bind(self, timeout: float | None, derived_from: Record | None = None) -> Appender:
+        home = self._home_of(derived_from)
+        appender = self._bound(home)
+        if appender is None:
+            appender = self._at(self._streams.find(self.name, home, timeout), home)
         return appender
 
-    async def _abind(self, timeout: float | None) -> Appender:
-        appender = self._appender
-        if appender is None or self._may_move(appender):
-            partition = await self._streams.afind(self.name, self._home, timeout)
-            appender = self._at(partition)
+    async def _abind(self, timeout: float | None, derived_from: Record | None = None) -> Appender:
+        home = self._home_of(derived_from)
+        appender = self._bound(home)
+        if appender is None:
+            appender = self._at(await self._streams.afind(self.name, home, timeout), home)
         return appender
+
+    def _home_of(self, derived_from: Record | None) -> str | None:
+        """The partition that has to be it, if one has."""
+        if self._home is None and derived_from is not None:
+            return derived_from.partition
+        return self._home
+
+    def _bound(self, home: str | None) -> Appender | None:
+        """What is used so far, if there is any, and no reason to look for another."""
+        self._check_open()
+        if home is not None:
+            return self._appenders.get(home)
+        nearest = self._nearest
+        return None if nearest is None or self._may_move(nearest) else nearest
 
     def _may_move(self, appender: Appender) -> bool:
         """Whether its sidecar is gone, and nothing binds it to that."""
-        self._check_open()
         return (
             not self._named
-            and self._home is None
             and not self._streams.is_there(appender.route.partition)
             and appender.idle
         )
 
-    def _at(self, partition: str) -> Appender:
+    def _at(self, partition: str, home: str | None) -> Appender:
         self._check_open()
         with self._streams.lock:
-            appender = self._appender
-            if appender is None or appender.route.partition != partition:
+            appender = self._appenders.get(partition)
+            if appender is None:
                 route = self._streams.route(partition)
                 appender = Appender(
                     route,
@@ -373,8 +395,14 @@ class Stream(Handle):
                     bytes_max=self._streams.bytes_max,
                     waits=self._waits,
                 )
-                self._appender = appender
+                if len(self._appenders) >= limits.PARTITIONS_MET_MAX:
+                    self._appenders = {k: v for k, v in self._appenders.items() if not v.idle}
+                self._appenders[partition] = appender
                 self._streams.look_after(appender)
+            if home is None and appender is not self._nearest:
+                if self._nearest is not None:  # whose sidecar is gone
+                    self._appenders.pop(self._nearest.route.partition, None)
+                self._nearest = appender
             return appender
 
 

@@ -177,6 +177,36 @@ def test_what_was_made_of_a_record_is_appended_once(node: Node) -> None:
         bills.append("x", derived_from="a")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+def test_what_was_made_of_a_record_is_appended_once_wherever_it_is_made_again(
+    tmp_path: Path,
+) -> None:
+    """Each of the two would append to the log in its own process, which does not know the other."""
+    with Node("a", durable=tmp_path / "a") as a, Node("b", durable=tmp_path / "b") as b:
+        home = a.stream("orders").append_many(range(4))[0].partition
+        for node in (a, b):
+            bills = node.stream("bills")
+            with node.stream("orders").consumer("billing") as consumer:
+                records = [consumer.recv(10) for _ in range(4)]
+                under_way = [
+                    bills.append_nowait(each.payload, derived_from=each) for each in records
+                ]
+                plain = bills.append("plain").partition
+                assert (plain == home) == (node is a), "what is made of nothing stays near"
+                receipts = [each.wait(10) for each in under_way]
+                assert {each.partition for each in receipts} == {home}
+                assert {each.repeated for each in receipts} == {node is b}
+                again = asyncio.run(bills.aappend("x", derived_from=records[0]))
+                assert (again.partition, again.repeated) == (home, True)
+                bills.flush()
+                for each in records:
+                    each.nak()
+        found = [each.payload for each in a.stream("bills").replay(partitions=2)]
+        assert sorted(n for n in found if n != "plain") == [0, 1, 2, 3]
+        pinned = b.stream("bills", home=plain)
+        assert not pinned.append(0, derived_from=records[0]).repeated, "where it was asked to be"
+
+
 def test_bad_input_is_refused_before_anything_is_appended(node: Node) -> None:
     orders = node.stream("orders")
     for payload, options, error in (
