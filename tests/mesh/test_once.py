@@ -39,7 +39,7 @@ class Shop:
         self._log = folder / "log"
         self._sidecar = programs.start(SIDECAR, str(self._log))
         self._sidecar.expect("ready")
-        self._orders = node.stream("orders")
+        self.orders = node.stream("orders")
         self._ended = threading.Event()
         self._producer = threading.Thread(target=self._produce)
         self._producer.start()
@@ -47,7 +47,7 @@ class Shop:
     def _produce(self) -> None:
         while not self._ended.wait(_PERIOD_S):
             payload = "abcde"[len(self.appended) % 5], len(self.appended) + 1
-            self._orders.append(payload, timeout=30)
+            self.orders.append(payload, timeout=30)
             self.appended.append(payload)
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Shop:
         for n in range(kills):
             how = _KILLS[n % len(_KILLS)]
             fatal = self._luck.randint(1, 30) if how == "between the steps" else 0
-            newest = self._start(program, *arguments, str(fatal))
+            newest = self.start(program, *arguments, str(fatal))
             running.append(newest)
             if fatal:
                 newest.process.wait(30)
@@ -74,9 +74,9 @@ class Shop:
         self.close()
         for each in running:
             each.kill()
-        self._start(program, *arguments, "0").expect("drained", 50)
+        self.start(program, *arguments, "0").expect("drained", 50)
 
-    def _start(self, program: str, *arguments: str) -> Program:
+    def start(self, program: str, *arguments: str) -> Program:
         return self._programs.start(_PROGRAM.format(program), *arguments)
 
     def _kill(self, victim: Program, how: str) -> None:
@@ -106,18 +106,27 @@ def shop(tmp_path: Path, programs: Programs, node: Node) -> Iterator[Shop]:
 
 def effects(shop: Shop, folder: Path, remedy: str, *, batch: int = 1, kills: int) -> list[int]:
     """All that there are in the end, in cents."""
-    path = folder / "bank.db"
+    with bank(folder) as (path, db):
+        shop.run("apply", path, remedy, str(batch), kills=kills)
+        return found_in(db)
+
+
+@contextlib.contextmanager
+def bank(folder: Path) -> Iterator[tuple[str, sqlite3.Connection]]:
+    path = str(folder / "bank.db")
     with contextlib.closing(sqlite3.connect(path, timeout=30)) as db:
         with db:
             db.execute("CREATE TABLE accounts (name TEXT PRIMARY KEY, cents INTEGER)")
             db.executemany("INSERT INTO accounts VALUES (?, 0)", "abcde")
             db.execute("CREATE TABLE effects (cents INTEGER)")
             db.execute("CREATE TABLE done (partition TEXT PRIMARY KEY, last INTEGER)")
-        shop.run("apply", str(path), remedy, str(batch), kills=kills)
-        found = [cents for (cents,) in db.execute("SELECT cents FROM effects ORDER BY cents")]
-        (balance,) = db.execute("SELECT SUM(cents) FROM accounts").fetchone()
-        assert balance == sum(found)
-        return found
+        yield path, db
+
+
+def found_in(db: sqlite3.Connection) -> list[int]:
+    found = [cents for (cents,) in db.execute("SELECT cents FROM effects ORDER BY cents")]
+    assert db.execute("SELECT SUM(cents) FROM accounts").fetchone() == (sum(found),)
+    return found
 
 
 @pytest.mark.slow
@@ -133,6 +142,26 @@ def test_with_its_position_beside_it_an_effect_happens_once(
 def test_without_its_position_some_effects_happen_twice(shop: Shop, tmp_path: Path) -> None:
     found = effects(shop, tmp_path, "none", kills=4)
     assert len(found) > len(set(found)) == len(shop.appended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remedy", ["positions", "none"])
+def test_a_consumer_that_wakes_up_when_another_has_done_its_records_changes_nothing(
+    shop: Shop, tmp_path: Path, remedy: str
+) -> None:
+    shop.close()
+    shop.orders.append_many(("a", n + len(shop.appended) + 1) for n in range(1000))
+    count = len(shop.appended) + 1000
+    with bank(tmp_path) as (path, db):
+        sleeper = shop.start("apply", path, remedy, "1", "-100")
+        sleeper.expect("asleep")
+        shop.start("apply", path, remedy, "1", "0").expect("drained", 50)
+        assert len(found_in(db)) == count
+        sleeper.tell()
+        sleeper.expect("drained", 50)
+        found = found_in(db)
+    assert len(set(found)) == count
+    assert (len(found) > count) == (remedy == "none")
 
 
 @pytest.mark.slow

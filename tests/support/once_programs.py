@@ -1,8 +1,9 @@
 """Consumers that are killed between any two of their steps, and tell when all is done.
 
-Each takes a `remedy`, with which what it does happens once, or ``none``; and after how many records
-it is to die where that hurts: ``0`` for never, and then it ends once its group has settled all that
-there is. Run as ``python -c "from tests.support import once_programs as p; p.apply(…)"``.
+Each takes a `remedy`, with which what it does happens once, or ``none``; and the number of records
+after which it is to die where that hurts, or, below 0, to fall asleep, until a line comes. It ends
+once its group has settled all that there is. Run as
+``python -c "from tests.support import once_programs as p; p.apply(…)"``.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ def apply(path: str, remedy: str, batch: str, fatal: str) -> None:
     db.execute("PRAGMA synchronous = OFF")  # the machine stays up
     with Node("billing") as node:
         orders = node.stream("orders")
-        consumer = orders.consumer("billing", order="exclusive")
+        consumer = orders.consumer("billing", order="exclusive", ack_wait=1, max_deliver=1000)
         if remedy == "positions":
             consumer.resume_from(db.execute("SELECT partition, last FROM done"))
         count = 0
         for records in _batches(orders, consumer, int(batch)):
+            if count == -int(fatal) > 0:
+                sys.stdout.write("asleep\n")
+                sys.stdin.readline()
             with db:
                 for record in records:
                     if remedy == "none" or db.execute(DONE, record.position).rowcount:
