@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import sqlite3
 import subprocess
 import threading
@@ -21,9 +22,13 @@ import pytest
 from mesh import Node
 from tests.mesh.test_streams import SIDECAR, kill_and_start_again
 from tests.support.processes import Program, Programs
+from tests.support.waiting import until
 
 _PROGRAM = "import sys; from tests.support import once_programs as p; p.{}(*sys.argv[1:])"
 _PERIOD_S = 0.005
+_SNIPPETS: list[str] = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "once.md").read_text(), re.DOTALL
+)
 _KILLS = ("between the steps", "any moment", "the log", "any moment")
 
 
@@ -209,3 +214,49 @@ def test_what_was_derived_is_appended_once_though_consumers_are_killed_forty_tim
 ) -> None:
     found = results(shop, node, "derived_from", members=members, kills=40)
     assert found == [cents for _, cents in shop.appended]
+
+
+# -- The programs of docs/once.md, as they stand
+
+
+@pytest.mark.slow
+def test_the_documented_database_has_each_payment_once(tmp_path: Path, programs: Programs) -> None:
+    path = tmp_path / "bank.db"
+    source = _SNIPPETS[0].replace('"bank.db"', repr(str(path)))
+    assert str(path) in source
+    paid = 0
+    with Node("shop", durable=tmp_path / "log") as node:
+        payments = node.stream("payments")
+        for _ in range(3):
+            bank = programs.start(source)
+            payments.append_many([{"name": "ann", "cents": 1}, {"name": "bob", "cents": 2}] * 50)
+            paid += 50
+            until(lambda paid=paid: balances(path) == {"ann": paid, "bob": 2 * paid})  # type: ignore[misc]
+            bank.kill()
+            bank.process.wait(10)
+        until(lambda: balances(path) == {"ann": paid, "bob": 2 * paid})
+
+
+def balances(path: Path) -> dict[str, int]:
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return dict(db.execute("SELECT name, cents FROM account"))
+    except sqlite3.OperationalError:  # there is no such table yet
+        return {}
+
+
+@pytest.mark.slow
+def test_the_documented_pipeline_makes_an_invoice_of_each_order(
+    tmp_path: Path, programs: Programs
+) -> None:
+    assert len(_SNIPPETS) == 2
+    with Node("shop", durable=tmp_path / "log") as node:
+        orders, invoices = node.stream("orders"), node.stream("invoices")
+        orders.append_many({"id": n, "lamps": 2} for n in range(20))
+        for n in range(20, 22):
+            pricing = programs.start(_SNIPPETS[1])
+            orders.append({"id": n, "lamps": 2})
+            until(lambda n=n: invoices.bounds() and len(list(invoices.replay())) > n)  # type: ignore[misc]
+            pricing.kill()
+            pricing.process.wait(10)
+        assert sorted(record.payload["order"] for record in invoices.replay()) == list(range(22))
