@@ -24,6 +24,8 @@ RUNNERS = {
     "presence",
     "numpy_frames",
     "stream",
+    "orders",
+    "replay",
 }
 
 
@@ -64,7 +66,7 @@ def test_every_example_is_run_here() -> None:
 
 @pytest.mark.parametrize("name", sorted(RUNNERS))
 def test_an_example_can_be_read_at_a_glance(name: str) -> None:
-    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 35
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 55
 
 
 def test_topic() -> None:
@@ -136,3 +138,38 @@ def test_stream(tmp_path: Path) -> None:
             f"billing {run} {{'item': 'lamp'}}",
             f"orders so far: {list(range(run + 1))}",
         ]
+
+
+def test_orders() -> None:
+    assert Example("orders").lines() == [
+        "300 orders are appended",
+        "order 99 is billed, and billing is killed with -9",
+        "order 199 is billed, and billing is killed with -9",
+        "order 299 is billed, and billing is killed with -9",
+        "300 bills for 300 orders",
+    ]
+
+
+def test_the_check_of_orders_can_fail(tmp_path: Path) -> None:
+    """What is billed without a look at what was billed before, is billed twice."""
+    source = (EXAMPLES / "orders.py").read_text()
+    forgetful = source.replace("db.execute(NEW, record.position).rowcount", "True")
+    assert forgetful != source
+    (tmp_path / "orders.py").write_text(forgetful)
+    command = [sys.executable, str(tmp_path / "orders.py")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (process.returncode, process.stderr) == (1, "")
+    assert re.search(r"3\d\d bills for 300 orders$", process.stdout.strip())
+
+
+def test_replay() -> None:
+    assert Example("replay").lines() == [
+        "all: [18.5, 19.0, 19.5, 20.0, 20.5]",
+        "from noon on: [20.0, 20.5]",
+        "offset 0 is 18.5",
+        "offset 1 is 19.0",
+        "offset 2 is 19.5",
+        "offset 3 is 20.0",
+        "offset 4 is 20.5",
+        "offset 5 is 21.0",
+    ]
