@@ -1,12 +1,15 @@
 """``mesh demo``: a small system of real processes on this machine, watched and checked.
 
-Sensors publish this machine's readings, an aggregator answers queries about them, two workers hash
-the files of the Python standard library; one of them is killed on the way. All of them find each
-other over mDNS on the loopback interface, with a secret that is made for the occasion.
+Sensors publish this machine's readings and append them to a log, an aggregator keeps the totals of
+that and answers queries about them, two workers hash the files of the Python standard library. One
+of the workers is killed on the way, and so is the aggregator, which has its totals again from the
+log. All of them find each other over mDNS on the loopback interface, with a secret that is made for
+the occasion.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -15,8 +18,10 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,16 +29,18 @@ from typing import Any, Self
 import click
 import msgspec
 
-from mesh.cli.demo_parts import READINGS, make_node
-from mesh.errors import MeshError
+from mesh.cli.demo_parts import LOG, READINGS, Totals, add, make_node
+from mesh.errors import MeshError, PeerLost
 from mesh.limits import PREFETCH
 from mesh.message import PeerEvent, TasksLost
 from mesh.node import Node
+from mesh.sockets.subscriber import Subscriber
 
 FILES = 1200
 """Files to hash: enough for the kill to come in the middle."""
 JOIN_S = 15.0
 WORKERS = ("hasher-1", "hasher-2")
+AGGREGATOR = "aggregator"
 
 
 class Children(msgspec.Struct):
@@ -87,8 +94,9 @@ class Watcher(msgspec.Struct):
     def on_peer(self, event: PeerEvent) -> None:
         name, now = event.peer.name, time.monotonic()
         if event.kind == "joined":
-            self.found_s[name] = now - self.children.started.get(name, now)
-            self.say(f"+ {name} joined, {self.found_s[name]:.2f} s after its process was started")
+            after_s = now - self.children.started.get(name, now)
+            self.found_s.setdefault(name, after_s)
+            self.say(f"+ {name} joined, {after_s:.2f} s after its process was started")
         else:
             self.left[name] = (now, event.reason)
             self.say(f"- {name} left ({event.reason})")
@@ -102,12 +110,16 @@ def run(seconds: float) -> bool:
     """Run the demo for about `seconds` and a little; True if every check held."""
     os.environ["MESH_REALM"] = f"demo-{secrets.token_hex(4)}"
     os.environ["MESH_SECRET"] = secrets.token_urlsafe(24)
-    with Children() as children, make_node("demo") as node:
+    with (
+        tempfile.TemporaryDirectory(prefix="mesh-demo-") as log,
+        Children() as children,
+        make_node("demo", log) as node,
+    ):
         watcher = Watcher(children)
         node.on_peer(watcher.on_peer)
         for name in READINGS:
             children.start("sensor", name)
-        children.start("aggregator", "aggregator")
+        children.start(AGGREGATOR, AGGREGATOR)
         for name in WORKERS:
             children.start("hasher", name)
         watcher.say(f"{len(children.processes)} processes started; looking for them over mDNS")
@@ -120,15 +132,38 @@ def run(seconds: float) -> bool:
 
 def _observe(node: Node, watcher: Watcher, seconds: float) -> bool:
     expected = len(watcher.children.processes)
-    node.wait_for_peers(expected, timeout=JOIN_S)
-    hashing = Hashing(node, watcher, standard_library()[:FILES], seconds * 0.7)
-    hashing.start()
-    round_trips = _query(node, watcher, seconds)
-    hashing.join()
-    sent = {name: node.client(f"stop/{name}").request(None, timeout=10) for name in READINGS}
-    received = _settled(node, sent)
-    direct = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in hashing.files}
-    return _summary(node, watcher, hashing, round_trips, sent, received, direct)
+    with node.subscriber("sensors/**") as subscriber:
+        live = Live(subscriber)
+        live.start()
+        node.wait_for_peers(expected, timeout=JOIN_S)
+        hashing = Hashing(node, watcher, standard_library()[:FILES], seconds * 0.7)
+        hashing.start()
+        round_trips = _query(node, watcher, seconds * 0.6)
+        caught_up = _kill_the_aggregator(node, watcher)
+        round_trips += _query(node, watcher, seconds * 0.4)
+        hashing.join()
+        sent = {
+            f"sensors/{name}": node.client(f"stop/{name}").request(None, timeout=10)
+            for name in READINGS
+        }
+        totals = _settled(node, live, sent)
+    live.join()
+    return _summary(node, watcher, hashing, round_trips, sent, live, totals, caught_up)
+
+
+class Live(threading.Thread):
+    """Counts what the sensors publish, as it comes."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        super().__init__(name="demo live")
+        self.counts: Counter[str] = Counter()
+        self.lost = 0
+        self._subscriber = subscriber
+
+    def run(self) -> None:
+        for message in self._subscriber:
+            self.counts[message.channel] += 1
+            self.lost = sum(self._subscriber.lost.values())
 
 
 def standard_library() -> list[str]:
@@ -211,15 +246,36 @@ def _query(node: Node, watcher: Watcher, seconds: float) -> list[float]:
     return round_trips
 
 
-def _settled(node: Node, sent: dict[str, int]) -> dict[str, Any]:
-    """What the aggregator has, once it has all or two seconds have passed."""
+def _kill_the_aggregator(node: Node, watcher: Watcher) -> dict[str, float]:
+    """With all that it knows, and start it again. Returns how many records it had to read for that,
+    and the seconds it took."""
+    watcher.say(f"x killing {AGGREGATOR} with SIGKILL, and its totals with it; starting it again")
+    dead = watcher.children.processes[AGGREGATOR]
+    dead.kill()
+    dead.wait()
+    watcher.children.start(AGGREGATOR, AGGREGATOR)
+    client = node.client("aggregate")
+    deadline = time.monotonic() + JOIN_S
+    caught_up: dict[str, float] = {"records": 0}
+    while not caught_up["records"] and time.monotonic() < deadline:
+        with contextlib.suppress(PeerLost):  # it was asked the one that is dead
+            caught_up = client.request(None, timeout=JOIN_S)["caught_up"]
+    watcher.say(
+        f"  {AGGREGATOR} has read {caught_up['records']} records of the log again, "
+        f"in {caught_up['seconds'] * 1e3:.1f} ms"
+    )
+    return caught_up
+
+
+def _settled(node: Node, live: Live, sent: dict[str, int]) -> Totals:
+    """The aggregator's, once everybody has all that was sent, or two seconds have passed."""
     client = node.client("aggregate")
     deadline = time.monotonic() + 2
     while True:
-        answer = client.request(None, timeout=5)
-        counts = {c.partition("/")[2]: e["count"] for c, e in answer["channels"].items()}
-        if counts == sent or time.monotonic() > deadline:
-            return {"counts": counts, "lost": answer["lost"]}
+        totals: Totals = client.request(None, timeout=5)["totals"]
+        counts = {channel: entry["count"] for channel, entry in totals.items()}
+        if counts == live.counts == sent or time.monotonic() > deadline:
+            return totals
         time.sleep(0.05)
 
 
@@ -229,11 +285,16 @@ def _summary(
     hashing: Hashing,
     round_trips: list[float],
     sent: dict[str, int],
-    received: dict[str, Any],
-    direct: dict[str, str],
+    live: Live,
+    totals: Totals,
+    caught_up: dict[str, float],
 ) -> bool:
     found = watcher.found_s
+    direct = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in hashing.files}
     right = sum(hashing.digests.get(path) == digest for path, digest in direct.items())
+    appended: Totals = {}
+    for record in node.stream(LOG).replay():
+        add(appended, *record.payload)
     ordered = sorted(round_trips)
     p50, p99 = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
     noticed = hashing.noticed_s
@@ -245,11 +306,18 @@ def _summary(
             f"{min(found.values()):.2f} to {max(found.values()):.2f} s after their start",
         )
     ]
-    for name, count in sent.items():
-        got = received["counts"].get(name, 0)
-        checks.append((got == count, f"sensors/{name}: {count} sent, {got} received"))
+    for channel, count in sent.items():
+        got, logged = live.counts[channel], appended.get(channel, {"count": 0})["count"]
+        text = f"{channel}: {count} sent, {got} received, {logged} in the log"
+        checks.append((got == logged == count, text))
     checks += [
-        (received["lost"] == 0, f"readings lost: {received['lost']}"),
+        (live.lost == 0, f"readings lost: {live.lost}"),
+        (
+            caught_up["records"] > 0 and totals == appended,
+            f"the killed aggregator read {caught_up['records']} records again in "
+            f"{caught_up['seconds'] * 1e3:.1f} ms; its totals are "
+            f"{'' if totals == appended else 'NOT '}those of all {sum(sent.values())} in the log",
+        ),
         (
             right == len(direct),
             f"files hashed: {len(hashing.digests)}, {right} of {len(direct)} equal to a direct run"

@@ -18,18 +18,25 @@ from typing import Any
 
 from mesh.node import Node
 
+LOG = "readings"
 PERIOD_S = 0.1
 
 
-def make_node(name: str) -> Node:
-    return Node(name, discovery=("mdns",), interfaces=("127.0.0.1",))
+Totals = dict[str, dict[str, Any]]
+"""Of each channel how many readings there were, the mean of each value, and the last reading."""
+
+
+def make_node(name: str, durable: str | None = None) -> Node:
+    return Node(name, durable=durable, discovery=("mdns",), interfaces=("127.0.0.1",))
 
 
 def sensor(name: str) -> None:
-    """Publish one of this machine's readings every 100 ms until asked to stop."""
+    """Every 100 ms publish one of this machine's readings, for whoever is there, and append it to
+    the log, for whoever comes later, until asked to stop."""
     stop, stopped = threading.Event(), threading.Event()
-    sent = 0
-    with make_node(f"sensor-{name}") as node, node.publisher(f"sensors/{name}") as publisher:
+    channel, sent = f"sensors/{name}", 0
+    with make_node(f"sensor-{name}") as node, node.publisher(channel) as publisher:
+        log = node.stream(LOG)
 
         @node.service(f"stop/{name}")
         def finish(_: Any) -> int:
@@ -39,33 +46,46 @@ def sensor(name: str) -> None:
 
         publisher.wait_for(1, timeout=10)
         while not stop.wait(PERIOD_S):
-            publisher.send(READINGS[name]())
+            reading = READINGS[name]()
+            publisher.send(reading)
+            log.append([channel, reading])
             sent += 1
         stopped.set()
         threading.Event().wait()
 
 
 def aggregator(name: str) -> None:
-    """Keep count, mean and last value of every reading; answer queries about them."""
-    summary: dict[str, dict[str, Any]] = {}
+    """Keep the totals of what is in the log, from its beginning on; answer queries about them."""
+    totals: Totals = {}
+    caught_up = {"records": 0, "seconds": 0.0}
     lock = threading.Lock()
-    with make_node(name) as node, node.subscriber("sensors/**") as subscriber:
+    with make_node(name) as node:
+        log = node.stream(LOG)
 
         @node.service("aggregate")
         def aggregate(channel: str | None) -> Any:
             with lock:
                 if channel is not None:
-                    return deepcopy(summary.get(channel))
-                return {"channels": deepcopy(summary), "lost": sum(subscriber.lost.values())}
+                    return deepcopy(totals.get(channel))
+                return {"totals": deepcopy(totals), "caught_up": dict(caught_up)}
 
-        for message in subscriber:
+        past = sum(end for _, end in log.bounds().values())
+        began = time.monotonic()
+        for record in log.replay(follow=True):
             with lock:
-                entry = summary.setdefault(message.channel, {"count": 0, "means": {}, "last": {}})
-                entry["count"] += 1
-                entry["last"] = message.payload
-                for key, value in message.payload.items():
-                    mean = entry["means"].get(key, 0.0)
-                    entry["means"][key] = mean + (value - mean) / entry["count"]
+                add(totals, *record.payload)
+                if record.offset + 1 == past:
+                    caught_up.update(records=past, seconds=time.monotonic() - began)
+
+
+def add(totals: Totals, channel: str, reading: dict[str, float]) -> None:
+    """Have that reading in `totals`, too."""
+    entry = totals.setdefault(channel, {"count": 0, "means": {}, "last": {}})
+    entry["count"] += 1
+    entry["last"] = reading
+    for key, value in reading.items():
+        mean = entry["means"].get(key, 0.0)
+        entry["means"][key] = mean + (value - mean) / entry["count"]
 
 
 def hasher(name: str) -> None:

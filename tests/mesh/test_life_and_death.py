@@ -6,8 +6,6 @@ import os
 import queue
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -302,20 +300,3 @@ def test_the_files_of_a_killed_node_are_cleaned_up_by_the_next(programs: Program
             "the removal of the dead node's files",
         )
     assert os.listdir(directory) == []
-
-
-def test_mesh_demo_ends_with_control_c_and_leaves_no_process() -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-c", "from mesh.cli import main; main()", "demo"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert demo.stdout is not None
-    demo.stdout.readline()
-    os.killpg(demo.pid, signal.SIGINT)
-    _, err = demo.communicate(timeout=15)
-    assert demo.returncode == 130
-    assert b"Traceback" not in err
-    with pytest.raises(ProcessLookupError):
-        os.killpg(demo.pid, 0)
