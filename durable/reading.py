@@ -14,6 +14,7 @@ import msgspec
 from mesh.durable.batch import Header
 from mesh.durable.records import Columns, columns_of, headers_of, payloads_of
 from mesh.message import EMPTY
+from mesh.sockets.home import node_text
 
 
 class Source(msgspec.Struct, frozen=True, gc=False):
@@ -26,6 +27,19 @@ class Source(msgspec.Struct, frozen=True, gc=False):
     time_ns: int
     log_epoch: int
     columns: Columns
+
+
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Of a record that was recorded from a topic: which message it was."""
+
+    sender: str
+    """Node id of the publisher: 16 hexadecimal digits, new for each run of a node."""
+    channel: str
+    """The topic."""
+    seq: int
+    """The publisher's own counter of the topic's messages, from 1."""
+    time_ns: int
+    """The publisher's wall clock when it left, nanoseconds since 1970."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -66,6 +80,14 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         """What was appended beside the payload; empty if there was nothing."""
         headers = self._source.columns.headers
         return EMPTY if headers is None else headers_of(headers[self._index])
+
+    @property
+    def origin(self) -> Origin | None:
+        """Which message of which topic it was (`Node.record`); None if it was appended."""
+        of = self._source.columns.origin
+        if of is None:
+            return None
+        return Origin(node_text(of.sender), of.channel, of.seq + self._index, of.time_ns)
 
     def __repr__(self) -> str:
         return (

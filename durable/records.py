@@ -2,8 +2,8 @@
 
 A batch's body is two parts::
 
-    columns    MessagePack of `Columns`: what some of the records have beside their payloads;
-               none of it where no record has any
+    columns    MessagePack of `Columns`: a map of what some of the records have beside their
+               payloads; none of it where no record has any. Keys that are not known are skipped
     payloads   MessagePack: one array of all payloads, which is decoded in one call; LZ4 where the
                header's codec says so
 
@@ -15,17 +15,17 @@ what is there: all is bounded, and what does not fit raises `Malformed`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from mesh import limits
-from mesh.durable.batch import Batch, Flags, Header, batch
+from mesh.durable.batch import Batch, Bytes, Flags, Header, batch
 from mesh.errors import NotSerializable, PayloadTooLarge
 from mesh.message import EMPTY
 from mesh.sockets import codec
 from mesh.sockets.codec import Headers
-from mesh.sockets.frame import Malformed
+from mesh.sockets.frame import SEQ_END, Malformed
 
 Item = bytes | msgspec.Raw
 """A payload that is bytes, or packed already."""
@@ -41,6 +41,19 @@ class Derived(msgspec.Struct, frozen=True, array_like=True):
     output: int
 
 
+class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a topic carried: the records of a batch are messages `seq`, ``seq + 1`` … of one sender
+    on one topic, and left together."""
+
+    sender: Annotated[int, msgspec.Meta(ge=0)]
+    channel: str
+    seq: Annotated[int, msgspec.Meta(ge=1, le=SEQ_END - 1)]
+    time_ns: Annotated[int, msgspec.Meta(ge=0)]
+    """The sender's wall clock when they left, since 1970."""
+    waits: bool = False
+    """Whether it was a topic that waits: such count apart from one of the same name that drops."""
+
+
 class Columns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What stands beside payloads. A list has an item for each record."""
 
@@ -53,8 +66,8 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the only record."""
     derived: Derived | None = msgspec.field(name="f", default=None)
     """Likewise."""
-    origins: list[list[Any]] | None = msgspec.field(name="o", default=None)
-    """Of what a topic carried: see `mesh.durable.recorder`."""
+    origin: Origin | None = msgspec.field(name="o", default=None)
+    """Of all of them, where a topic carried them: see `mesh.durable.recorder`."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -147,6 +160,16 @@ def batch_of_payloads(payloads: Sequence[Item], *, compress: bool = False) -> Ba
     return _batch(b"", codec.pack_items(payloads), len(payloads), 0, compress)
 
 
+def batch_of_published(
+    origin: Origin, payloads: Sequence[Bytes], count: int, headers: bytes | None
+) -> Batch:
+    """A batch of what a topic carried in one frame. `payloads`: the array of them, packed, in
+    pieces; `headers`: those of the only one, packed."""
+    flat = None if headers is None else [msgspec.msgpack.decode(headers)]
+    columns = _encode(Columns(origin=origin, headers=flat))
+    return batch([columns, *payloads], count=count, column_bytes=len(columns), codec=PLAIN)
+
+
 def _batch(columns: bytes, payloads: bytes, count: int, flags: int, compress: bool) -> Batch:
     packed = codec.compress(payloads) if compress else None
     return batch(
@@ -166,7 +189,7 @@ def columns_of(header: Header, body: bytes | memoryview) -> Columns:
         columns: Columns = _decode(memoryview(body)[: header.column_bytes])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed("malformed") from error
-    for column in (columns.keys, columns.headers, columns.due_ns, columns.origins):
+    for column in (columns.keys, columns.headers, columns.due_ns):
         if column is not None and len(column) != header.count:
             raise Malformed("malformed")
     return columns

@@ -165,6 +165,11 @@ class Stream(Handle):
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         return self._begin(lambda appender: (appender.submit(batch), None), timeout, derived_from)
 
+    def submit(self, batch: Batch, timeout: float | None) -> Appending:
+        """`append_nowait` of a batch that is made already: not for users. After `Timeout` nothing
+        of it is under way."""
+        return self._begin(lambda appender: (appender.submit(batch), None), timeout)
+
     def _begin(
         self,
         submit: Callable[[Appender], tuple[Pending, int | None]],
@@ -175,6 +180,10 @@ class Stream(Handle):
         appender = self._bind(left_of(deadline), derived_from)
         wait_for_room(appender, left_of(deadline))
         return Appending(appender, *appender.route.link.run(lambda: submit(appender)))
+
+    def bind(self, timeout: float | None) -> str:
+        """The partition that is appended to next: not for users. Raises what `append` raises."""
+        return self._bind(check_timeout(timeout)).route.partition
 
     def append_many(
         self, payloads: Iterable[Any], *, timeout: float | None = 10.0

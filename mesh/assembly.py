@@ -48,6 +48,7 @@ from mesh.sockets.transport import Transport
 
 if TYPE_CHECKING:  # durable/ is loaded by programs that have streams
     from mesh.durable.hosting import Hosting
+    from mesh.durable.recordings import Recordings
     from mesh.durable.streams import Streams
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ _FORGOTTEN_S = 0.5
 """The deadline of a node that nobody closed."""
 _GRACE_S = 2.0
 """What closing may take over its deadline: mDNS takes up to a second to say goodbye."""
+
+_THREAD_S = 1.0
+"""How long a thread may take that was told to end: many times what it needs."""
 
 _NOBODY: Mapping[str, PeerInfo] = MappingProxyType({})
 
@@ -82,6 +86,7 @@ class Assembly:
         self._keys = itertools.count(1)
         self._hosting: Hosting | None = None
         self._streams: Streams | None = None
+        self._recordings: Recordings | None = None
         self._topic_keys: dict[str, int] = {}
         self._queues: dict[str, tuple[Dispatch, int]] = {}
         self._started_ticks = host.start_ticks(os.getpid())
@@ -183,12 +188,15 @@ class Assembly:
     def _host(self, directory: str) -> Hosting:
         from mesh.durable.hosting import Hosting
 
-        def offer(offer: Offer) -> None:
-            self.loop.post(lambda: self.loop.offer(offer))
-
         return Hosting(
-            directory, self._home, add=self.loop.add, offer=offer, next_key=self.next_key
+            directory, self._home, add=self.loop.add, offer=self._offer, next_key=self.next_key
         )
+
+    def _offer(self, offer: Offer) -> None:
+        self.loop.post(lambda: self.loop.offer(offer))
+
+    def _withdraw(self, key: int) -> None:
+        self.loop.post(lambda: self.loop.withdraw(key))
 
     # -- Cores -------------------------------------------------------------------------------
 
@@ -256,6 +264,22 @@ class Assembly:
                 sidecar = None if self._hosting is None else self._hosting.sidecar
                 self._streams = Streams(self.home(), self.add, self.release_of, sidecar)
             return self._streams
+
+    def recordings(self) -> Recordings:
+        """What this node records; made with the first of it."""
+        from mesh.durable.recordings import Recordings
+
+        streams = self.streams()
+        with self._lock:
+            if self._recordings is None:
+                self._recordings = Recordings(
+                    streams,
+                    self.topics.values(),
+                    offer=self._offer,
+                    withdraw=self._withdraw,
+                    next_key=self.next_key,
+                )
+            return self._recordings
 
     def release_workers(self, core: Dispatch) -> None:
         with self._lock:
@@ -343,6 +367,8 @@ class Assembly:
             self._flusher.close()
             if self._streams is not None:
                 self._streams.close()
+            if self._recordings is not None:
+                self._recordings.join(_THREAD_S)
             if self._hosting is not None:
                 self._hosting.close()
             self.hooks.close()

@@ -36,8 +36,7 @@ from mesh.peering import (
 from mesh.presence import Presence
 from mesh.sockets.control import Card, ControlMessage, Marked, Offer
 from mesh.sockets.control_link import ControlLink, Heard, LinkKey
-from mesh.sockets.home import Core, Counters, node_number
-from mesh.sockets.server import Server
+from mesh.sockets.home import Core, Counters, Unhurried, node_number
 from mesh.sockets.subscription import Subscription
 from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Transport
@@ -240,10 +239,12 @@ class ControlLoop(Loop):
             self._leave_by = min(self._leave_by, leave_by)
             return
         self._leave_by = leave_by
-        for server in self._servers():
+        for topics in self._topics:
+            self._guarded(topics.link.run, topics.flush)
+        for core in self._unhurried():
             # At the interpreter's end a server can start no timer; its deadline is kept here.
             with contextlib.suppress(RuntimeError):
-                server.close(min(round(timeout * 1000), _LINGER_MS_MAX))
+                core.close(min(round(timeout * 1000), _LINGER_MS_MAX))
         self._presence.tell(None)
         self._leave_once_answered()
 
@@ -253,14 +254,14 @@ class ControlLoop(Loop):
         by = time.monotonic() + max(timeout, _LINGER_MS_MIN / 1000)
         self._linger_until = min(self._linger_until, by)
 
-    def _servers(self) -> list[Server]:
-        return [core for core in tuple(self._cores) if isinstance(core, Server)]
+    def _unhurried(self) -> list[Core]:
+        return [core for core in tuple(self._cores) if isinstance(core, Unhurried)]
 
     def _leave_once_answered(self) -> None:
         if self._leave_by is None or not self._running:
             return
         now = time.monotonic()
-        if any(not server.link.closed for server in self._servers()):
+        if any(not core.link.closed for core in self._unhurried()):
             self._answered_at = now + _ANSWERING_S
         if now >= min(self._answered_at, self._leave_by):
             self._leave(now, self._leave_by)
@@ -272,7 +273,7 @@ class ControlLoop(Loop):
         self._linger_until = min(self._linger_until, now + linger_ms / 1000)
         self._control.linger_ms = min(linger_ms, self._control.linger_ms)
         for core in tuple(self._cores):
-            self._guarded(core.close, 0 if isinstance(core, Server) else linger_ms)
+            self._guarded(core.close, 0 if isinstance(core, Unhurried) else linger_ms)
         for topics in self._topics:
             self._guarded(topics.close, linger_ms)
         self._guarded(lambda: self._apply(self.membership.leave("", now)))

@@ -58,6 +58,15 @@ took a fifth of its time."""
 PREFETCH: Final = 4
 """Default of ``puller(prefetch=)``: small, so that tasks stay where an idle worker can get them."""
 PREFETCH_MAX: Final = 65536
+RECORDING_BYTES_MAX: Final = BUFFER_BYTES
+"""Of what was published and is to be recorded, and was not given to the log yet: as much as the
+buffer of a subscriber."""
+RECORDING_FRAME_BYTES: Final = 512
+"""What a frame costs there besides its bytes."""
+RECORDINGS_MAX: Final = 64
+"""Of one node: each has a thread."""
+RECORDING_PARTITIONS_MAX: Final = 16
+"""Partitions that one recording has written to, which it says."""
 RECV_MANY_MAX: Final = 1_000_000
 """Largest `count_max` of a `recv_many`."""
 RECV_MANY_BYTES: Final = 1 << 20

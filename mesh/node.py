@@ -43,6 +43,7 @@ from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.subscription import Subscription
 
 if TYPE_CHECKING:
+    from mesh.durable.recording import Recording
     from mesh.durable.stream import Stream
 
 Handler = TypeVar("Handler", bound=Callable[[Any], Any])
@@ -297,6 +298,19 @@ class Node:
             raise InvalidOption(f"when_full must be 'refuse' or 'wait', not {when_full!r}")
         waits = when_full == "wait"
         return Stream(parts.streams(), name, options, producer, home, waits, self, lambda: None)
+
+    def record(self, pattern: str, *, into: str) -> Recording:
+        """Record what this node publishes from now on, on topics that `pattern` matches, in the
+        stream `into`, at the nearest sidecar (this node's own, if it has one). What is recorded
+        says which message it was: `Record.origin`. It goes on until the `Recording` is closed, or
+        the node; forgetting it ends nothing.
+
+        Publishing does not wait for that. Messages that there is no room for, 64 MiB of them
+        waiting or the log being full, are counted as `Recording.lost`; topics with
+        ``when_full="wait"`` wait instead. Subscribers with ``repair=True`` fill their gaps from it.
+        Raises `InvalidName`, `InvalidOption` (too many), `Closed`. Does not block.
+        """
+        return self._parts.recordings().record(pattern, into, self)
 
     # -- Its end -----------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Proof = Annotated[bytes, msgspec.Meta(max_length=32)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
-OfferKind = Literal["publish", "pull", "push", "serve", "log", "host"]
+OfferKind = Literal["publish", "pull", "push", "serve", "log", "host", "record"]
 
 
 class Wire(msgspec.Struct, frozen=True, tag_field="t", omit_defaults=True):
@@ -68,7 +68,10 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     prefetch: Natural = 0
     """For ``pull``: the credit each pusher starts with."""
     partition: Text = ""
-    """For ``host``, of a stream: which sidecar that is. The channel of its ``log``."""
+    """For ``host`` and ``record``, of a stream: which sidecar that is. The channel of its
+    ``log``."""
+    pattern: Text = ""
+    """For ``record``: of the node's own topics that are recorded into that stream."""
 
 
 class Hello(Wire, frozen=True, tag="hello", omit_defaults=True):

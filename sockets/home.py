@@ -60,6 +60,11 @@ class Counters(msgspec.Struct):
         self.dropped += other.dropped
 
 
+class Unhurried:
+    """A core that ends before the node says goodbye, and first finishes what it has begun: its
+    `close` only begins that, and it closes its link itself."""
+
+
 class Core(Protocol):
     """A pattern's working part: it lives until closed, while handles to it come and go.
 

@@ -63,6 +63,19 @@ class Outgoing:
             both = body[1:] + (b"" if self.flags & Flag.HEADERS else b"\xc0")
         return codec.pack_body([b"\x93" + codec.pack(channel) + both])
 
+    def kept(self) -> tuple[list[Part], bytes | None]:
+        """It as a log keeps it: the array of payloads, in pieces, and the packed headers of the
+        only one, if it has any."""
+        body, detached = self.body, self.detached
+        if detached is not None and self.codec == Codec.RAW:
+            return [b"\x91" + codec.bytes_header(len(detached)), detached], body or None
+        if detached is not None:
+            body = codec.put_back(body, memoryview(detached))
+        if not self.flags & Flag.HEADERS:
+            return [body], None
+        payload, headers = codec.split(body)
+        return [b"\x91", payload], headers
+
     def parts(
         self,
         name: bytes,

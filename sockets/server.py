@@ -34,7 +34,7 @@ from mesh.sockets.backlog import Backlog, Verdict
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.failure import describe, encode_failure
 from mesh.sockets.frame import NUMBER, REST, SEQ_END, Malformed, Part, wire_name
-from mesh.sockets.home import Counters, Home
+from mesh.sockets.home import Counters, Home, Unhurried
 from mesh.sockets.link import Link
 from mesh.sockets.moment import MOMENT_MS
 from mesh.sockets.parts import (
@@ -82,7 +82,7 @@ Answer = tuple[int, Message]
 """The kind of its frame, and the message."""
 
 
-class Server:
+class Server(Unhurried):
     """The core of a service: its ROUTER sockets, its backlog, and whoever runs its handler."""
 
     seeks: OfferKind | None = None

@@ -35,7 +35,7 @@ from mesh.sockets.link import Link
 from mesh.sockets.outgoing import Outgoing, encode_batch
 from mesh.sockets.parts import has_input, send_parts
 from mesh.sockets.readers import Readers
-from mesh.sockets.topic import Topic
+from mesh.sockets.topic import Tap, Topic
 from mesh.sockets.transport import Bound, Socket, endpoints_of
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Topics:
         self._readers = Readers(
             self._topics, self.counters.dropped, node_id=home.node_id, flags=self._flags
         )
+        self._taps_of: Callable[[str], tuple[Tap, ...]] = lambda name: ()
         self._dirty: dict[Topic, int] = {}
         self._open: dict[Topic, int] = {}
         """Topics with an open batch, and how many frames of each were sent when last looked at."""
@@ -102,6 +103,7 @@ class Topics:
                 batch = Batch(message_bytes_max=self.message_bytes_max)
                 compression = self._home.compression()
                 topic = Topic(name, options, batch, compression=compression)
+                topic.taps = self._taps_of(name)
                 self._topics[name] = topic
             elif topic.options != options and not topic.handles:
                 topic.options, topic.last = options, None
@@ -109,6 +111,19 @@ class Topics:
                 raise OptionsDiffer(f"topic {name!r} is open with {topic.options}, not {options}")
             topic.handles.append(None)
             return topic
+
+    def tap(self, taps_of: Callable[[str], tuple[Tap, ...]]) -> None:
+        """From now on what is published goes to the taps that `taps_of` names for a topic, too, and
+        to no others; not what was sent before, if there is room for that. Under the lock."""
+        self.flush()
+        self._taps_of = taps_of
+        for topic in self._topics.values():
+            topic.taps, topic.tapped = taps_of(topic.name), topic.seq
+
+    def flush(self) -> None:
+        """Send what waits for a window, if there is room. Under the lock."""
+        for topic in list(self._open):
+            self._flush(topic)
 
     def is_open(self, name: str) -> bool:
         """Whether handles to a topic of that name are open here."""
@@ -227,7 +242,7 @@ class Topics:
     ) -> bool:
         """Send one frame, which may hold `items` of the batch, to every transport; False if there
         is no room for it. `last`: of a frame of several messages, the last one."""
-        if not self._pay(topic):
+        if not self._pay(topic) or (topic.taps and self.waits and not topic.has_room()):
             return False
         seq, now, taken, held = topic.seq, time.time_ns(), False, len(items)
         for bound in self._bound:
@@ -259,6 +274,8 @@ class Topics:
                 topic.batch.put_back(items)  # first: interrupted between, they show as a gap
                 topic.seq = seq
                 return False
+        if topic.taps:
+            topic.tell(seq, now, message, self.waits)
         topic.frames += 1
         if topic.options.keep_last:
             topic.last = message if last is None else encode_batch([last])

@@ -1,0 +1,320 @@
+"""Recording topics into a stream: `Node.record`.
+
+Guarantee: every message that this node publishes on a topic of the pattern, while it is recorded,
+is in the log once, or under way, or counted in `Recording.lost`. It says which message it was
+(`Record.origin`), so that a subscriber can fill a gap from the log (`mesh.durable.repairer`).
+
+The publisher's own node records, so that nothing is recorded twice, and what no subscriber got is
+recorded as well. A thread does it: who publishes waits for nothing, but for room where its topic
+waits for that (``when_full="wait"``), as for any subscriber that is full.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from mesh import limits
+from mesh.durable.appending import Appending
+from mesh.durable.batch import HEADER_BYTES
+from mesh.durable.recorder import Published, Tally
+from mesh.durable.records import Origin
+from mesh.durable.stream import Stream
+from mesh.errors import Closed, MeshError, PayloadTooLarge, Timeout
+from mesh.names import check_pattern
+from mesh.options import check_timeout
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.home import Counters, Unhurried
+from mesh.sockets.link import Link
+from mesh.sockets.outgoing import Outgoing
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S: Final = 0.25
+"""How often it is looked whether the end has come, while there is no sidecar."""
+_ANSWER_S: Final = 0.05
+"""Longest wait for one answer before it is looked whether more is to be recorded."""
+_UNDER_WAY_MAX: Final = 96
+"""Batches: a little less than an appender asks for at a time."""
+_AGAIN_S: Final = 1.0
+"""After the log has refused the producer itself, another is tried."""
+_LOST: Final = "not recorded"
+
+
+class Recorder(Unhurried):
+    """The core of one recording, and its thread."""
+
+    kind = "stream"
+    seeks: OfferKind | None = None
+
+    def __init__(
+        self,
+        node: int,
+        pattern: str,
+        into: str,
+        bytes_max: int,
+        stream: Callable[[], Stream],
+        offer: Callable[[str], int],
+        withdraw: Callable[[int], object],
+    ) -> None:
+        """`stream` makes a handle to append by. `offer` tells others of a partition that has some
+        of it, and returns what `withdraw` takes that back with. Raises `InvalidName`."""
+        self.channel = check_pattern(pattern)
+        self.into = into
+        self.counters = Counters()
+        self.link = Link(f"recording of {pattern!r}")
+        self.tally = Tally(limits.RECORDING_BYTES_MAX)
+        self._node = node
+        self._bytes_max = bytes_max
+        self._stream_of = stream
+        self._offer = offer
+        self._withdraw = withdraw
+        self._bell = threading.Condition(self.link.lock)
+        self._asleep = False
+        self._deadline = math.inf
+        self._stream: Stream | None = None
+        self._partitions: dict[str, int] = {}
+        """With the keys of their offers."""
+        self._under_way: deque[Appending] = deque()
+        self._refused_until = -math.inf
+        self._said = ""
+        """The last reason for a loss that was logged."""
+        self._thread = threading.Thread(target=self._work, name=f"mesh record {into}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # -- What is published: under the lock of its topics ---------------------------------------
+
+    def has_room(self) -> bool:
+        return self.tally.has_room()
+
+    def take(
+        self, channel: str, waits: bool, seq: int, time_ns: int, message: Outgoing, missed: int
+    ) -> None:
+        origin = Origin(self._node, channel, seq, time_ns, waits)
+        with self.link.lock:
+            if self.link.closed:
+                missed += message.count
+            elif not self.tally.take(Published(origin, message)):
+                self.counters.dropped[_LOST] += message.count
+            elif self._asleep:
+                self._asleep = False
+                self._bell.notify()
+            if missed:
+                self.tally.missed(missed)
+                self.counters.dropped[_LOST] += missed
+
+    # -- The rest of a core --------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        raise AssertionError("a recording seeks nobody")
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        raise AssertionError("a recording seeks nobody")
+
+    def tick(self) -> None:
+        """Nothing is to be done now and then."""
+
+    def finish(self) -> None:
+        """Record what was taken, however long that takes, and end. Does not block."""
+        with self.link.lock:
+            self.tally.end()
+            self._bell.notify()
+
+    def close(self, linger_ms: int) -> None:
+        with self.link.lock:
+            self.tally.end()
+            self._deadline = min(self._deadline, time.monotonic() + linger_ms / 1000)
+            self._bell.notify()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join(timeout)
+
+    # -- The thread ----------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while not self._is_over():
+                if self._step():
+                    continue
+                if self._under_way:
+                    self._await()
+                else:
+                    self._sleep()
+        except Closed:
+            pass  # the node is, and with it the way to the log
+        finally:
+            self.link.close(first=self._conclude)
+
+    def _is_over(self) -> bool:
+        return self.tally.over or time.monotonic() >= self._deadline
+
+    def _step(self) -> bool:
+        """Have the next frame be under way; False if there is none, or it has to wait."""
+        if self._stream is None:
+            self._stream = self._stream_of()
+        published = self.tally.first()
+        if len(self._under_way) >= _UNDER_WAY_MAX:
+            return False
+        try:
+            if published is None:
+                if not self._partitions:
+                    self._bound(self._stream.bind(_LOOK_S))
+                    return True
+                return False
+            if time.monotonic() < self._refused_until:
+                raise MeshError("the log refused before")
+            batch = published.batch()
+            if (size := batch.header.size + HEADER_BYTES) > self._bytes_max:
+                raise PayloadTooLarge(f"record of {size:,} bytes over {self._bytes_max:,}")
+            self._bound(self._stream.bind(_LOOK_S))
+            appending = self._stream.submit(batch, _LOOK_S)
+        except Timeout:
+            return True  # nobody is there, or has room: tried again until the end
+        except Closed:
+            raise
+        except MeshError as error:
+            if published is not None:
+                self._first_is_lost(error)
+            return True
+        with self.link.lock:
+            self.tally.submitted()
+        self._under_way.append(appending)
+        self._reap()
+        return True
+
+    def _bound(self, partition: str) -> None:
+        if partition not in self._partitions:
+            self._partitions[partition] = self._offer(partition)
+            if len(self._partitions) > limits.RECORDING_PARTITIONS_MAX:
+                self._withdraw(self._partitions.pop(next(iter(self._partitions))))
+
+    def _first_is_lost(self, error: MeshError) -> None:
+        """It was refused before it was under way."""
+        self._settled(self.tally.refused, error)
+        if not isinstance(error, PayloadTooLarge) and time.monotonic() >= self._refused_until:
+            # Its producer can append no more: what is under way is told so as well.
+            self._stream, self._refused_until = None, time.monotonic() + _AGAIN_S
+
+    def _await(self) -> None:
+        """For the outcome of the first that is under way."""
+        appending = self._under_way[0]
+        try:
+            appending.wait(_ANSWER_S)
+        except Timeout:
+            return
+        except Closed:
+            if not appending.done:
+                raise
+        except MeshError:
+            pass  # told where it is settled
+        self._reap()
+
+    def _reap(self) -> None:
+        while self._under_way and self._under_way[0].done:
+            try:
+                self._under_way.popleft().wait(0)
+            except MeshError as error:
+                self._settled(partial(self.tally.settle, recorded=False), error)
+            else:
+                self._settled(partial(self.tally.settle, recorded=True), None)
+
+    def _settled(self, settle: Callable[[], int], error: MeshError | None) -> None:
+        with self.link.lock:
+            count = settle()
+            if error is not None:
+                self.counters.dropped[_LOST] += count
+            if not self.link.alone:
+                self.link.wake_all()
+        if error is None:
+            self._said = ""
+        elif type(error).__name__ != self._said:
+            self._said = type(error).__name__
+            logger.warning("%s into %r loses messages: %s", self.link.what, self.into, error)
+
+    def _sleep(self) -> None:
+        with self._bell:
+            if self.tally.first() is None and not self._is_over():
+                self._asleep = True
+                self._bell.wait(None if self._deadline == math.inf else _LOOK_S)
+                self._asleep = False
+
+    def _conclude(self) -> None:
+        """Under the lock."""
+        for key in self._partitions.values():
+            self._withdraw(key)
+        if lost := self.tally.give_up():
+            self.counters.dropped[_LOST] += lost
+            logger.warning(
+                "%s into %r ended with %d messages not recorded", self.link.what, self.into, lost
+            )
+
+
+class Recording:
+    """What `Node.record` returns. Recording goes on if this is forgotten, until `close`, or until
+    the node is closed. Safe from several threads."""
+
+    def __init__(
+        self, core: Recorder, owner: object, release: Callable[[], None], send: Callable[[], None]
+    ) -> None:
+        """`send` has what waits for a window leave."""
+        self._core = core
+        self._owner = owner
+        self._release = release
+        self._send = send
+
+    @property
+    def pattern(self) -> str:
+        return self._core.channel
+
+    @property
+    def stream(self) -> str:
+        """The name of the stream that it is recorded into."""
+        return self._core.into
+
+    @property
+    def recorded(self) -> int:
+        """How many messages are in the log. Does not block."""
+        return self._core.tally.recorded
+
+    @property
+    def lost(self) -> int:
+        """How many messages could not be recorded, or are not known to be: no room for those that
+        wait for the log, or in the log; no log until the end. Does not block."""
+        return self._core.tally.lost
+
+    def flush(self, *, timeout: float | None = 10.0) -> None:
+        """Block until all that was published before is recorded, or counted as lost, up to
+        `timeout` seconds (None: for ever). Raises `Timeout`, `Closed`."""
+        wait_s, attempt = check_timeout(timeout), self._awaiting()
+        if not attempt():
+            self._core.link.wait(attempt, wait_s, self._awaited)
+
+    async def aflush(self, *, timeout: float | None = 10.0) -> None:
+        """`flush` for asyncio."""
+        wait_s, attempt = check_timeout(timeout), self._awaiting()
+        if not attempt():
+            await self._core.link.wait_async(attempt, wait_s, self._awaited)
+
+    def close(self) -> None:
+        """Record nothing that is published from now on; what was before still is. Does not block;
+        idempotent."""
+        self._release()
+
+    def _awaiting(self) -> Callable[[], bool | None]:
+        self._send()
+        tally = self._core.tally
+        taken = tally.taken
+        return lambda: tally.settled_to >= taken or None
+
+    @property
+    def _awaited(self) -> str:
+        return f"end of what is recorded of {self.pattern!r}"
