@@ -49,6 +49,7 @@ from mesh.sockets.transport import Transport
 if TYPE_CHECKING:  # durable/ is loaded by programs that have streams
     from mesh.durable.hosting import Hosting
     from mesh.durable.recordings import Recordings
+    from mesh.durable.repairer import Repairer
     from mesh.durable.streams import Streams
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Assembly:
         self._hosting: Hosting | None = None
         self._streams: Streams | None = None
         self._recordings: Recordings | None = None
+        self._repairer: Repairer | None = None
         self._topic_keys: dict[str, int] = {}
         self._queues: dict[str, tuple[Dispatch, int]] = {}
         self._started_ticks = host.start_ticks(os.getpid())
@@ -281,6 +283,16 @@ class Assembly:
                 )
             return self._recordings
 
+    def repairer(self) -> Repairer:
+        """What fills the gaps of this node's subscribers; made with the first that wants that."""
+        from mesh.durable.repairer import Repairer
+
+        streams = self.streams()
+        with self._lock:
+            if self._repairer is None:
+                self._repairer = Repairer(streams)
+            return self._repairer
+
     def release_workers(self, core: Dispatch) -> None:
         with self._lock:
             _, handles = self._queues[core.channel]
@@ -365,10 +377,13 @@ class Assembly:
         """The loop has: the rest, before anybody is told."""
         try:
             self._flusher.close()
+            if self._repairer is not None:
+                self._repairer.close()
             if self._streams is not None:
                 self._streams.close()
-            if self._recordings is not None:
-                self._recordings.join(_THREAD_S)
+            for threads in (self._recordings, self._repairer):
+                if threads is not None:
+                    threads.join(_THREAD_S)
             if self._hosting is not None:
                 self._hosting.close()
             self.hooks.close()

@@ -67,6 +67,15 @@ RECORDINGS_MAX: Final = 64
 """Of one node: each has a thread."""
 RECORDING_PARTITIONS_MAX: Final = 16
 """Partitions that one recording has written to, which it says."""
+REPAIR_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Of what one subscriber holds behind gaps that are being repaired, and as much of what was found
+for them out of turn."""
+REPAIR_FLOWS_MAX: Final = 4096
+"""Topics, each of one sender, in which one subscriber repairs gaps at a time."""
+REPAIR_MESSAGE_BYTES: Final = 100
+"""What a message that is held costs besides its bytes."""
+RECORDERS_MET_MAX: Final = 4096
+"""Recordings of nodes that have gone, which are remembered."""
 RECV_MANY_MAX: Final = 1_000_000
 """Largest `count_max` of a `recv_many`."""
 RECV_MANY_BYTES: Final = 1 << 20

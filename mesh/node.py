@@ -38,6 +38,7 @@ from mesh.sockets.control import Offer
 from mesh.sockets.publisher import Publisher
 from mesh.sockets.puller import Intake, Puller
 from mesh.sockets.pusher import Pusher
+from mesh.sockets.repairing import RepairingSubscription
 from mesh.sockets.server import Server
 from mesh.sockets.subscriber import Subscriber
 from mesh.sockets.subscription import Subscription
@@ -205,16 +206,35 @@ class Node:
         return Publisher(parts.topics[when_full], opened, self, lambda: parts.release(opened))
 
     def subscriber(
-        self, pattern: str, *, latest_only: bool = False, views: bool = False
+        self,
+        pattern: str,
+        *,
+        latest_only: bool = False,
+        views: bool = False,
+        repair: bool = False,
+        repair_timeout: float = 5.0,
     ) -> Subscriber:
         """A handle that receives from all topics that `pattern` matches, of all peers and of this
         node. `latest_only`: keep only the newest message of each sender and topic. `views`: large
-        payloads of `bytes` arrive as a read-only `memoryview`, without a copy. Raises
-        `InvalidName`, `Closed`. Does not block.
+        payloads of `bytes` arrive as a read-only `memoryview`, without a copy.
+
+        `repair`: what was missed is fetched from where its publisher's node has recorded it
+        (`record`), and comes in its place; a sender's later messages on that topic wait for it. A
+        gap of which nothing was found for `repair_timeout` seconds is counted as lost. Not together
+        with `latest_only`. Raises `InvalidName`, `InvalidOption`, `Closed`. Does not block.
         """
         parts = self._parts
-        options = SubscriberOptions(latest_only=latest_only, views=views)
-        core = Subscription(parts.home(), pattern, options)
+        options = SubscriberOptions(
+            latest_only=latest_only, views=views, repair=repair, repair_timeout_s=repair_timeout
+        )
+        core: Subscription
+        if repair:
+            repairer = parts.repairer()
+            core = RepairingSubscription(
+                parts.home(), pattern, options, repairer.wanted, repairer.room
+            )
+        else:
+            core = Subscription(parts.home(), pattern, options)
         parts.add(core)
         return Subscriber(core, self, parts.release_of(core))
 

@@ -199,10 +199,24 @@ class SubscriberOptions(msgspec.Struct, frozen=True, kw_only=True):
     views: bool = False
     """Payloads of `bytes` that travel by themselves (64 KiB and more) arrive as read-only
     `memoryview`, in the memory that they were received in."""
+    repair: bool = False
+    """Have what was missed fetched from where its publisher's node has recorded it
+    (`Node.record`)."""
+    repair_timeout_s: float = 5.0
+    """Seconds after which a gap of which nothing was found is counted as lost, and what is held
+    behind it is delivered: several times what a log on a busy disk lags behind."""
 
     def __post_init__(self) -> None:
         check_flag(self.latest_only, "latest_only")
         check_flag(self.views, "views")
+        check_flag(self.repair, "repair")
+        if check_timeout(self.repair_timeout_s, "repair_timeout") is None:
+            raise InvalidOption("repair_timeout takes seconds, not None: a gap is given up at last")
+        if self.repair and self.latest_only:
+            raise InvalidOption(
+                "latest_only=True keeps no message that is not the newest, "
+                "and repair=True fetches such"
+            )
 
 
 class PullerOptions(msgspec.Struct, frozen=True, kw_only=True):

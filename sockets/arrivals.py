@@ -58,6 +58,8 @@ class Arrivals:
         self.counters = Counters()
         self.lost: dict[str, int] = {}
         """How many messages, by sender."""
+        self.repaired: dict[str, int] = {}
+        """How many that had been missed, by sender."""
         self.on_loss: Callable[[Loss], object] | None = None
         self.inbox = Inbox()
         """What is read and was not taken."""
@@ -134,7 +136,7 @@ class Arrivals:
             payload = payload_of(body, self._bytes_max)
         missed, skip = self._sequences.take(flow.owner, flow.name, seq, 1)
         if missed:
-            self._missed(flow.owner >> 1, flow.channel, missed, seq - 1)
+            self._missed(flow.owner, flow.channel, missed, seq - 1)
         counters = self.counters
         counters.bytes_received += len(body)
         if skip:
@@ -154,7 +156,7 @@ class Arrivals:
             return
         if frame.kind == Kind.MARK:
             missed = self._sequences.falls_quiet_at(_owner(frame), frame.name, frame.seq)
-            self._missed(frame.sender, channel, missed, frame.seq)
+            self._missed(_owner(frame), channel, missed, frame.seq)
         elif frame.kind == Kind.DATA:
             self._accept_data(frame, channel)
             if not self._latest_only:
@@ -171,9 +173,9 @@ class Arrivals:
         origin = Origin(channel, sender, frame.seq, frame.time_ns, headers)
         del payloads[:skip]
         if missed:
-            self._missed(frame.sender, channel, missed, seq - 1)
+            self._missed(owner, channel, missed, seq - 1)
             self._sequences.advance(owner, frame.name, seq)
-        self._deliver(Run(payloads, skip, origin))
+        self._deliver(owner, Run(payloads, skip, origin), frame.size)
         # Last: a batch that a Ctrl-C takes away is a gap then, and no silent loss. (A single
         # message may as well be lost on its way to the caller.)
         self._sequences.advance(owner, frame.name, seq + count)
@@ -198,11 +200,11 @@ class Arrivals:
         if not matches(self._pattern, channel):
             return
         first, skip = self._sequences.take(_owner(frame), wire_name(channel), frame.seq, 1)
-        self._missed(frame.sender, channel, first, frame.seq - 1)
+        self._missed(_owner(frame), channel, first, frame.seq - 1)
         if not skip:
             sender = node_text(frame.sender)
             origin = Origin(channel, sender, frame.seq, frame.time_ns, [headers])
-            self._deliver(Run([payload], 0, origin))
+            self._deliver(_owner(frame), Run([payload], 0, origin), frame.size)
 
     def _accept_mark(self, frame: Frame, standing: Any) -> None:
         if type(standing) is not dict:
@@ -211,14 +213,14 @@ class Arrivals:
             if not is_name(channel) or type(seq) is not int or not 0 <= seq < SEQ_END:
                 raise Malformed("malformed")
             first = self._sequences.stands_at(_owner(frame), wire_name(channel), seq)
-            self._missed(frame.sender, channel, first, seq)
+            self._missed(_owner(frame), channel, first, seq)
         if frame.seq == 0:  # no further part of this mark follows
             self._sequences.marked(_owner(frame))
             waits = bool(frame.flags & Flag.WAITS)
             self.awaiting.discard((frame.sender, waits))
             self._home.acknowledge(frame.sender, self._address.decode(), waits)
 
-    def _deliver(self, run: Run) -> None:
+    def _deliver(self, owner: int, run: Run, size: int) -> None:
         self.counters.received += len(run)
         if not self._latest_only:
             self.inbox.add(run)
@@ -232,10 +234,11 @@ class Arrivals:
                 continue
             self.latest[key] = message
 
-    def _missed(self, sender: int, channel: str, first: int, last: int) -> None:
+    def _missed(self, owner: int, channel: str, first: int, last: int) -> None:
+        """Those of that topic are missing; none, if `first` is 0."""
         if not first:
             return
-        text = node_text(sender)
+        text = node_text(owner >> 1)
         loss = Loss(text, channel, first, last)
         self.counters.lost += loss.count
         if text in self.lost or len(self.lost) < limits.SIGHTINGS_MAX:

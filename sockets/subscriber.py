@@ -2,7 +2,9 @@
 
 Guarantee: a message is delivered at most once, in each publisher's order, and none is lost
 silently: a gap in a publisher's sequence is counted under its sender in `Subscriber.lost` and told
-to the `on_loss` hook with the range. Subscribing to ``a`` never delivers ``ab``.
+to the `on_loss` hook with the range. Subscribing to ``a`` never delivers ``ab``. With
+``repair=True`` a gap is filled from where it was recorded, as far as that goes, and what is left of
+it counted (`mesh.sockets.repairing`).
 
 The handle; what it works on is in `mesh.sockets.subscription`.
 """
@@ -38,6 +40,13 @@ class Subscriber(Receiving[Message]):
         """How many messages were missed, by sender (node id). A snapshot; does not block."""
         with self._core.link.lock:
             return MappingProxyType(dict(self._core.arrivals.lost))
+
+    @property
+    def repaired(self) -> Mapping[str, int]:
+        """How many messages were missed and fetched from where they were recorded, by sender (node
+        id). Empty without ``repair=True``. A snapshot; does not block."""
+        with self._core.link.lock:
+            return MappingProxyType(dict(self._core.arrivals.repaired))
 
     def on_loss(self, hook: Callable[[Loss], object]) -> None:
         """Have `hook` called with each `Loss`, in the node's hook thread, soon after it is seen."""

@@ -69,7 +69,7 @@ class Subscription:
         self._latest_only = options.latest_only
         self._address = subscriber_address(secrets.token_hex(8), pattern)
         self._subscriptions = subscriptions(*literal_prefix(pattern))
-        self.arrivals = Arrivals(home, pattern, self._address, options)
+        self.arrivals = self._arrivals(options)
         self.counters = self.arrivals.counters
         self.inbox = self.arrivals.inbox
         self.link = Link(f"subscriber {pattern!r}", partial(_any, self.inbox, self.arrivals.latest))
@@ -89,6 +89,9 @@ class Subscription:
         self._quiet_at = 0
         self._asked_at = 0
         self._ticks_since_asked = 0
+
+    def _arrivals(self, options: SubscriberOptions) -> Arrivals:
+        return Arrivals(self._home, self.channel, self._address, options)
 
     # -- Reading: under the lock -------------------------------------------------------------
 

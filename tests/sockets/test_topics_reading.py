@@ -426,7 +426,7 @@ def test_of_what_a_cancelled_receiver_had_taken_latest_only_keeps_the_newest(
     old, new = (Message(n, 0, Origin("a", "s", n, 0)) for n in (1, 2))
     core.arrivals.give_back([old])
     assert core.take() == old
-    core.arrivals._deliver(Run([2], 0, Origin("a", "s", 2, 0)))
+    core.arrivals._deliver(0, Run([2], 0, Origin("a", "s", 2, 0)), 1)
     core.arrivals.give_back([old])
     assert [core.take(), core.take()] == [new, None]
 

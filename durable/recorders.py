@@ -1,0 +1,81 @@
+"""Which nodes record which of their topics, and where: a core like `mesh.durable.finder`'s.
+
+Nodes that have gone are remembered for a while: what one had published may be in the log of a
+sidecar that lives on, and be all that is left of it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import msgspec
+
+from mesh import limits
+from mesh.discovery.plausible import is_node_id
+from mesh.names import is_pattern, matches
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.home import Counters
+from mesh.sockets.link import Link
+
+_REMEMBERED_S: Final = 600.0
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Where a node records topics of a pattern."""
+
+    stream: str
+    partition: str
+    pattern: str
+
+
+class Recorders:
+    """See above. Asked from any thread."""
+
+    kind = "stream"
+    seeks: OfferKind | None = "record"
+    channel = "**"
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.link = Link("recordings")
+        self._live: dict[int, dict[int, Record]] = {}
+        """By node and key."""
+        self._gone: dict[tuple[int, Record], float] = {}
+        """Until when."""
+
+    def of(self, node: int, topic: str) -> set[tuple[str, str]]:
+        """Streams and partitions in which that topic of that node may be."""
+        with self.link.lock:
+            records = list(self._live.get(node, {}).values())
+            records += [record for of, record in self._gone if of == node]
+        return {(r.stream, r.partition) for r in records if matches(r.pattern, topic)}
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        if not (is_pattern(offer.pattern) and is_node_id(offer.partition)):
+            self.counters.dropped["offer"] += 1
+            return
+        with self.link:
+            record = Record(offer.channel, offer.partition, offer.pattern)
+            self._live.setdefault(peer, {})[offer.key] = record
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        with self.link:
+            records = self._live.get(peer, {})
+            record = records.pop(key, None)
+            if not records:
+                self._live.pop(peer, None)
+            if record is not None:
+                self._gone.pop((peer, record), None)
+                self._gone[peer, record] = time.monotonic() + _REMEMBERED_S
+                if len(self._gone) > limits.RECORDERS_MET_MAX:
+                    del self._gone[next(iter(self._gone))]
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        with self.link:
+            while self._gone and self._gone[first := next(iter(self._gone))] < now:
+                del self._gone[first]
+
+    def close(self, linger_ms: int) -> None:
+        self.link.close(0)
