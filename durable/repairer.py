@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -113,6 +114,9 @@ class _Source:
     def _take(
         self, core: RepairingSubscription, wants: Sequence[Want], chunk: list[reading.Run]
     ) -> None:
+        by_flow: dict[Flow, list[Want]] = {}
+        for want in wants:
+            by_flow.setdefault(want.flow, []).append(want)
         found: list[tuple[Flow, Run, int]] = []
         for run in chunk:
             origin = run.source.columns.origin
@@ -121,9 +125,9 @@ class _Source:
             flow = origin.sender << 1 | origin.waits, origin.channel
             first = origin.seq + run.first
             last = first + len(run.payloads) - 1
-            if not self._search.read(flow, first, last, wants):
+            if not self._search.read(flow, first, last, by_flow.get(flow, ())):
                 break
-            if any([w.flow == flow and w.first <= last and first <= w.last for w in wants]):
+            if _overlaps(by_flow.get(flow, ()), first, last):
                 found.append((flow, _as_published(run, origin), _size_of(run)))
         core.found(found)
 
@@ -219,6 +223,16 @@ class Repairer:
             for place in places[want.flow]:
                 by_place.setdefault(place, []).append(want)
         return by_place
+
+
+def _overlaps(wants: Sequence[Want], first: int, last: int) -> bool:
+    """Whether any of them, which ascend, has something of those."""
+    at = bisect_left(wants, first, key=_last_of)
+    return at < len(wants) and wants[at].first <= last
+
+
+def _last_of(want: Want) -> int:
+    return want.last
 
 
 def _as_published(run: reading.Run, origin: Origin) -> Run:

@@ -69,11 +69,11 @@ class Search:
         return slack is not None and want.since_ns - slack < self._begun_ns
 
     def read(self, flow: Flow, first: int, last: int, wants: Sequence[Want]) -> bool:
-        """Those come next of that topic; False if reading began too late, and begins again."""
+        """Those come next of that topic, of which that is wanted, in order; False if reading began
+        too late, and begins again."""
         self._at_end_since = None
         if flow not in self._done:
-            needed = min((want.first for want in wants if want.flow == flow), default=first)
-            if first > needed and self._further_back():
+            if wants and first > wants[0].first and self._further_back():
                 return False
             if len(self._done) >= limits.TRACKED_CHANNELS_MAX:
                 self._done.clear()  # at worst some is read twice

@@ -10,6 +10,7 @@ No I/O, no clock: `now` is handed in. Knows neither sockets nor logs.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
@@ -72,6 +73,8 @@ class _Waiting(msgspec.Struct):
     parts: deque[_Gap | _Held]
     end: int
     """The sequence behind all of it."""
+    deadline: float = -math.inf
+    """Until then none of its gaps is given up, since something was found."""
 
 
 class Repairs:
@@ -130,12 +133,13 @@ class Repairs:
         waiting = self.flows.get(flow)
         if waiting is None:
             return []
-        progress = False
-        for gap in waiting.parts:
-            if isinstance(gap, _Gap) and gap.first <= _last(run) and gap.last >= _first(run):
-                progress = self._put(gap, run, cost) or progress
-        if progress:
-            self._give_time(waiting, now)
+        for part in waiting.parts:
+            if not isinstance(part, _Gap):
+                continue
+            if part.first > _last(run):
+                break
+            if part.last >= _first(run) and self._put(part, run, cost):
+                waiting.deadline = now + self._timeout_s
         return self._release(flow, waiting)
 
     def expire(self, now: float) -> list[Outcome]:
@@ -145,16 +149,17 @@ class Repairs:
             while waiting.parts:
                 gap = waiting.parts[0]
                 assert isinstance(gap, _Gap), "or it was not released"
-                if gap.deadline > now:
+                if max(gap.deadline, waiting.deadline) > now:
                     break
-                self._give_up(flow, gap, now, outcomes)
+                if self._give_up(flow, gap, outcomes):
+                    gap.deadline = now + self._timeout_s
                 outcomes += self._release(flow, waiting)
         return outcomes
 
     def extend(self, now: float) -> None:
         """Nothing was looked for until now, since nobody took what was found."""
         for waiting in self.flows.values():
-            self._give_time(waiting, now)
+            waiting.deadline = now + self._timeout_s
 
     def wants(self) -> list[Want]:
         """What is missing."""
@@ -169,11 +174,6 @@ class Repairs:
     def clear(self) -> None:
         self.flows.clear()
         self._held = self._found = 0
-
-    def _give_time(self, waiting: _Waiting, now: float) -> None:
-        for gap in waiting.parts:
-            if isinstance(gap, _Gap):
-                gap.deadline = now + self._timeout_s
 
     def _put(self, gap: _Gap, run: Run, cost: int) -> bool:
         """Keep what of `run` is missing in `gap`; whether that was anything."""
@@ -216,18 +216,19 @@ class Repairs:
         if passed:
             gap.found = gap.found[passed:]
 
-    def _give_up(self, flow: Flow, gap: _Gap, now: float, outcomes: list[Outcome]) -> None:
-        """What is missing before something that was found; of a gap where nothing was, the rest."""
+    def _give_up(self, flow: Flow, gap: _Gap, outcomes: list[Outcome]) -> bool:
+        """What is missing before something that was found, if anything was, so that there may be
+        more behind that; else all that is missing. Whether it was the former."""
         if not gap.found:
             outcomes.append(Lost(flow, gap.first, gap.last))
             gap.first = gap.last + 1
-            return
+            return False
         while gap.found:
             if gap.found[0][0] > gap.first:
                 outcomes.append(Lost(flow, gap.first, gap.found[0][0] - 1))
                 gap.first = gap.found[0][0]
             self._pass_found(gap, outcomes)
-        gap.deadline = now + self._timeout_s
+        return True
 
 
 def _at(found: tuple[int, int, _Held]) -> int:
