@@ -253,6 +253,8 @@ class Link:
                 if result is not None:
                     self._leave(sleeper, slot)
                     return result
+                if sleeper.result is not None:  # handed to it since it woke, or in the attempt
+                    return cast(T, sleeper.result)
                 leads = self._threads[0] is sleeper
             left_s = until - time.monotonic()
             if left_s <= 0:

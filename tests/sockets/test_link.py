@@ -528,3 +528,19 @@ def test_a_loop_goes_on_watching_until_it_is_woken_for_nothing(
     peer = push(context, endpoint_of(inbox))
     with contextlib.closing(peer), asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run())
+
+
+def test_what_is_handed_in_an_attempt_that_finds_nothing_ends_the_wait() -> None:
+    link, slot = Link("hand"), Slot()
+    attempts: list[None] = []
+
+    def attempt() -> str | None:
+        attempts.append(None)
+        if len(attempts) == 3:
+            link.hand(slot, "handed")
+        return None
+
+    assert link.wait(attempt, 5, "thing", slot=slot, retry_s=0.001) == "handed"
+    assert len(attempts) == 3
+    assert link.alone
+    link.close()
