@@ -295,14 +295,20 @@ class Recording:
         """Block until all that was published before is recorded, or counted as lost, up to
         `timeout` seconds (None: for ever). Raises `Timeout`, `Closed`."""
         wait_s, attempt = check_timeout(timeout), self._awaiting()
-        if not attempt():
+        try:
             self._core.link.wait(attempt, wait_s, self._awaited)
+        except Closed:
+            if not attempt():
+                raise
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
         """`flush` for asyncio."""
         wait_s, attempt = check_timeout(timeout), self._awaiting()
-        if not attempt():
+        try:
             await self._core.link.wait_async(attempt, wait_s, self._awaited)
+        except Closed:
+            if not attempt():
+                raise
 
     def close(self) -> None:
         """Record nothing that is published from now on; what was before still is. Does not block;

@@ -69,8 +69,6 @@ class _Source:
         except Timeout:
             return False
         except (MeshError, OSError) as error:
-            if core.link.closed:
-                raise
             logger.debug("%s: nothing from %s: %s", core.link.what, self._partition, error)
             self.close()
             self._search, self._not_before = Search(), now + _AGAIN_S

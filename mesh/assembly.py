@@ -216,6 +216,14 @@ class Assembly:
             core.close(0)  # it may have come too late for the loop to close it
             self.check_open()
 
+    def join(self, core: Core) -> None:
+        """A core that something needs which is there already: also while the node closes, since
+        what was begun is finished then. Raises `Closed`."""
+        self.loop.add(core)
+        if not self.loop.running:
+            core.close(0)
+            self.check_open()
+
     def release_of(self, core: Core) -> Callable[[], None]:
         """What a handle calls when it is given back. Neither locks nor blocks."""
         return lambda: self.loop.remove(core)
@@ -264,7 +272,7 @@ class Assembly:
         with self._lock:
             if self._streams is None:
                 sidecar = None if self._hosting is None else self._hosting.sidecar
-                self._streams = Streams(self.home(), self.add, self.release_of, sidecar)
+                self._streams = Streams(self.home(), self.join, self.release_of, sidecar)
             return self._streams
 
     def recordings(self) -> Recordings:

@@ -58,6 +58,11 @@ class Loop(ABC):
         """Whether the caller is this loop."""
         return self._runner == threading.get_ident()
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not begun its last steps."""
+        return self._running
+
     def post(self, action: Callable[[], object]) -> None:
         """Have `action` run in the loop, unless that has ended. Takes no lock, so a finalizer may
         call it."""
