@@ -32,6 +32,11 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
     """Which of its batch it is; None: all of it."""
 
     @property
+    def partition(self) -> str:
+        """Whose log it is to be in."""
+        return self._appender.route.partition
+
+    @property
     def done(self) -> bool:
         """Whether its outcome is known here. Does not block, nor look."""
         return self._pending.done

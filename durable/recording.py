@@ -44,7 +44,6 @@ _UNDER_WAY_MAX: Final = 96
 """Batches: a little less than an appender asks for at a time."""
 _AGAIN_S: Final = 1.0
 """After the log has refused the producer itself, another is tried."""
-_LOST: Final = "not recorded"
 
 
 class Recorder(Unhurried):
@@ -103,13 +102,13 @@ class Recorder(Unhurried):
             if self.link.closed:
                 missed += message.count
             elif not self.tally.take(Published(origin, message)):
-                self.counters.dropped[_LOST] += message.count
+                self.counters.dropped["not recorded"] += message.count
             elif self._asleep:
                 self._asleep = False
                 self._bell.notify()
             if missed:
                 self.tally.missed(missed)
-                self.counters.dropped[_LOST] += missed
+                self.counters.dropped["not recorded"] += missed
 
     # -- The rest of a core --------------------------------------------------------------------
 
@@ -175,7 +174,6 @@ class Recorder(Unhurried):
             batch = published.batch()
             if (size := batch.header.size + HEADER_BYTES) > self._bytes_max:
                 raise PayloadTooLarge(f"record of {size:,} bytes over {self._bytes_max:,}")
-            self._bound(self._stream.bind(_LOOK_S))
             appending = self._stream.submit(batch, _LOOK_S)
         except Timeout:
             return True  # nobody is there, or has room: tried again until the end
@@ -188,6 +186,7 @@ class Recorder(Unhurried):
         with self.link.lock:
             self.tally.submitted()
         self._under_way.append(appending)
+        self._bound(appending.partition)
         self._reap()
         return True
 
@@ -231,7 +230,7 @@ class Recorder(Unhurried):
         with self.link.lock:
             count = settle()
             if error is not None:
-                self.counters.dropped[_LOST] += count
+                self.counters.dropped["not recorded"] += count
             if not self.link.alone:
                 self.link.wake_all()
         if error is None:
@@ -252,7 +251,7 @@ class Recorder(Unhurried):
         for key in self._partitions.values():
             self._withdraw(key)
         if lost := self.tally.give_up():
-            self.counters.dropped[_LOST] += lost
+            self.counters.dropped["not recorded"] += lost
             logger.warning(
                 "%s into %r ended with %d messages not recorded", self.link.what, self.into, lost
             )

@@ -47,7 +47,7 @@ class Recordings:
             pattern,
             into,
             self._streams.bytes_max,
-            partial(Stream, self._streams, into, None, None, None, None, lambda: None),
+            partial(Stream, self._streams, into, None, None, None, False, None, lambda: None),
             partial(self._tell, pattern, into),
             self._withdraw,
         )

@@ -53,7 +53,7 @@ from mesh.durable.waiting import Order
 from mesh.errors import InvalidOption
 from mesh.message import Receipt
 from mesh.names import check_name
-from mesh.options import StreamOptions, check_count
+from mesh.options import StreamOptions, check_count, check_timeout
 from mesh.sockets.codec import Headers
 from mesh.sockets.handle import Handle
 

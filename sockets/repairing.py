@@ -31,6 +31,8 @@ from mesh.sockets.subscription import Subscription
 
 _AHEAD: Final = 256
 """More is fetched once fewer messages than that are left to be taken."""
+_HELD_UP_S: Final = 4 * limits.TICK_S
+"""A process that was stopped for so long has looked for nothing meanwhile."""
 
 
 class RepairingArrivals(Arrivals):
@@ -122,6 +124,7 @@ class RepairingSubscription(Subscription):
         super().__init__(home, pattern, options)
         self._views = options.views
         self._room = room
+        self._ticked_at = -math.inf
         self.arrivals.on_gap = lambda: wanted(self)
 
     def _arrivals(self, options: SubscriberOptions) -> RepairingArrivals:
@@ -147,8 +150,12 @@ class RepairingSubscription(Subscription):
         return super().take_soon()
 
     def tick(self) -> None:
+        now, repairs = time.monotonic(), self.arrivals.repairs
         with self.link:
-            self._settle(self.arrivals.repairs.expire(time.monotonic()))
+            if now - self._ticked_at > _HELD_UP_S:
+                repairs.extend(now)
+            self._ticked_at = now
+            self._settle(repairs.expire(now))
         super().tick()
 
     def _settle(self, outcomes: list[Outcome]) -> None:

@@ -9,7 +9,11 @@ from mesh.admission import REFUSALS
 from mesh.sockets import failure
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [p for folder in ("mesh", "sockets", "discovery") for p in (ROOT / folder).glob("*.py")]
+SOURCES = [
+    p
+    for folder in ("mesh", "sockets", "discovery", "durable")
+    for p in (ROOT / folder).glob("*.py")
+]
 CODE = "\n".join(path.read_text() for path in SOURCES)
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
 
