@@ -6,16 +6,22 @@ without sockets: who waits for a sidecar waits on its link.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from mesh import limits
+from mesh.errors import InvalidOption
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.home import Counters
 from mesh.sockets.link import Link
 from mesh.sockets.transport import scheme_of
+
+_PARTITION: Final = re.compile(r"[0-9a-f]{16}")
+"""What looks like one is never taken for the name of a node: which of the two is meant must not
+depend on who is there."""
 
 
 class FoundSidecar(msgspec.Struct, frozen=True, order=True):
@@ -24,6 +30,8 @@ class FoundSidecar(msgspec.Struct, frozen=True, order=True):
     distance: int
     """0: in this process; 1: on this host; 2: elsewhere."""
     partition: str
+    node: str
+    """The name of its node."""
 
 
 class Finder:
@@ -31,7 +39,14 @@ class Finder:
 
     kind = "stream"
 
-    def __init__(self, own: int, seeks: Literal["log", "host"], channel: str) -> None:
+    def __init__(
+        self,
+        own: int,
+        seeks: Literal["log", "host"],
+        channel: str,
+        name_of: Callable[[int], str],
+    ) -> None:
+        """`name_of` says what a node is called that is there."""
         self.seeks: OfferKind | None = seeks
         self.channel = channel
         self.counters = Counters()
@@ -41,6 +56,7 @@ class Finder:
         self.met: dict[str, None] = {}
         """Partitions that were there at any time, the latest last."""
         self._own = own
+        self._name_of = name_of
         self._found: dict[tuple[int, int], FoundSidecar] = {}
 
     def nearest(self) -> list[str]:
@@ -50,6 +66,24 @@ class Finder:
     def has(self, partition: str) -> bool:
         """Whether it is there."""
         return any(each.partition == partition for each in self._all())
+
+    def at(self, where: str) -> str | None:
+        """The partition that is meant: by its own name, or by its node's. None: it is not there.
+        Raises `InvalidOption` if several nodes of that name have one."""
+        if _PARTITION.fullmatch(where):
+            return where if where in self.nearest() else None
+        named = sorted({each.partition for each in self._all() if each.node == where})
+        if len(named) > 1:
+            raise InvalidOption(
+                f"{where!r} is the name of {len(named)} nodes that have a log: say which "
+                f"partition is meant, {' or '.join(named)}"
+            )
+        return named[0] if named else None
+
+    def listed(self) -> str:
+        """All of them, for people."""
+        found = dict.fromkeys(f"{each.partition} ({each.node})" for each in sorted(self._all()))
+        return ", ".join(found) or "none"
 
     def distance(self, partition: str) -> int:
         """Of that sidecar, which is there."""
@@ -63,7 +97,7 @@ class Finder:
         partition = offer.channel if self.seeks == "log" else offer.partition
         with self.link:
             self._meet(partition)
-            self._found[peer, offer.key] = FoundSidecar(distance, partition)
+            self._found[peer, offer.key] = FoundSidecar(distance, partition, self._name_of(peer))
             self.link.wake_all()
 
     def _meet(self, partition: str) -> None:

@@ -26,6 +26,7 @@ from mesh.durable.reading import Record, Run
 from mesh.durable.route import Route, aanswer, answer
 from mesh.durable.streams import Streams
 from mesh.errors import Closed, InvalidOption, LogDamaged, StorageFailed, Timeout
+from mesh.names import check_node_name
 from mesh.options import check_count, check_timeout
 
 Start = int | str | datetime.datetime
@@ -297,6 +298,8 @@ def _until(run: Run, end: int) -> Iterator[Record]:
 
 
 def _checked(start: Start, partition: str | None) -> Start:
+    if partition is not None:
+        check_node_name(partition, "partition")
     if isinstance(start, bool) or not isinstance(start, int | str | datetime.datetime):
         raise InvalidOption(
             f"a replay starts at 'earliest', 'latest', an offset or a datetime, not {start!r}"

@@ -5,9 +5,10 @@ One that raised `Timeout` is still under way, and what the same handle appends l
 it; any other error means that it was not written, unless it says that this is not known.
 
 The handle is one producer at one partition at a time: the nearest sidecar, or the one that `home`
-names. While something is under way it stays with that; a producer with a name stays for good, since
-only that partition knows its sequence. What is derived from a record goes where that record is,
-unless `home` names another: only one partition can know whether it is there already.
+names, by its partition or its node. While something is under way it stays with that; with a `home`
+it stays for good, and so does a producer with a name, since only that partition knows its sequence.
+What is derived from a record goes where that record is, unless `home` names another: only one
+partition can know whether it is there already.
 """
 
 from __future__ import annotations
@@ -251,10 +252,12 @@ class Stream(Handle):
         with a time zone, or an offset together with `partition`. Iterate over what is returned.
 
         With `follow` it goes on with what comes, until it is closed; else it ends with what is
-        there now, several partitions merged by time. `partition`: read only that one. `partitions`:
-        wait until so many are there. Iterating raises `NoSidecar` if they are not within `timeout`
-        seconds (None: for ever), `LogDamaged`, `StorageFailed`, `Timeout` if one that was there
-        does not answer any more, `Closed`. Raises `InvalidOption` itself. Does not block.
+        there now, several partitions merged by time. `partition`: read only that one, which may be
+        named by its node. `partitions`: wait until so many are there. Iterating raises `NoSidecar`
+        if they are not within `timeout` seconds (None: for ever), `InvalidOption` if several nodes
+        have the name that `partition` gives, `LogDamaged`, `StorageFailed`, `Timeout` if one that
+        was there does not answer any more, `Closed`. Raises `InvalidName`, `InvalidOption` itself.
+        Does not block.
         """
         self._check_open()
         return Replay(
@@ -408,6 +411,8 @@ class Stream(Handle):
                     self._appenders = {k: v for k, v in self._appenders.items() if not v.idle}
                 self._appenders[partition] = appender
                 self._streams.look_after(appender)
+            if home is not None and home == self._home:
+                self._home = partition  # of a node that may have another some day
             if home is None and appender is not self._nearest:
                 if self._nearest is not None:  # whose sidecar is gone
                     self._appenders.pop(self._nearest.route.partition, None)

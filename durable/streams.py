@@ -33,8 +33,10 @@ class Streams:
         add: Callable[[Core], object],
         release_of: Callable[[Core], Callable[[], None]],
         sidecar: Sidecar | None,
+        name_of: Callable[[int], str],
     ) -> None:
-        """`add` has the node look after a core; what `release_of` makes has it do so no more."""
+        """`add` has the node look after a core; what `release_of` makes has it do so no more;
+        `name_of` says what a node is called."""
         self.release_of = release_of
         self.node_id = home.node_id
         self.bytes_max = home.transport.message_bytes_max
@@ -45,7 +47,8 @@ class Streams:
         self.add = add
         self._routes: dict[str, Route] = {}
         self._hosts: dict[str, Finder] = {}
-        self._logs = Finder(home.node_id, "log", "*")
+        self._name_of = name_of
+        self._logs = Finder(home.node_id, "log", "*", name_of)
         self._logs.on_tick = self._advance
         self._appenders: WeakSet[Appender] = WeakSet()
         add(self._logs)
@@ -55,7 +58,8 @@ class Streams:
             self._routes[self._own.partition] = self._own
 
     def find(self, stream: str, home: str | None, timeout: float | None) -> str:
-        """The partition to append to. Blocks until there is one. Raises `NoSidecar`, `Closed`."""
+        """The partition to append to: the nearest, or the one at `home`. Blocks until there is one.
+        Raises `NoSidecar`, `InvalidOption`, `Closed`."""
         if (partition := self._at_once(home)) is not None:
             return partition
         hosts = self.hosts(stream)
@@ -80,7 +84,7 @@ class Streams:
 
     def all_of(self, stream: str, only: str | None, count: int, timeout: float | None) -> list[str]:
         """The partitions of a stream: at least `count` of them, or the one that is named. Blocks
-        until they are there. Raises `NoSidecar`, `Closed`."""
+        until they are there. Raises `NoSidecar`, `InvalidOption`, `Closed`."""
         finder = self.hosts(stream)
         try:
             return finder.link.wait(
@@ -119,14 +123,15 @@ class Streams:
     def _have(self, finder: Finder, only: str | None, count: int) -> list[str] | None:
         partitions = self._reachable(finder)
         if only is not None:
-            return [only] if only in partitions else None
+            named = only if only in partitions else finder.at(only)
+            return None if named is None else [named]
         return partitions if len(partitions) >= count else None
 
     def _too_few(
         self, stream: str, only: str | None, count: int, timeout: float | None
     ) -> NoSidecar:
         within = f"within {timeout:g} s" if timeout else "at once"
-        there = ", ".join(self.having(stream)) or "none"
+        there = self.hosts(stream).listed()
         if only is not None:
             return NoSidecar(
                 f"no partition {only!r} of stream {stream!r} {within}; there are: {there}"
@@ -148,7 +153,9 @@ class Streams:
         with self.lock:
             finder = self._hosts.get(stream)
             if finder is None:
-                finder = self._hosts[stream] = Finder(self._home.node_id, "host", stream)
+                finder = self._hosts[stream] = Finder(
+                    self._home.node_id, "host", stream, self._name_of
+                )
                 self.add(finder)
         return finder
 
@@ -190,9 +197,9 @@ class Streams:
 
     def _choose(self, hosts: Finder, home: str | None) -> str | None:
         """Under the lock of the finder of all."""
-        partitions = self._logs.nearest()
         if home is not None:
-            return home if home in partitions else None
+            return self._logs.at(home)
+        partitions = self._logs.nearest()
         having = set(hosts.nearest())
         distance = self._logs.distance
         return min(
@@ -202,8 +209,6 @@ class Streams:
     def _none(self, home: str | None, timeout: float | None) -> NoSidecar:
         within = f"within {timeout:g} s" if timeout else "at once"
         if home is not None:
-            return NoSidecar(f"sidecar {home!r} was not found {within}: {self._found()}")
+            there = self._logs.listed()
+            return NoSidecar(f"sidecar {home!r} was not found {within}; there are: {there}")
         return NoSidecar(f"no sidecar was found {within}: {_HELP}")
-
-    def _found(self) -> str:
-        return f"there are {', '.join(self._logs.nearest()) or 'none'}"

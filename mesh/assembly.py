@@ -272,7 +272,9 @@ class Assembly:
         with self._lock:
             if self._streams is None:
                 sidecar = None if self._hosting is None else self._hosting.sidecar
-                self._streams = Streams(self.home(), self.join, self.release_of, sidecar)
+                self._streams = Streams(
+                    self.home(), self.join, self.release_of, sidecar, self._name_of
+                )
             return self._streams
 
     def recordings(self) -> Recordings:
@@ -300,6 +302,11 @@ class Assembly:
             if self._repairer is None:
                 self._repairer = Repairer(streams)
             return self._repairer
+
+    def _name_of(self, number: int) -> str:
+        """What a node is called that is there, or this one."""
+        peer = self.presence.peers.get(node_text(number))
+        return self.name if peer is None else peer.name
 
     def release_workers(self, core: Dispatch) -> None:
         with self._lock:

@@ -303,15 +303,18 @@ class Node:
         its first append, or its first consumer, at the sidecar that gets that.
 
         `producer`: the name that its sequence is kept under across runs; one run at a time may
-        write under it. None: a new producer. `home`: the partition of the sidecar that all appends
-        go to. None: the nearest. `when_full`: whether an append that the log has no room for is
-        refused (`LogFull`), or waits until there is some. `options`: how the stream is kept, where
-        it is made; where it is there already they have to be the same. Raises `InvalidName`,
-        `InvalidOption`, `Closed`. Does not block.
+        write under it. None: a new producer. `home`: the sidecar that all appends go to, by its
+        partition or by the name of its node; the first append settles which, for good. None: the
+        nearest. `when_full`: whether an append that the log has no room for is refused (`LogFull`),
+        or waits until there is some. `options`: how the stream is kept, where it is made; where it
+        is there already they have to be the same. Raises `InvalidName`, `InvalidOption`, `Closed`.
+        Does not block.
         """
         from mesh.durable.stream import Stream  # programs without a stream do without its parts
 
         check_name(name)
+        if home is not None:
+            check_node_name(home, "home")
         parts = self._parts
         parts.check_open()
         if when_full not in ("refuse", "wait"):

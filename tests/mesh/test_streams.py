@@ -19,6 +19,7 @@ from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import Disk
 from mesh.errors import (
     Closed,
+    InvalidName,
     InvalidOption,
     LogFull,
     LogLocked,
@@ -42,6 +43,8 @@ SIDECAR = """
         print("ready")
         sys.stdin.read()
 """
+
+NAMED = SIDECAR.replace('"sidecar", durable=sys.argv[1]', "sys.argv[1], durable=sys.argv[2]")
 
 
 @pytest.fixture(params=["embedded", "sidecar"])
@@ -321,6 +324,74 @@ def test_who_appends_before_there_is_a_sidecar_waits_for_one(
         programs.start(SIDECAR, str(tmp_path / "log")).expect("ready")
         thread.join(30)
         assert [each.offset for each in receipts] == [0]
+
+
+@pytest.mark.slow
+def test_all_appends_go_to_the_node_that_is_named_and_stay_at_its_partition(
+    tmp_path: Path, programs: Programs
+) -> None:
+    sidecars = {}
+    for name in ("kitchen", "cellar"):
+        sidecars[name] = programs.start(NAMED, name, str(tmp_path / name))
+        sidecars[name].expect("ready")
+    with Node("writer") as node:
+        at = {name: node.stream("orders", home=name) for name in sidecars}
+        partitions = {name: at[name].append(name).partition for name in sidecars}
+        for name, partition in partitions.items():
+            assert partition == (tmp_path / name / "identity").read_text().strip()
+            assert node.stream("orders", home=partition).append("by id").partition == partition
+            for start in ("earliest", 0):
+                read = [r.payload for r in at[name].replay(start, partition=name)]
+                assert read == [name, "by id"]
+        for program in sidecars.values():  # the names are given the other way round
+            program.kill()
+            program.finish()
+        programs.start(NAMED, "kitchen", str(tmp_path / "cellar")).expect("ready")
+        moved = node.stream("orders", home="kitchen").append("new")
+        assert moved.partition == partitions["cellar"]
+        later = at["kitchen"].append_nowait("later")
+        programs.start(NAMED, "cellar", str(tmp_path / "kitchen")).expect("ready")
+        assert later.wait(10).partition == partitions["kitchen"]
+
+
+@pytest.mark.slow
+def test_of_two_nodes_of_one_name_none_is_guessed(tmp_path: Path, programs: Programs) -> None:
+    partitions = []
+    for folder in ("a", "b"):
+        programs.start(NAMED, "kitchen", str(tmp_path / folder)).expect("ready")
+        partitions.append((tmp_path / folder / "identity").read_text().strip())
+    with Node("writer") as node:
+        node.wait_for_peers(2, timeout=10)
+        orders = node.stream("orders", home="kitchen")
+        both = " or ".join(sorted(partitions))
+        for partition in partitions:
+            node.stream("orders", home=partition).append("x")
+        with pytest.raises(InvalidOption, match=f"'kitchen' is the name of 2 nodes .* {both}"):
+            orders.append("x")
+        until(lambda: len(orders.bounds()) == 2)
+        with pytest.raises(InvalidOption, match=both):
+            list(orders.replay(partition="kitchen"))
+        with pytest.raises(NoSidecar, match=rf"'attic' was not found .*{partitions[0]} \(kitchen"):
+            node.stream("orders", home="attic").append("x", timeout=0.1)
+
+
+def test_what_looks_like_a_partition_is_none_of_the_names_of_nodes(tmp_path: Path) -> None:
+    with Node("0123456789abcdef", durable=tmp_path / "a") as node:
+        with pytest.raises(NoSidecar, match=r"was not found .*\(0123456789abcdef\)"):
+            node.stream("orders", home="0123456789abcdef").append("x", timeout=0.2)
+        with pytest.raises(InvalidName):
+            node.stream("orders", home="")
+        with pytest.raises(InvalidName):
+            node.stream("orders").replay(partition="")
+
+
+def test_a_node_may_name_itself_as_the_home_of_its_appends(tmp_path: Path) -> None:
+    with Node("shop", durable=tmp_path / "a") as shop, Node("other", durable=tmp_path / "b"):
+        shop.wait_for_peers(1, timeout=10)
+        own = (tmp_path / "a" / "identity").read_text().strip()
+        other = (tmp_path / "b" / "identity").read_text().strip()
+        assert shop.stream("orders", home="shop").append("x").partition == own
+        assert shop.stream("orders", home="other").append("x").partition == other
 
 
 def test_one_process_has_a_directory(tmp_path: Path) -> None:
