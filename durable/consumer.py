@@ -4,7 +4,8 @@ Guarantee, at least once: every record of every partition that is reached is del
 until a member acknowledges it, and to one member at a time. What a member holds when it leaves,
 dies, or does not say for `ack_wait` what became of it, goes to others. Order is that of the group,
 within a partition. An acknowledgement is told soon; until it is remembered (`flush`) a crash may
-bring the record back.
+bring the record back. What is said of a record that its log has lost (`Consumer.cuts`) is never
+taken for a word about the one that has its offset now.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions
 from mesh.durable.seat import ConsumedRecord, Seat, Taken
 from mesh.durable.streams import Streams
@@ -53,6 +55,7 @@ class Consuming:
         self.counters = Counters()
         self.link = Link(f"consumer {group!r} of stream {stream!r}")
         self.gaps: deque[tuple[str, int, int, int]] = deque(maxlen=_GAPS_MAX)
+        self.cuts: deque[tuple[str, int, int]] = deque(maxlen=_GAPS_MAX)
         self.group = group
         self._streams = streams
         self._prefetch = prefetch
@@ -154,6 +157,8 @@ class Consuming:
                 self.counters.received += len(taken)
             elif isinstance(taken, MeshError):
                 self._error = taken
+            elif isinstance(taken, Cut):
+                self.cuts.append((seat.partition, taken.first, taken.last))
             else:
                 first, last, missing = taken
                 self.gaps.append((seat.partition, first, last, missing))
@@ -218,6 +223,13 @@ class Consumer(Receiving[ConsumedRecord]):
         """What retention removed before anybody of the group had settled it, the latest of these:
         partition, first and last offset, and how many records between them."""
         return list(self._core.gaps)
+
+    @property
+    def cuts(self) -> list[tuple[str, int, int]]:
+        """What was delivered here and a log has lost since, the latest of these: partition, first
+        and last offset. Only of streams that show records before they are on disk. Others come with
+        these offsets; what is said of one that is lost has no effect."""
+        return list(self._core.cuts)
 
     @property
     def lost(self) -> int:

@@ -1,11 +1,16 @@
-"""A place in a log, and reading on from there. Disturbs nobody; for one thread at a time."""
+"""A place in a log, and reading on from there. Disturbs nobody; for one thread at a time.
+
+Guarantee: what is read is what stands there, in order and without a hole: what retention removed is
+told as a `Gap`. Where records are shown before they are on disk, and some were cut off, what was
+read of them is told as a `Cut`, and those that took their place are read next.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 from mesh.durable.batch import HEAD_BYTES
-from mesh.durable.log import Log, Tip
+from mesh.durable.log import Log
 from mesh.durable.scan import Found
 from mesh.durable.segment import Segment
 from mesh.durable.storage import File
@@ -19,6 +24,14 @@ class Gap(msgspec.Struct, frozen=True):
     last: int
 
 
+class Cut(msgspec.Struct, frozen=True):
+    """Records that had been read, or could have been: those from `first` to `last` were cut off.
+    Others have their offsets, or will."""
+
+    first: int
+    last: int
+
+
 class _Place(msgspec.Struct):
     """Where the next batch stands, or will."""
 
@@ -26,34 +39,41 @@ class _Place(msgspec.Struct):
     file: File
     position: int
     offset: int
-    log_epoch: int
-    """In another one something else may stand there."""
     time_ns: int = 0
     """Of the batch before, if that was read."""
 
 
 class Cursor:
-    """See above. It may stand at the end, and read on when there is more. Where records that it has
-    read were cut off (`Log.mend`), it goes on behind those that took their place: the log epoch of
-    what it reads then is a higher one."""
+    """See above. It may stand at the end, and read on when there is more."""
 
-    def __init__(self, log: Log, offset: int) -> None:
+    def __init__(self, log: Log, offset: int, log_epoch: int | None = None) -> None:
+        """`log_epoch`: of the log when all below `offset` was there that was read."""
         self.offset = offset
         """Of the next record to be read."""
+        self.log_epoch = log_epoch
+        """Of the log when it was read last: all below `offset` was there then. None where that is
+        beyond its end."""
         self._log = log
         self._place: _Place | None = None
 
-    def read(self, bytes_max: int) -> list[Found] | Gap:
+    def read(self, bytes_max: int) -> list[Found] | Gap | Cut:
         """Batches from `offset` on, at least one if there is one, and up to about `bytes_max`: the
         first may begin before `offset`. Does not wait: there may be none. A `Gap` if retention has
-        overtaken this place, which is behind it then. Raises `LogDamaged`, `OSError`."""
+        overtaken this place, which is behind it then; a `Cut` if what is before this place is not
+        what was read any more, and then it is where that begins. Raises `LogDamaged`, `OSError`."""
         tip = self._log.tip
-        if self._place is not None and self._place.log_epoch != tip.log_epoch:
+        if self.log_epoch != tip.log_epoch:
             self.close()
+            read_to = self.offset
+            if self.log_epoch is not None:
+                self.offset = min(read_to, self._log.kept_since(self.log_epoch))
+            self.log_epoch = tip.log_epoch if self.offset <= tip.offset else None
+            if self.offset < read_to:
+                return Cut(self.offset, read_to - 1)
         found: list[Found] = []
         size = 0
         while not found and self.offset < tip.offset:
-            place = self._place or self._enter(tip)
+            place = self._place or self._enter()
             if isinstance(place, Gap):
                 return place
             self._place, segment = place, place.segment
@@ -66,14 +86,16 @@ class Cursor:
                 end=tip.size if ends_here else segment.size,
             )
             for each in walk:
+                if each.header.log_epoch > tip.log_epoch:
+                    self._lost(each.header.offset)
+                    return found or self.read(bytes_max)
                 if each.header.count and each.header.end > self.offset:
                     found.append(each)
                     size += each.header.size
                     if size >= bytes_max:
                         break
-            if walk.fault and not tip.holds(self._log.tip):  # it was cut off meanwhile
-                self.close()
-                self.offset = max(self.offset, walk.offset)
+            if walk.fault and not tip.holds(self._log.tip):
+                self._lost(walk.offset)
                 return found or self.read(bytes_max)
             if not found:  # or those that are good come first
                 segment.check(walk)
@@ -82,6 +104,11 @@ class Cursor:
             if not found and not ends_here:
                 self._leave(place)
         return found
+
+    def _lost(self, offset: int) -> None:
+        """What stood there was cut off while it was being read."""
+        self.close()
+        self.offset = max(self.offset, offset)
 
     def move(self, offset: int) -> None:
         """Read on from there."""
@@ -94,7 +121,7 @@ class Cursor:
             self._place.file.close()
             self._place = None
 
-    def _enter(self, tip: Tip) -> _Place | Gap:
+    def _enter(self) -> _Place | Gap:
         """The place of a batch at or before `offset`."""
         log = self._log
         segment = log.segment_of(self.offset)
@@ -108,7 +135,7 @@ class Cursor:
                 # It was given up just now.
             else:
                 position, offset = entry or (HEAD_BYTES, segment.base)
-                return _Place(segment, file, position, offset, tip.log_epoch)
+                return _Place(segment, file, position, offset)
         first, self.offset = self.offset, log.start
         return Gap(first, self.offset - 1)
 

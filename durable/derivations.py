@@ -213,10 +213,11 @@ class Derivations:
             self._latest.popitem(last=False)
 
 
-def source_number(stream: str, partition: int, group: str) -> int:
-    """Of a stream's partition as a group reads it: what outputs are derived from."""
+def source_number(stream: str, partition: int, log_epoch: int, group: str) -> int:
+    """Of what a stream's partition has of one log epoch, as a group reads it: what outputs are
+    derived from. A record that took the offset of one that was cut off is another input."""
     digest = blake2b(digest_size=8, person=b"derived")
-    for part in (stream, f"{partition:016x}", group):
+    for part in (stream, f"{partition:016x}:{log_epoch}", group):
         digest.update(len(part.encode()).to_bytes(4, "little") + part.encode())
     return int.from_bytes(digest.digest(), "little") & ((1 << 63) - 1)
 

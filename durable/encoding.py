@@ -105,7 +105,8 @@ def derived_of(record: Record | None, output: int) -> Derived | None:
     if not isinstance(record, Record):
         raise InvalidOption(f"derived_from takes a record of a stream, not {record!r}")
     check_count(output, "output", 0, limits.DERIVED_OUTPUTS_MAX - 1)
-    source = source_number(record.stream, int(record.partition, 16), getattr(record, "group", ""))
+    group = getattr(record, "group", "")
+    source = source_number(record.stream, int(record.partition, 16), record.log_epoch, group)
     return Derived(source, record.offset, output)
 
 

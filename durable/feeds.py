@@ -46,8 +46,11 @@ class _Feed:
             while not self._closed and (reader.follow or reader.offset < reader.end):
                 self._taken.acquire()
                 chunk = read(reader, None, stopped=self._is_closed)
-                if not self._closed and chunk:
-                    self._deliver(chunk)
+                if self._closed:
+                    return
+                self._deliver(chunk)
+                if not chunk:
+                    return
         except Closed:
             self._deliver([])
         except (MeshError, OSError) as error:

@@ -81,7 +81,8 @@ class Groups:
         except BaseException:
             self._close()
             raise
-        self._log_epoch = log.log_epoch
+        self.log_epoch = log.log_epoch
+        """Of the log, as far as what is known here is of that log still."""
 
     def _restore(self, name: str, journal: Journal) -> None:
         log = self._log
@@ -111,12 +112,12 @@ class Groups:
     def rewind(self) -> bool:
         """The log may have lost what it had not promised to keep, and other records may have those
         offsets now: begin again with all groups. Whether it has; then nobody is a member any more.
-        Raises `OSError`."""
+        Raises `LogDamaged`, `OSError`."""
         log = self._log
         log_epoch = log.log_epoch
-        if log.keeps_all or self._log_epoch == log_epoch:
+        if log.keeps_all or self.log_epoch == log_epoch:
             return False
-        kept = log.kept_since(self._log_epoch)  # its end may be that of others already
+        kept = log.kept_since(self.log_epoch)  # its end may be that of others already
         for name, held in list(self._groups.items()):
             group = Group.restore(held.group.options, [held.group.snapshot()], kept)
             group.counters.update(held.group.counters)
@@ -124,7 +125,7 @@ class Groups:
             again = _Held(name, group, held.beginning.start, held.journal, log)
             again.begin()
             self._groups[name] = again
-        self._log_epoch = log_epoch
+        self.log_epoch = log_epoch
         return True
 
     # -- Groups and members ------------------------------------------------------------------

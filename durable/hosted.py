@@ -19,7 +19,7 @@ import msgspec
 from mesh import limits
 from mesh.durable.batch import Batch, encode
 from mesh.durable.clerk import Clerk
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.groups import Groups
 from mesh.durable.members import Members
 from mesh.durable.partition import Partition, Refused, Request
@@ -121,12 +121,12 @@ class Hosted:
     def find(self, query: Find, answer: Answer) -> None:
         log = self.log
         try:
-            tip = log.tip.offset
+            tip = log.tip
             offset = log.start if query.time_ns is None else log.offset_at(query.time_ns)
         except (LogDamaged, OSError) as error:
             answer(self._unreadable(error))
             return
-        answer(Place(log.start, tip, offset, log.log_epoch))
+        answer(Place(log.start, tip.offset, offset, tip.log_epoch))
 
     def read(self, query: Read, answer: Answer) -> None:
         reader = _Reader(query, answer, time.monotonic() + query.wait_ms / 1000)
@@ -143,21 +143,25 @@ class Hosted:
     def _serve(self, reader: _Reader, *, late: bool = False) -> bool:
         """Answer, if there is something, or it is too late to wait for that."""
         query, log = reader.query, self.log
-        tip = log.tip.offset
-        if query.offset >= tip and not late:
+        tip = log.tip
+        at_end = query.offset >= tip.offset and query.log_epoch in (0, tip.log_epoch)
+        if at_end and not late:
             return False
-        cursor = Cursor(log, query.offset)
+        cursor = Cursor(log, query.offset, query.log_epoch or None)
         try:
             with contextlib.closing(cursor):
                 found = cursor.read(min(query.bytes_max, limits.READ_BYTES_MAX))
         except (LogDamaged, OSError) as error:
             reader.answer(self._unreadable(error))
             return True
+        log_epoch = cursor.log_epoch or 0
         if isinstance(found, Gap):
-            reader.answer(Batches([], tip, log.log_epoch, found.last + 1))
-            return True
-        batches = [memoryview(encode(each.header, log.partition) + each.body) for each in found]
-        reader.answer(Batches(batches, tip, log.log_epoch))
+            reader.answer(Batches([], tip.offset, log_epoch, gap_end=found.last + 1))
+        elif isinstance(found, Cut):
+            reader.answer(Batches([], tip.offset, log_epoch, cut_at=found.first))
+        else:
+            batches = [memoryview(encode(each.header, log.partition) + each.body) for each in found]
+            reader.answer(Batches(batches, tip.offset, log_epoch))
         return True
 
     def _give_up(self, reader: _Reader) -> None:
@@ -184,7 +188,8 @@ class Hosted:
             return
         try:
             members = self._with_members()
-        except OSError as error:
+            members.rewind()
+        except (LogDamaged, OSError) as error:
             answer(self._unreadable(error))
             return
         match query:

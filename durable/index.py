@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from typing import Final
 from zlib import crc32
 
@@ -78,6 +79,11 @@ class Index:
     def at_time(self, time_ns: int) -> tuple[int, int] | None:
         """Position and offset of a batch before the first that is of that time or later."""
         return self._entry(bisect_left(self._times, time_ns) - 1)
+
+    def last_before(self, is_behind: Callable[[int], bool]) -> tuple[int, int] | None:
+        """Position and offset of the last batch that has an entry and is not behind something, by
+        its position: all that follow one that is, are so too."""
+        return self._entry(bisect_left(self._positions, True, key=is_behind) - 1)
 
     def _entry(self, i: int) -> tuple[int, int] | None:
         if not self._positions:

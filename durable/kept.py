@@ -10,7 +10,7 @@ import contextlib
 from bisect import bisect_right
 from typing import Final
 
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor
 from mesh.durable.log import Log
 from mesh.durable.scan import Found
 
@@ -56,7 +56,7 @@ class Kept:
     def _read(self, offset: int) -> Found | None:
         with contextlib.closing(Cursor(self._log, offset)) as cursor:
             found = cursor.read(_AGAIN_BYTES)
-        if isinstance(found, Gap):
+        if not isinstance(found, list):
             return None
         self._again = found
         return _find(found, offset)

@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from mesh.durable import epochs
 from mesh.durable.batch import HEAD_BYTES, Batch, Bytes, Head, Header, encode
 from mesh.durable.index import Index
 from mesh.durable.recovery import State, recover, write_state
@@ -37,8 +38,6 @@ _RESERVE_BYTES: Final = 1024 * 1024
 """Ahead of what is appended: a sync takes a quarter less here where the file's length stays what it
 is, since that is in the file system's journal. Cut off when the segment is left or the log closed.
 """
-_CUTS_MAX: Final = 64
-"""Failures of a sync that are told apart."""
 _SYNCED_MAX: Final = (1 << 32) - 1
 """A segment without a record is not followed by another, however many notes it has. To say less
 than was synced is only less good at telling damage from a torn tail."""
@@ -128,9 +127,6 @@ class Log:
         self._failing = _Failing(self)
         self._stray = ""
         """The file of a segment that is being begun, or could not be, and may be there."""
-        self._cuts: tuple[tuple[int, int], ...] = ()
-        """Log epochs of this opening that began with cutting something off, and a floor: what was
-        below that, stayed. Both ascend."""
         self._removed = True
         """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
         still bring it back."""
@@ -308,7 +304,6 @@ class Log:
             if self._stray:
                 self._settle_roll()
             if self._good < self._index.size:  # before it goes: others may be reading it
-                self._note_cut()
                 self.log_epoch += 1
                 self._begun = False
             self._file.close()
@@ -329,13 +324,6 @@ class Log:
         self._failed = None
         self._synced, self._synced_end = self._index.size, self._index.end
         self._show()
-
-    def _note_cut(self) -> None:
-        end = self._synced_end
-        cuts = [*(cut for cut in self._cuts if cut[1] < end), (self.log_epoch + 1, end)]
-        if len(cuts) > _CUTS_MAX:  # of the two oldest what is true of both
-            cuts[:2] = [(cuts[1][0], cuts[0][1])]
-        self._cuts = tuple(cuts)
 
     def _settle_roll(self) -> None:
         """However it ended, it was done or it was not: the last segment is synced as a whole."""
@@ -396,8 +384,9 @@ class Log:
     # -- Reading: any thread -----------------------------------------------------------------
 
     def kept_since(self, log_epoch: int) -> int:
-        """What was below that offset in that epoch of this opening, is what is there now."""
-        return min((end for epoch, end in self._cuts if epoch > log_epoch), default=self.end)
+        """What was below that offset when the log had that epoch, is what is there now; what was
+        behind it was cut off. Raises `LogDamaged`, `OSError`."""
+        return self._look(lambda segments, tip: self._kept_since(log_epoch, segments, tip))
 
     def segment_of(self, offset: int) -> Segment | None:
         """The one that holds that record, or will; None if it was given up."""
@@ -408,13 +397,27 @@ class Log:
     def offset_at(self, time_ns: int) -> int:
         """The first record of that time or later; where the next will be if there is none. Raises
         `LogDamaged`, `OSError`."""
+        return self._look(lambda segments, tip: self._offset_at(time_ns, segments, tip))
+
+    def _look(self, look: Callable[[Sequence[Segment], Tip], int]) -> int:
+        """What is found there, while nothing of it is given up or cut off."""
         while True:
             segments, tip = self.segments, self.tip
             try:
-                return self._offset_at(time_ns, segments, tip)
+                return look(segments, tip)
             except (FileNotFoundError, LogDamaged):
                 if self.segments is segments and tip.holds(self.tip):
-                    raise  # else it was given up or cut off meanwhile
+                    raise
+
+    def _kept_since(self, log_epoch: int, segments: Sequence[Segment], tip: Tip) -> int:
+        if log_epoch >= tip.log_epoch:
+            return tip.offset
+        shown = [
+            (segment, tip.size if segment.base == tip.base else segment.size)
+            for segment in segments
+            if segment.base <= tip.base
+        ]
+        return epochs.end_of(log_epoch, shown, self.storage)
 
     def _offset_at(self, time_ns: int, segments: Sequence[Segment], tip: Tip) -> int:
         i = bisect_left(

@@ -69,8 +69,10 @@ class Members:
 
     def join(self, query: Join, answer: Answer, now: float, now_ns: int) -> None:
         groups, log = self._groups, self._log
-        self._rewind()
+        cut_at = None
         try:
+            if query.log_epoch not in (0, groups.log_epoch) and not log.keeps_all:
+                cut_at = log.kept_since(query.log_epoch)
             start = log.start if query.from_ns is None else log.offset_at(query.from_ns)
             groups.open(query.group, query.options, start)
         except (InvalidOption, InvalidName) as error:
@@ -93,11 +95,11 @@ class Members:
             return
         member = self._members.setdefault((query.group, query.member), _Member())
         member.heard_at = now
-        answer(Joined(groups.options(query.group), groups.committed(query.group)))
+        options, committed = groups.options(query.group), groups.committed(query.group)
+        answer(Joined(options, committed, groups.log_epoch, cut_at))
         self.serve([query.group], now, now_ns)
 
     def fetch(self, query: Fetch, answer: Answer, now: float, now_ns: int) -> None:
-        self._rewind()
         member = self._members.get((query.group, query.member))
         if member is None:
             answer(Refused("unknown", f"{query.member} is no member of group {query.group!r} here"))
@@ -108,16 +110,15 @@ class Members:
             return
         member.answered = None
         if member.waiting is not None:
-            member.waiting.answer(Delivered(_NOTHING, self._log.log_epoch))
+            member.waiting.answer(Delivered(_NOTHING))
         member.waiting = _Waiting(query.number, answer, now + query.wait_ms / 1000)
         self.serve([query.group], now, now_ns)
 
     def settle(self, query: Settle, answer: Answer, now: float, now_ns: int) -> None:
-        self._rewind()
         if query.group not in self._groups:
             answer(Refused("unknown", f"there is no group {query.group!r} here"))
             return
-        if query.log_epoch == self._log.log_epoch or self._log.keeps_all:
+        if query.log_epoch == self._groups.log_epoch or self._log.keeps_all:
             self._groups.settle(query.group, query.member, query.said, now)
         member = self._members.get((query.group, query.member))
         if member is not None:
@@ -130,8 +131,16 @@ class Members:
 
     # -- What happens ------------------------------------------------------------------------
 
+    def rewind(self) -> None:
+        """See `Groups.rewind`. To be called before anything that they ask. Raises `LogDamaged`,
+        `OSError`."""
+        if self._groups.rewind():
+            self.dismiss()
+            self._members.clear()
+
     def serve(self, groups: Iterable[str], now: float, now_ns: int) -> None:
         """Give their members what there is for them."""
+        self.rewind()
         asking: dict[str, list[str]] = {group: [] for group in groups}
         for (group, name), member in self._members.items():
             if member.waiting is not None and group in asking:
@@ -147,7 +156,6 @@ class Members:
 
     def serve_all(self, now: float, now_ns: int) -> None:
         """The log has more, or something is due."""
-        self._rewind()
         self.serve({group for group, _ in self._members}, now, now_ns)
 
     def next_at(self) -> float | None:
@@ -163,7 +171,7 @@ class Members:
         for member in self._members.values():
             if member.waiting is not None and member.waiting.until <= now:
                 waiting, member.waiting = member.waiting, None
-                waiting.answer(Delivered(_NOTHING, self._log.log_epoch))
+                waiting.answer(Delivered(_NOTHING))
 
     def gone(self, node: str, now: float, now_ns: int) -> None:
         """That node is gone, and with it its members."""
@@ -210,14 +218,9 @@ class Members:
             text = f"group {group!r} of stream {self._stream!r}: {outcome}"
             return waiting.answer, Refused("damaged", text)
         gaps = tuple(self._groups.gaps(group, name))
-        reply = Delivered(outcome, self._log.log_epoch, gaps)
+        reply = Delivered(outcome, gaps)
         member.answered = waiting.number, reply
         return waiting.answer, reply
-
-    def _rewind(self) -> None:
-        if self._groups.rewind():
-            self.dismiss()
-            self._members.clear()
 
     def _remove(self, keys: list[tuple[str, str]], now: float, now_ns: int) -> None:
         for group, name in keys:
@@ -275,10 +278,11 @@ def dead_letter(stream: str, partition: int, letter: Letter) -> Batch:
     flat = [] if columns.headers is None else columns.headers[index] or []
     own = [item for pair in zip(flat[::2], flat[1::2], strict=True) if pair[0] not in origin
            for item in pair]  # fmt: skip
+    source = source_number(stream, partition, header.log_epoch, letter.group)
     record = NewRecord(
         raw_payloads_of(header, body)[index],
         None if columns.keys is None else columns.keys[index],
         [*own, *(item for pair in origin.items() for item in pair)],
-        derived=Derived(source_number(stream, partition, letter.group), letter.dead.offset, 0),
+        derived=Derived(source, letter.dead.offset, 0),
     )
     return batch_of([record])

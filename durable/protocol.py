@@ -63,6 +63,8 @@ class Read(Wire, frozen=True, tag="R"):
     offset: Natural
     bytes_max: Natural = limits.READ_BYTES
     wait_ms: Annotated[int, msgspec.Meta(ge=0, le=limits.READ_WAIT_MS_MAX)] = 0
+    log_epoch: Natural = 0
+    """Of the log when all below `offset` was there that was read. 0: not known."""
 
 
 class Join(Wire, frozen=True, tag="J"):
@@ -78,6 +80,8 @@ class Join(Wire, frozen=True, tag="J"):
     """A new group begins with the first record of that time or later. None: with the first."""
     resume: Natural | None = None
     """All below that offset is done with: its member keeps account of that. None: it does not."""
+    log_epoch: Natural = 0
+    """Of the log when this member joined before. 0: it did not."""
 
 
 class Fetch(Wire, frozen=True, tag="G"):
@@ -99,7 +103,7 @@ class Settle(Wire, frozen=True, tag="S"):
     group: Text
     member: Text
     log_epoch: Natural
-    """Of the log when they were delivered."""
+    """Of the log when this member joined."""
     said: Settlements
     leave: bool = False
     """It goes, and what it holds otherwise is for others."""
@@ -124,18 +128,23 @@ class Batches(Wire, frozen=True, tag="B"):
     end: Natural
     """Of what may be read."""
     log_epoch: Natural
+    """For the next `Read`."""
     gap_end: Natural = 0
     """Records before this are gone, where some of these were asked for."""
+    cut_at: Natural | None = None
+    """From there on it is not what was read before."""
 
 
 class Joined(Wire, frozen=True, tag="j"):
     options: GroupOptions
     committed: Natural
+    log_epoch: Natural
+    cut_at: Natural | None = None
+    """From there on it is not what was delivered before."""
 
 
 class Delivered(Wire, frozen=True, tag="d"):
     delivery: Delivery
-    log_epoch: Natural
     gaps: tuple[tuple[int, int, int], ...] = ()
     """What retention took from the group unsettled: first, last, and how many."""
 

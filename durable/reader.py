@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.partition import Refused
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
@@ -22,7 +22,7 @@ _READ_BYTES: Final = 1 << 20
 _WAIT_MS: Final = 20_000
 """A sidecar that has nothing new says so after that long, and is asked again."""
 
-Chunk = list[Run] | Gap
+Chunk = list[Run] | Gap | Cut
 
 
 class PartitionReader:
@@ -32,6 +32,8 @@ class PartitionReader:
         self.route = route
         self.partition = route.partition
         self.offset = 0
+        self.log_epoch: int | None = None
+        """Of the log when all below `offset` was there that was read: see `Cursor.log_epoch`."""
         self.end = 0
         """As of the last answer: behind the last record there."""
         self.follow = False
@@ -46,12 +48,14 @@ class PartitionReader:
         """The question that is to be answered next. Under the lock of the route's link."""
         if self._ask is None:
             wait_ms = _WAIT_MS if self.follow else 0
-            self._ask = self.route.begin(Read(self._stream, self.offset, _READ_BYTES, wait_ms))
+            self._ask = self.route.begin(
+                Read(self._stream, self.offset, _READ_BYTES, wait_ms, self.log_epoch or 0)
+            )
         return self._ask
 
     def answered(self, reply: Reply) -> Chunk | None:
-        """What it was answered: some records, or what is missing; an empty list if there is
-        nothing more; None if there is nothing so far. Raises `LogDamaged`."""
+        """What it was answered: some records, or what is missing, or was cut off; an empty list if
+        there is nothing more; None if there is nothing so far. Raises `LogDamaged`."""
         self._ask = None
         if isinstance(reply, Refused):
             if not (self.follow and reply.code == "closed"):
@@ -60,6 +64,11 @@ class PartitionReader:
         if not isinstance(reply, Batches):
             raise StorageFailed(f"sidecar {self.partition} gave an answer to another question")
         self.end = max(self.end, reply.end)
+        self.log_epoch = reply.log_epoch or None
+        if reply.cut_at is not None and reply.cut_at < self.offset:
+            cut = Cut(reply.cut_at, self.offset - 1)
+            self.offset = reply.cut_at
+            return cut
         if reply.gap_end > self.offset:
             gap = Gap(self.offset, reply.gap_end - 1)
             self.offset = reply.gap_end
@@ -83,8 +92,8 @@ class PartitionReader:
     # -- Within the process ------------------------------------------------------------------
 
     def direct(self) -> Chunk | None:
-        """What can be read without asking: some records, or what is missing. None: nothing, or the
-        log is elsewhere. In any thread, without the lock; reads the disk."""
+        """What can be read without asking: some records, or what is missing, or was cut off. None:
+        nothing, or the log is elsewhere. In any thread, without the lock; reads the disk."""
         if not isinstance(self.route, LocalRoute) or self._ask is not None:
             return None
         if self._cursor is None:
@@ -92,9 +101,14 @@ class PartitionReader:
             if log is None:
                 return None
             self._cursor = Cursor(log, self.offset)
-        found = self._cursor.read(_READ_BYTES)
-        if isinstance(found, Gap):
-            self.offset = found.last + 1
+        cursor = self._cursor
+        if (cursor.offset, cursor.log_epoch) != (self.offset, self.log_epoch):  # it has asked since
+            cursor.move(self.offset)
+            cursor.log_epoch = self.log_epoch
+        found = cursor.read(_READ_BYTES)
+        self.log_epoch = cursor.log_epoch
+        if not isinstance(found, list):
+            self.offset = cursor.offset
             return found
         runs: list[Run] = []
         for each in found:
@@ -104,7 +118,7 @@ class PartitionReader:
                 raise _damaged(self.partition, each.header.offset) from None
             if run is not None:
                 runs.append(run)
-        self.offset = self._cursor.offset
+        self.offset = cursor.offset
         return runs or None
 
     def close(self) -> None:

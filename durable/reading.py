@@ -71,6 +71,13 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         return self._source.time_ns
 
     @property
+    def log_epoch(self) -> int:
+        """Under which log epoch it was written: never goes down in a partition. Where a stream's
+        ``durability`` lets the failure of a machine take its last records, another record may get
+        the same offset; that has a higher one."""
+        return self._source.log_epoch
+
+    @property
     def key(self) -> bytes | None:
         keys = self._source.columns.keys
         return None if keys is None else keys[self._index]

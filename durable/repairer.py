@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from mesh.durable import reading
-from mesh.durable.cursor import Gap
+from mesh.durable.cursor import Cut, Gap
 from mesh.durable.protocol import Find, Place
 from mesh.durable.reader import Chunk, PartitionReader
 from mesh.durable.recorders import Recorders
@@ -94,7 +94,10 @@ class _Source:
         if not chunk:
             self._search.at_end(wants, now)
             return False
-        if not isinstance(chunk, Gap):
+        if isinstance(chunk, Cut):  # what was read may be there again, elsewhere
+            self.close()
+            self._search = Search()
+        elif not isinstance(chunk, Gap):
             self._take(core, wants, chunk)
         return True
 

@@ -5,6 +5,10 @@ retention has removed is a `Gap`, counted, never silence; what does not read rai
 finite replay ends with what was there when it began, and yields what several partitions hold in the
 order of time. One that follows goes on with what comes, also of partitions that appear later, and
 promises no order between them. Nobody who appends is held up.
+
+Of a stream that shows records before they are on disk, a failure of the machine may take the last
+ones, though they were yielded: that is a `Cut`, told in `Replay.cuts`. Those that were appended in
+their place are yielded next, with the same offsets and a higher log epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Final, Self
 
 import msgspec
 
-from mesh.durable.cursor import Gap
+from mesh.durable.cursor import Cut, Gap
 from mesh.durable.feeds import Feeds
 from mesh.durable.protocol import Find, Place, Reply
 from mesh.durable.reader import Chunk, PartitionReader, read
@@ -55,6 +59,9 @@ class Replay:
     ) -> None:
         self.gaps: list[tuple[str, int, int]] = []
         """What retention had removed before it could be read: partition, first and last offset."""
+        self.cuts: list[tuple[str, int, int]] = []
+        """What the log has lost after it was read, or after it was there when the replay began:
+        likewise. What is yielded behind it begins with the first of these offsets again."""
         self._streams = streams
         self._stream = stream
         self._start = _checked(start, partition)
@@ -185,6 +192,7 @@ class Replay:
 
     def _past(self) -> Generator[_Need | Iterable[Record], Brought | None, None]:
         ends = {partition: reader.end for partition, reader in self._readers.items()}
+        epochs = {partition: reader.log_epoch for partition, reader in self._readers.items()}
         heads: dict[str, deque[Run]] = {partition: deque() for partition in self._readers}
         while heads:
             for partition, runs in list(heads.items()):
@@ -193,7 +201,10 @@ class Replay:
                     brought = yield _Need(reader)
                     assert brought is not None
                     if not brought[1]:
-                        raise _cut_short(reader)
+                        if reader.log_epoch == epochs[partition]:
+                            raise _cut_short(reader)
+                        self.cuts.append((partition, reader.offset, ends[partition] - 1))
+                        ends[partition] = reader.offset
                     runs.extend(self._accepted(*brought))
                 if not runs:
                     del heads[partition]
@@ -211,10 +222,14 @@ class Replay:
             yield from self._accepted(*brought)
 
     def _accepted(self, partition: str, chunk: Chunk) -> list[Run]:
-        """The records of a chunk; if it is a gap, that is noted."""
+        """The records of a chunk; if it is a gap or a cut, that is noted."""
         if isinstance(chunk, Gap):
             self.gaps.append((partition, chunk.first, chunk.last))
             self._reached[partition] = chunk.last + 1
+            return []
+        if isinstance(chunk, Cut):
+            self.cuts.append((partition, chunk.first, chunk.last))
+            self._reached[partition] = chunk.first
             return []
         if chunk:
             last = chunk[-1]
@@ -237,6 +252,7 @@ class Replay:
             raise StorageFailed(f"sidecar {route.partition} gave an answer to another question")
         reader = PartitionReader(route, self._stream)
         reader.offset, reader.end = self._offset(place), place.end
+        reader.log_epoch = place.log_epoch if reader.offset <= place.end else None
         reader.follow = self._follow
         self._readers[reader.partition] = reader
         self._reached[reader.partition] = reader.offset

@@ -16,7 +16,9 @@ from itertools import count, repeat
 from typing import Final
 
 from mesh import limits
+from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions, Settlements
+from mesh.durable.derivations import OFFSET_END
 from mesh.durable.intervals import Intervals
 from mesh.durable.partition import Refused
 from mesh.durable.protocol import (
@@ -44,6 +46,7 @@ _SETTLES_MAX: Final = 64
 """Under way at one time; what comes then is gathered."""
 _FOR_NOW: Final = ("closed", "missing", "storage", "unknown")
 """Codes of refusals after which it joins again."""
+_CUTS_MAX: Final = 64
 _UNDECODABLE: Final = "its payload cannot be decoded"
 
 
@@ -65,12 +68,12 @@ class ConsumedRecord(Record, frozen=True, gc=False):
 
     def ack(self) -> None:
         """It is done. Does not block, and is told soon: see `Consumer.flush`."""
-        self._seat.ack(self._source.offset + self._index)
+        self._seat.ack(self._source.offset + self._index, self._source.log_epoch)
 
     def nak(self, *, delay: float = 0.0) -> None:
         """It could not be done: deliver it again, to whoever has room, but not within `delay`
         seconds. Does not block."""
-        self._seat.nak(self._source.offset + self._index, delay)
+        self._seat.nak(self._source.offset + self._index, self._source.log_epoch, delay)
 
     def extend(self) -> None:
         """It takes longer: the group's ``ack_wait`` begins anew. Does not block."""
@@ -78,11 +81,12 @@ class ConsumedRecord(Record, frozen=True, gc=False):
 
     def reject(self, reason: str = "") -> None:
         """It can never be done: it becomes a dead letter. Does not block."""
-        self._seat.reject(self._source.offset + self._index, reason)
+        self._seat.reject(self._source.offset + self._index, self._source.log_epoch, reason)
 
 
-Taken = list[ConsumedRecord] | tuple[int, int, int] | MeshError
-"""Records, or what retention took (first, last, how many), or why there will be none."""
+Taken = list[ConsumedRecord] | tuple[int, int, int] | Cut | MeshError
+"""Records, or what retention took (first, last, how many), or what was delivered and then cut off,
+or why there will be none."""
 
 
 class Seat:
@@ -118,6 +122,12 @@ class Seat:
         self._number = int(route.partition, 16)
         self._fetches = count(1)
         self._log_epoch = 0
+        """Of the log when this joined; 0 before."""
+        self._end = 0
+        """Behind all that was delivered and is there still."""
+        self._cuts: list[tuple[int, int]] = []
+        """Under `_lock`. Log epochs before which something was cut off, and where: what was written
+        earlier, and is not below that, is gone. Both ascend."""
         self._closed = False
         self._pause = threading.Event()
         # What was done, and not said yet. Under `_lock`.
@@ -140,8 +150,10 @@ class Seat:
 
     # -- What was done: any thread -----------------------------------------------------------
 
-    def ack(self, offset: int) -> None:
+    def ack(self, offset: int, log_epoch: int) -> None:
         with self._lock:
+            if self._cuts and self._is_gone(offset, log_epoch):
+                return
             if offset == self._done_end and self._done_end:
                 self._done_end = offset + 1
             else:
@@ -152,8 +164,10 @@ class Seat:
         if enough:
             self.say()
 
-    def nak(self, offset: int, delay_s: float) -> None:
+    def nak(self, offset: int, log_epoch: int, delay_s: float) -> None:
         with self._lock:
+            if self._cuts and self._is_gone(offset, log_epoch):
+                return
             self._naks.append((offset, delay_s))
             self._unsaid += 1
         self.say()
@@ -164,16 +178,18 @@ class Seat:
             self._unsaid += len(offsets)
         self.say()
 
-    def reject(self, offset: int, reason: str) -> None:
+    def reject(self, offset: int, log_epoch: int, reason: str) -> None:
         with self._lock:
+            if self._cuts and self._is_gone(offset, log_epoch):
+                return
             self._rejects.append((offset, reason[: limits.REASON_CHARACTERS_MAX]))
             self._unsaid += 1
         self.say()
 
     def say(self, *, leave: bool = False) -> None:
         """Say what was done, if it was not said yet. Does not block."""
-        if not self._unsaid and not leave:
-            return
+        if not (self._unsaid and self._log_epoch) and not leave:
+            return  # who has not joined, is not known there
         try:
             self.route.link.run(lambda: self._say(leave))
         except Closed:
@@ -200,14 +216,29 @@ class Seat:
                 tuple(self._rejects),
             )
             self._acks, self._naks, self._extends, self._rejects = Intervals(), [], [], []
-            self._unsaid = 0
-        query = Settle(self._stream, self.group, self._member, self._log_epoch, said, leave)
+            self._unsaid, log_epoch = 0, self._log_epoch
+        query = Settle(self._stream, self.group, self._member, log_epoch, said, leave)
         self._said.append(self.route.begin(query))
 
     def _gather(self) -> None:
         if self._done_end > self._done_first:
             self._acks.add(self._done_first, self._done_end)
             self._done_first = self._done_end = 0
+
+    def _is_gone(self, offset: int, log_epoch: int) -> bool:
+        """Whether a record was cut off since it was delivered. Under `_lock`."""
+        return any(log_epoch < epoch and offset >= at for epoch, at in self._cuts)
+
+    def _cut(self, at: int, log_epoch: int) -> None:
+        """What was delivered from there on was cut off before that epoch: what was done about it
+        must not be said of the records that come in its place. Under `_lock`."""
+        cuts = [cut for cut in self._cuts if cut[1] < at]
+        self._cuts = [*cuts, (log_epoch, at)][-_CUTS_MAX:]
+        self._gather()
+        self._acks.discard(at, OFFSET_END)
+        self._naks = [each for each in self._naks if each[0] < at]
+        self._extends = [each for each in self._extends if each < at]
+        self._rejects = [each for each in self._rejects if each[0] < at]
 
     def _hear(self) -> None:
         """Forget what was confirmed. Under the link's lock."""
@@ -252,15 +283,29 @@ class Seat:
                 self._options,
                 self._from_ns,
                 self._resume,
+                self._log_epoch,
             )
         )
         if isinstance(reply, Joined):
             self.ack_wait_s = reply.options.ack_wait_s
             self.committed = reply.committed
+            self._joined(reply)
+            self.say()
             return True
         if isinstance(reply, Refused) and reply.code not in _FOR_NOW:
             raise error_of(reply)
         return False
+
+    def _joined(self, reply: Joined) -> None:
+        cut: Cut | None = None
+        with self._lock:
+            self._log_epoch = reply.log_epoch
+            if reply.cut_at is not None and reply.cut_at < self._end:
+                cut = Cut(reply.cut_at, self._end - 1)
+                self._end = cut.first
+                self._cut(cut.first, reply.log_epoch)
+        if cut is not None:
+            self._hand_over(self, cut)
 
     def _fetch(self) -> None:
         """Until it has to join again, or is closed."""
@@ -268,7 +313,6 @@ class Seat:
             query = Fetch(self._stream, self.group, self._member, next(self._fetches), _WAIT_MS)
             reply = self._ask(query)
             if isinstance(reply, Delivered):
-                self._log_epoch = reply.log_epoch
                 self._deliver(reply)
             elif isinstance(reply, Refused) and reply.code not in _FOR_NOW:
                 raise error_of(reply)
@@ -294,11 +338,12 @@ class Seat:
             if base is None or batches[base][0].end < end:
                 raise StorageFailed(f"sidecar {self.partition} granted what it did not send")
             header, body = batches[base]
+            self._end = max(self._end, end)
             try:
                 run = run_of(self._stream, self.partition, header, body, first, end)
             except Malformed:
                 for offset in range(first, end):
-                    self.reject(offset, _UNDECODABLE)
+                    self.reject(offset, header.log_epoch, _UNDECODABLE)
                 continue
             assert run is not None
             records += map(

@@ -19,7 +19,7 @@ import msgspec
 
 from mesh import limits
 from mesh.durable.batch import encode
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import Delivery
 from mesh.durable.group import DeadLetter, Grant, Group
 from mesh.durable.kept import Kept
@@ -209,6 +209,8 @@ class Supply:
             self._cursor.move(group.end)
         try:
             found = self._cursor.read(_TELL_BYTES)
+            if isinstance(found, Cut):
+                return False  # `Groups.rewind` is about to begin again
             if isinstance(found, Gap):
                 self.trimmed()
                 return True

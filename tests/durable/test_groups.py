@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mesh.durable.batch import batch
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import GroupOptions
 from mesh.durable.groups import Groups, file_name_of
@@ -644,7 +644,7 @@ def test_what_is_kept_is_bounded_and_what_is_not_is_read_a_few_at_a_time(
     reads = 0
     read = Cursor.read
 
-    def counted(cursor: Cursor, bytes_max: int) -> list[Found] | Gap:
+    def counted(cursor: Cursor, bytes_max: int) -> list[Found] | Gap | Cut:
         nonlocal reads
         reads += 1
         return read(cursor, bytes_max)

@@ -13,7 +13,7 @@ import pytest
 from mesh.durable import scan
 from mesh.durable.batch import batch
 from mesh.durable.check import Finding, check
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.log import Log
 from mesh.durable.storage import Disk
 from mesh.errors import LogDamaged, StorageFailed
@@ -148,7 +148,9 @@ def test_what_is_cut_off_while_it_is_read_is_no_damage(
 
     log = unsynced(disk)
     disk.before_read = cut_and_go_on
-    assert bodies(log, 7) == [record(number) for number in then[2:]]
+    cursor = Cursor(log, 7)
+    assert cursor.read(1 << 20) == Cut(5, 6)
+    assert bodies(log, cursor.offset) == [record(number) for number in then]
     assert bodies(log) == [record(number) for number in (*range(5), *then)]
 
 
@@ -204,19 +206,20 @@ def test_a_time_is_looked_for_in_what_is_left_after_a_cut(disk: Meddled) -> None
     assert log.offset_at(2 * SECOND_NS) == 1
 
 
-def test_a_reader_behind_a_cut_reads_what_stands_there_now(disk: Meddled) -> None:
-    """Its old place would be in the middle of something else."""
+def test_a_reader_behind_a_cut_is_told_and_reads_what_stands_there_now(disk: Meddled) -> None:
+    """Its old place would be in the middle of something else, and behind some of it."""
     log = unsynced(disk)
     cursor = Cursor(log, 0)
     while cursor.offset < 10:
         assert cursor.read(1)
     cut(log, disk)
+    assert cursor.read(1) == Cut(5, 9)
     assert cursor.read(1) == []
     append(log, [13])
     append(log, range(20, 30))
     found = cursor.read(1 << 20)
-    assert not isinstance(found, Gap)
-    assert [bytes(each.body) for each in found] == [record(number) for number in range(24, 30)]
+    assert isinstance(found, list)
+    assert [bytes(each.body) for each in found] == [record(n) for n in (13, *range(20, 30))]
 
 
 def test_a_place_from_before_a_cut_is_none_behind_it_however_late_it_was_found(
@@ -240,14 +243,15 @@ def test_a_place_from_before_a_cut_is_none_behind_it_however_late_it_was_found(
     monkeypatch.setattr(FakeFile, "truncate", truncate_later)
     disk.before_open = mend
     found = cursor.read(1 << 20)
-    assert not isinstance(found, Gap)
+    assert isinstance(found, list)
     assert len(found) == 10
     was_read.set()
     mending.join()
     log.append([batch([b"of another size"], count=1) for _ in range(10)], 0)
+    assert cursor.read(1 << 20) == Cut(5, 9)
     found = cursor.read(1 << 20)
-    assert not isinstance(found, Gap)
-    assert [each.header.offset for each in found] == [10, 11, 12, 13, 14]
+    assert isinstance(found, list)
+    assert [each.header.offset for each in found] == list(range(5, 15))
 
 
 def test_a_failed_log_shows_what_is_on_disk_and_the_rest_when_it_was_mended() -> None:
@@ -371,6 +375,7 @@ def test_readers_and_checks_beside_an_appender_see_each_record_once_and_nothing_
                 if isinstance(found, Gap):
                     numbers += range(found.first, found.last + 1)
                     continue
+                assert isinstance(found, list)
                 for each in found:
                     if each.header.count and bytes(each.body) == record(each.header.offset):
                         numbers.append(each.header.offset)

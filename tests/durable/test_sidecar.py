@@ -220,12 +220,13 @@ def test_streams_may_have_any_name_that_channels_have(disk: FakeDisk, name: str)
 
 def test_a_member_is_given_records_and_settles_them(asking: Asking, sidecar: Sidecar) -> None:
     asking.append("a", "b", "c")
-    assert isinstance(asking.told(Join("orders", "billing", NODE, 2)), Joined)
+    joined = asking.told(Join("orders", "billing", NODE, 2))
+    assert isinstance(joined, Joined)
     given = asking.told(Fetch("orders", "billing", NODE, 1))
     assert isinstance(given, Delivered)
     assert [(first, end) for first, end, _ in given.delivery.grants] == [(0, 2)]
     said = Settlements(acks=((0, 2),))
-    assert asking.told(Settle("orders", "billing", NODE, given.log_epoch, said)) == Settled(2)
+    assert asking.told(Settle("orders", "billing", NODE, joined.log_epoch, said)) == Settled(2)
     given = asking.told(Fetch("orders", "billing", NODE, 2))
     assert isinstance(given, Delivered)
     assert [(first, end) for first, end, _ in given.delivery.grants] == [(2, 3)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from mesh.durable.batch import Batch
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor
 from mesh.durable.partition import Appended, Opened, Opening, Outcome, Partition
 from mesh.durable.records import Derived, NewRecord, batch_of, payloads_of
 from mesh.durable.storage import Storage
@@ -77,7 +77,7 @@ def payloads(partition: Partition, offset: int | None = None) -> list[object]:
     log = partition.log
     cursor, read = Cursor(log, log.start if offset is None else offset), []
     while found := cursor.read(1 << 20):
-        assert not isinstance(found, Gap), found
+        assert isinstance(found, list), found
         for each in found:
             if each.header.count:
                 read += payloads_of(each.header, each.body)
