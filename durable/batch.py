@@ -75,7 +75,9 @@ class Flags:
     REPEATED: Final = 4
     """No record: the one with that `seq` is there already, at the offset and of the time that the
     body says."""
-    ALL: Final = UNIQUE | OPENED | REPEATED
+    SNAPSHOT: Final = 8
+    """No record: the body is all that notes had told of producers, which were left out since."""
+    ALL: Final = UNIQUE | OPENED | REPEATED | SNAPSHOT
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Final
 
 import msgspec
 
-from mesh.durable import epochs
-from mesh.durable.batch import HEAD_BYTES, Batch, Bytes, Head, Header, encode
+from mesh.durable import places
+from mesh.durable.batch import HEAD_BYTES, Batch, Bytes, Head, Header, encode, encode_head
 from mesh.durable.index import Index
 from mesh.durable.recovery import State, recover, write_state
 from mesh.durable.scan import Found
 from mesh.durable.segment import Segment, begin, name_of
 from mesh.durable.storage import File, Storage
+from mesh.durable.tip import Tip
 from mesh.errors import LogDamaged, StorageFailed
 
 logger = logging.getLogger(__name__)
@@ -39,26 +41,9 @@ _RESERVE_BYTES: Final = 1024 * 1024
 is, since that is in the file system's journal. Cut off when the segment is left or the log closed.
 """
 _SYNCED_MAX: Final = (1 << 32) - 1
-"""A segment without a record is not followed by another, however many notes it has. To say less
-than was synced is only less good at telling damage from a torn tail."""
+"""A large batch may make a segment larger. To say less than was synced is only less good at telling
+damage from a torn tail."""
 _MARK: Final = Header(body_check=0, body_bytes=0, count=0)
-
-
-class Tip(msgspec.Struct, frozen=True, gc=False):
-    """How far a log may be read."""
-
-    offset: int
-    """Of the first record that may not be."""
-    base: int
-    """The segment that is in."""
-    size: int
-    """And where."""
-    log_epoch: int
-
-    def holds(self, now: Tip) -> bool:
-        """Whether all that could be read then can be, if `now` is where the log stands: else some
-        of it was cut off, or is about to be."""
-        return self.log_epoch == now.log_epoch and self.offset <= now.offset
 
 
 class _Failing:
@@ -111,7 +96,7 @@ class Log:
         self._file: File = found.file
         self._index: Index = found.index
         self._time_ns = found.time_ns
-        self._segment_bytes = segment_bytes
+        self.segment_bytes = segment_bytes
         self.keeps_all = shown_when_synced
         """Whether what readers have seen is there for good, whatever happens."""
         self._synced = found.index.size
@@ -127,6 +112,8 @@ class Log:
         self._failing = _Failing(self)
         self._stray = ""
         """The file of a segment that is being begun, or could not be, and may be there."""
+        self._condensing = False
+        """Whether the last segment is being replaced, or could not be, and may have been."""
         self._removed = True
         """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
         still bring it back."""
@@ -153,6 +140,11 @@ class Log:
         return self._synced_end
 
     @property
+    def note_bytes(self) -> int:
+        """Of the last segment, as long as it has no record."""
+        return self._index.size if self._index.end == self._index.base else 0
+
+    @property
     def size(self) -> int:
         """Bytes of all segments."""
         return sum(segment.size for segment in self.segments)
@@ -164,7 +156,7 @@ class Log:
         size = 0
         for batch in batches:
             size += batch.header.size
-        if not self._begun or self._index.size + size > self._segment_bytes:
+        if not self._begun or self._index.size + size > self.segment_bytes:
             self.make_room(size, now_ns)
         with self._failing:
             return self._write(batches, now_ns)
@@ -176,10 +168,10 @@ class Log:
             if not self._begun:
                 self._save()
                 self._begun = True
-            if self._index.size + size <= self._segment_bytes:
+            if self._index.size + size <= self.segment_bytes:
                 return False
-            if self._index.end == self._index.base:
-                return False  # no record in it yet: the next one would have the same name
+            if self.note_bytes:
+                return False  # the next one would have the same name: see `condense`
             self._roll(now_ns)
         return True
 
@@ -214,8 +206,8 @@ class Log:
     def _reserve(self, position: int, size: int) -> None:
         """Have room ahead of what is about to be appended, unless that is much."""
         end = position + size
-        if self._reserved < end <= self._segment_bytes and size <= _RESERVE_BYTES // 4:
-            self._reserved = min(position + _RESERVE_BYTES, self._segment_bytes)
+        if self._reserved < end <= self.segment_bytes and size <= _RESERVE_BYTES // 4:
+            self._reserved = min(position + _RESERVE_BYTES, self.segment_bytes)
             with contextlib.suppress(OSError):  # then it goes on as it does without
                 self._file.reserve(self._reserved)
 
@@ -261,8 +253,8 @@ class Log:
     def fail(self, error: BaseException) -> None:
         """Whatever it is: how far the writing came is not known, nor what is read of it."""
         self._failed = error
-        base = self.segments[-1].base
-        self.tip = Tip(self._synced_end, base, self._synced, self.log_epoch)
+        size = HEAD_BYTES if self._condensing else self._synced
+        self.tip = Tip(self._synced_end, self.segments[-1].base, size, self.log_epoch)
         if isinstance(error, OSError):
             raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
 
@@ -271,13 +263,8 @@ class Log:
         self._sync()
         self._trim_reserve()
         base = self._index.end
-        head = Head(
-            partition=self.partition,
-            offset=base,
-            time_ns=max(now_ns, self._time_ns),
-            log_epoch=self.log_epoch,
-        )
         self._stray = name_of(base)
+        head = self._head(max(now_ns, self._time_ns))
         file, old, sealed = begin(self.storage, head), self._file, self.segments[-1]
         index = Index(base, HEAD_BYTES)
         self.segments = (*self.segments, Segment(self.partition, base, HEAD_BYTES, index))
@@ -291,6 +278,39 @@ class Log:
         with contextlib.suppress(OSError):  # it can be made again
             sealed.store_index(self.storage)
 
+    def _head(self, time_ns: int) -> Head:
+        """Of a segment that begins where the log ends."""
+        return Head(
+            partition=self.partition,
+            offset=self._index.end,
+            time_ns=time_ns,
+            log_epoch=self.log_epoch,
+        )
+
+    def condense(self, note: Batch) -> None:
+        """Have that note in place of all that the last segment has, which is no record: so nobody
+        stands there. Raises `StorageFailed`."""
+        with self._failing:
+            self._sync()
+            self._trim_reserve()
+            self._condensing = True
+            head, last = self._head(self._time_ns), self.segments[-1]
+            header = msgspec.structs.replace(
+                note.header, offset=last.base, time_ns=head.time_ns, log_epoch=head.log_epoch
+            )
+            whole = (encode_head(head), encode(header, self.partition), *note.body)
+            self.storage.replace(last.name, b"".join(whole))
+            file, old = self.storage.open(last.name), self._file
+            self._file, self._index = file, Index(last.base, HEAD_BYTES)
+            self._index.note(header)
+            size = self._synced = self._good = self._index.size
+            fresh = Segment(self.partition, last.base, size, self._index)
+            self.segments = (*self.segments[:-1], fresh)
+            self._condensing = self._marked = False
+            self._show()
+        with contextlib.suppress(OSError):  # nobody needs what is in it
+            old.close()
+
     def _save(self) -> None:
         write_state(self.storage, State(self.log_epoch, self._synced_end))
 
@@ -303,11 +323,15 @@ class Log:
         try:
             if self._stray:
                 self._settle_roll()
+            if self._condensing:
+                self.storage.sync()
             if self._good < self._index.size:  # before it goes: others may be reading it
                 self.log_epoch += 1
                 self._begun = False
             self._file.close()
             file = self._file = self.storage.open(self.segments[-1].name)
+            if self._condensing:  # it is the old one or the new one, whole and on disk
+                self._good = file.size()
             file.truncate(self._good)
             self._reserved = 0
             good, self._good = self._good, self._synced  # if this sync fails, no more is left
@@ -315,9 +339,10 @@ class Log:
             self._good = good
             last = self.segments[-1]
             last.size, lost = good, self._index.end
-            if good < self._index.size:
+            if good != self._index.size or self._condensing:
                 self._index = last.remade(self.storage)
                 self.unsynced_lost += lost - self._index.end
+            self._condensing = False
         except OSError as error:
             self._failed = error
             raise StorageFailed(f"{self.segments[-1].name}: {error}") from error
@@ -386,7 +411,10 @@ class Log:
     def kept_since(self, log_epoch: int) -> int:
         """What was below that offset when the log had that epoch, is what is there now; what was
         behind it was cut off. Raises `LogDamaged`, `OSError`."""
-        return self._look(lambda segments, tip: self._kept_since(log_epoch, segments, tip))
+        tip = self.tip
+        if log_epoch >= tip.log_epoch:
+            return tip.offset
+        return self._look(partial(places.end_of, log_epoch))
 
     def segment_of(self, offset: int) -> Segment | None:
         """The one that holds that record, or will; None if it was given up."""
@@ -397,41 +425,19 @@ class Log:
     def offset_at(self, time_ns: int) -> int:
         """The first record of that time or later; where the next will be if there is none. Raises
         `LogDamaged`, `OSError`."""
-        return self._look(lambda segments, tip: self._offset_at(time_ns, segments, tip))
+        return self._look(partial(places.at_time, time_ns))
 
-    def _look(self, look: Callable[[Sequence[Segment], Tip], int]) -> int:
+    def _look(self, look: Callable[[places.Shown, Storage], int]) -> int:
         """What is found there, while nothing of it is given up or cut off."""
         while True:
             segments, tip = self.segments, self.tip
+            shown = [
+                (segment, tip.size if segment.base == tip.base else segment.size)
+                for segment in segments
+                if segment.base <= tip.base
+            ]
             try:
-                return look(segments, tip)
+                return look(shown, self.storage)
             except (FileNotFoundError, LogDamaged):
                 if self.segments is segments and tip.holds(self.tip):
                     raise
-
-    def _kept_since(self, log_epoch: int, segments: Sequence[Segment], tip: Tip) -> int:
-        if log_epoch >= tip.log_epoch:
-            return tip.offset
-        shown = [
-            (segment, tip.size if segment.base == tip.base else segment.size)
-            for segment in segments
-            if segment.base <= tip.base
-        ]
-        return epochs.end_of(log_epoch, shown, self.storage)
-
-    def _offset_at(self, time_ns: int, segments: Sequence[Segment], tip: Tip) -> int:
-        i = bisect_left(
-            segments[:-1], time_ns, key=lambda segment: segment.index(self.storage).time_ns
-        )
-        segment = segments[i]
-        entry = segment.index(self.storage).at_time(time_ns)
-        if entry is None:
-            return segment.base
-        with contextlib.closing(self.storage.open_to_read(segment.name)) as file:
-            end = tip.size if segment.base == tip.base else segment.size
-            walk = segment.walk(file, *entry, end=end)
-            for found in walk:
-                if found.header.time_ns >= time_ns:
-                    return found.header.offset
-            segment.check(walk)
-        return walk.offset

@@ -28,6 +28,7 @@ from mesh.durable.log import SEGMENT_BYTES, Log
 from mesh.durable.producers import NEW, New, Producers, SnapshotDamaged
 from mesh.durable.records import Columns, columns_of
 from mesh.durable.scan import Found
+from mesh.durable.segment import name_of
 from mesh.durable.storage import Storage
 from mesh.errors import LogDamaged, StorageFailed
 from mesh.options import Durability, StreamOptions
@@ -117,6 +118,8 @@ class Partition:
         self._storage = storage
         self._ahead = False
         """Whether what is remembered may say more than the log has."""
+        self._condensed_bytes = 0
+        """What the last segment begins with, where notes were left out of it."""
         tail: list[tuple[Header, bytes]] = []
         self.log = Log(
             storage,
@@ -198,12 +201,18 @@ class Partition:
             if isinstance(each, Batch):
                 size += each.header.size
         if self.log.make_room(size, now_ns):
+            self._condensed_bytes = 0
             try:
                 self._storage.replace(
                     _SNAPSHOT, _BASE.pack(self.log.end) + self._producers.snapshot()
                 )
             except OSError as error:
                 logger.warning("opening this log again will take longer: %s", error)
+        elif self.log.note_bytes > self._condensed_bytes + self.log.segment_bytes:
+            # Without a record it is not followed by another segment, and never given up.
+            body = self._producers.snapshot()
+            self.log.condense(batch([body], count=0, flags=Flags.SNAPSHOT))
+            self._condensed_bytes = self.log.note_bytes
 
     def _decide(
         self, requests: Sequence[Request], now_ns: int
@@ -211,7 +220,7 @@ class Partition:
         offset, time_ns = self.log.end, max(now_ns, self.log.time_ns)
         room = NOWHERE
         if self.options.bytes_max is not None:
-            room = self.options.bytes_max - self.log.size
+            room = self.options.bytes_max - self._record_bytes
         outcomes: list[Outcome] = []
         batches: list[Batch] = []
         written: Batch | None
@@ -229,6 +238,11 @@ class Partition:
             elif isinstance(outcome, Refused):
                 self.refused += 1
         return outcomes, batches
+
+    @property
+    def _record_bytes(self) -> int:
+        """What `StreamOptions.bytes_max` bounds: whoever opens producers only, fills no stream."""
+        return self.log.size - self.log.note_bytes
 
     def _open(self, opening: Opening, time_ns: int) -> tuple[Outcome, Batch]:
         opened = self._producers.open(opening.producer, time_ns)
@@ -262,7 +276,7 @@ class Partition:
             text = f"a batch of {header.size:,} bytes over the limit of the log (bytes_max)"
             return Refused("large", text), None
         if header.size > room:
-            return Refused("full", _full(self.options.bytes_max or 0, self.log.size)), None
+            return Refused("full", _full(self.options.bytes_max or 0, self._record_bytes)), None
         if header.column_bytes:
             try:
                 columns = columns_of(header, _joined(new.body))
@@ -324,15 +338,14 @@ class Partition:
         """The table, from the last snapshot and what the log has after it. `tail`: what the last
         segment has, if that was read already."""
         window_s = self.options.dedup_window_s
-        producers, base = Producers(dedup_window_s=window_s), self.log.start
+        self._producers, base = Producers(dedup_window_s=window_s), self.log.start
         with contextlib.suppress(FileNotFoundError, SnapshotDamaged, struct.error):
             with contextlib.closing(self._storage.open_to_read(_SNAPSHOT)) as file:
                 data = file.read(0, file.size())
             (at,) = _BASE.unpack_from(data)
             if any(segment.base == at for segment in self.log.segments):
                 restored = Producers.restore(data[_BASE.size :], dedup_window_s=window_s)
-                producers, base = restored, at
-        self._producers = producers
+                self._producers, base = restored, at
         last = self.log.segments[-1]
         for segment in self.log.segments:
             if segment.base < base or (segment is last and tail is not None):
@@ -344,12 +357,14 @@ class Partition:
             segment.check(walk)
         for header, body in tail or ():
             self._observe(header, body)
-        return producers
+        return self._producers
 
     def _observe(self, header: Header, body: bytes) -> None:
         """A batch of the log, as it was written."""
         flags = header.flags
-        if flags & Flags.OPENED:
+        if flags & Flags.SNAPSHOT:
+            self._restore(header, body)
+        elif flags & Flags.OPENED:
             self._producers.opened(header.producer, header.producer_epoch, header.seq)
         elif flags & Flags.REPEATED:
             self._wrote(header, *_PLACE.unpack(body))
@@ -358,6 +373,17 @@ class Partition:
                 columns = columns_of(header, body)
                 self._remember_unique(columns, header.offset, header.time_ns)
             self._wrote(header, header.offset, header.time_ns)
+
+    def _restore(self, header: Header, body: bytes) -> None:
+        """The note that a segment begins with, in place of those before it."""
+        window_s = self.options.dedup_window_s
+        try:
+            self._producers = Producers.restore(body, dedup_window_s=window_s)
+        except SnapshotDamaged as error:
+            name = name_of(header.offset)
+            raise LogDamaged(name, HEAD_BYTES, header.offset, str(error)) from None
+        if header.offset == self.log.segments[-1].base:
+            self._condensed_bytes = HEAD_BYTES + header.size
 
 
 def _noted(found: Found) -> tuple[Header, bytes]:

@@ -778,3 +778,48 @@ class LogMachine(RuleBasedStateMachine):
 
 
 TestLogMachine = LogMachine.TestCase
+
+
+# -- Notes that are left out
+
+
+def noted(disk: FakeDisk) -> Log:
+    """One whose last segment has notes only, of which none is on disk for sure."""
+    log = Log(disk, PARTITION, now_ns=0, segment_bytes=400, shown_when_synced=False)
+    append(log, range(3))
+    append(log, [13])
+    log.make_room(1000, 0)
+    for _ in range(30):
+        log.append([batch([], count=0)], 3 * SECOND_NS)
+    assert log.note_bytes
+    return log
+
+
+def test_who_looks_for_a_time_while_notes_are_left_out_finds_no_damage() -> None:
+    disk = FakeDisk()
+    log = noted(disk)
+    disk.faults.fail("names")
+    with pytest.raises(StorageFailed):
+        log.condense(batch([b"all"], count=0))
+    assert log.offset_at(9 * SECOND_NS) == 4
+    log.mend()
+    assert log.offset_at(9 * SECOND_NS) == 4
+    append(log, [3], now_s=4)
+    assert log.offset_at(4 * SECOND_NS) == 4
+    sound(disk)
+
+
+def test_notes_that_could_not_be_left_out_are_there_though_a_sync_fails_as_well() -> None:
+    for seed in range(10):
+        disk = FakeDisk(seed)
+        log = noted(disk)
+        size = log.note_bytes
+        disk.faults.fail("rename")
+        with pytest.raises(StorageFailed):
+            log.condense(batch([b"all"], count=0))
+        disk.faults.fail("sync")
+        with pytest.raises(StorageFailed):
+            log.mend()
+        log.mend()
+        assert log.note_bytes == size
+        assert sound(disk.crash(Random(seed))).end == 4

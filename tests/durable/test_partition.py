@@ -4,6 +4,7 @@ one, and what was refused is not there."""
 from __future__ import annotations
 
 import errno
+import itertools
 from random import Random
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.durable.batch import Batch
-from mesh.durable.partition import NOWHERE, Appended, Opening, Partition, Refused
+from mesh.durable.cursor import Cursor
+from mesh.durable.partition import NOWHERE, Appended, Opened, Opening, Partition, Refused
 from mesh.durable.producers import Producers
 from mesh.durable.records import Derived, batch_of
-from mesh.options import StreamOptions
-from tests.support.fake_disk import Content, FakeDisk
+from mesh.options import Durability, StreamOptions
+from tests.support.fake_disk import Content, FakeDisk, Operation, Stopped
 from tests.support.logs import sound
 from tests.support.partitions import (
     PARTITION,
@@ -421,3 +423,149 @@ def test_the_machine_finds_one_that_deduplicates_in_memory_only() -> None:
     machine.kill()
     with pytest.raises(AssertionError):
         machine.begin(1)
+
+
+# -- Notes
+
+
+def opened(partition: Partition, producer: int) -> Opened:
+    outcome = only(partition.commit([Opening(producer)], 0))
+    assert isinstance(outcome, Opened), outcome
+    return outcome
+
+
+def test_whoever_opens_producers_in_a_loop_fills_no_disk(disk: FakeDisk) -> None:
+    partition = open_partition(disk, segment_bytes=1000)
+    epochs = [opened(partition, 7).epoch for _ in range(300)]
+    assert epochs == list(range(epochs[0], epochs[0] + 300))
+    assert partition.log.size < 2000
+    writing = Writing(partition, 1)
+    offsets = [writing.append(n).offset for n in range(50)]
+    assert offsets == list(range(50))
+    for _ in range(300):
+        opened(partition, 7)
+    repeat = partition.commit([writing.batch(record("x", dedup_id=b"x")) for _ in range(2)], 0)
+    for _ in range(300):
+        repeat += partition.commit([writing.batch(record("x", dedup_id=b"x"))], 0)
+    assert {each.offset for each in repeat if isinstance(each, Appended)} == {50}
+    assert partition.log.size - sum(s.size for s in partition.log.segments[:-1]) < 25_000
+    assert payloads(partition) == [*range(50), "x"]
+    sound(disk)
+
+
+@pytest.mark.parametrize("how", ["close", "kill", "crash"])
+def test_what_notes_said_is_known_when_they_were_left_out(disk: FakeDisk, how: str) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    first = [writing.batch(record(n)) for n in range(20)]
+    receipts = partition.commit(first, 0)
+    last = [opened(partition, 2 + n % 5).epoch for n in range(300)][-5:]
+    assert partition.log.note_bytes
+    writing.partition = partition = again(partition, disk, how)
+    size = partition.log.note_bytes
+    assert [opened(partition, 2 + n).epoch for n in range(5)] == [epoch + 1 for epoch in last]
+    assert partition.log.note_bytes == size + 5 * 72, "nothing is left out again so soon"
+    repeated = partition.commit(first, 0)
+    assert [each.offset for each in repeated if isinstance(each, Appended)] == list(range(20))
+    assert len(receipts) == len(repeated)
+    assert writing.append("next").offset == 20
+
+
+def test_a_stream_is_not_full_of_notes(disk: FakeDisk) -> None:
+    partition = open_partition(disk, StreamOptions(bytes_max=2000), segment_bytes=100_000)
+    for _ in range(200):
+        opened(partition, 7)
+    assert Writing(partition, 1).append("x").offset == 0
+
+
+def test_readers_see_nothing_of_notes_that_are_left_out(disk: FakeDisk) -> None:
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    cursor = Cursor(partition.log, 0)
+    read: list[int] = []
+    for number in range(40):
+        writing.append(number)
+        for _ in range(number % 7 * 10):
+            opened(partition, 7)
+            assert partition.log.offset_at(SECOND_NS) == number + 1
+        found = cursor.read(1 << 20)
+        assert isinstance(found, list)
+        read += [each.header.offset for each in found]
+    assert read == list(range(40))
+
+
+class Opens:
+    """Opens producers until notes are left out several times, and keeps what it was told."""
+
+    def __init__(self, disk: FakeDisk, durability: Durability = "fsync") -> None:
+        self.disk = disk
+        self.options = StreamOptions(durability=durability)
+        self.promised: dict[int, int] = {}
+        self.refused = 0
+        partition = open_partition(disk, self.options, segment_bytes=400)
+        for producer in range(50, 150):  # so that the note is longer than what it stands for
+            opened(partition, producer)
+        writing = Writing(partition, 1)
+        for number in range(3):
+            writing.append(number)
+        partition.sync()
+        self.partition = partition
+
+    def open(self, times: int = 30) -> None:
+        for n in range(times):
+            producer = 2 + n % 3
+            outcome = only(self.partition.commit([Opening(producer)], 0))
+            if isinstance(outcome, Opened):
+                assert outcome.epoch > self.promised.get(producer, 0)
+                self.promised[producer] = outcome.epoch
+            else:
+                self.refused += 1
+                if not self.partition.log.keeps_all:
+                    self.promised.clear()
+            last = self.partition.log.segments[-1]
+            assert self.disk.open_to_read(last.name).size() == last.size
+
+    def kept(self, found: FakeDisk) -> None:
+        partition = open_partition(found, self.options, segment_bytes=400)
+        assert payloads(partition) == [0, 1, 2]
+        for producer, epoch in self.promised.items():
+            assert opened(partition, producer).epoch > epoch
+        sound(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["crash", "kill"])
+def test_notes_are_left_out_whole_or_not_at_all(end: str) -> None:
+    for stop_at in itertools.count(1):
+        opens = Opens(FakeDisk(stop_at))
+        disk = opens.disk
+        disk.faults.stop_at = disk.operations + stop_at
+        try:
+            opens.open()
+        except Stopped:
+            pass
+        else:
+            assert disk.faults.done["rename"] > 5
+            break
+        for seed in range(5):
+            opens.kept(disk.crash(Random(seed)) if end == "crash" else disk.kill())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+@pytest.mark.parametrize("operation", ["create", "append", "sync", "rename", "names", "truncate"])
+def test_a_disk_that_fails_while_notes_are_left_out_costs_none_that_were_promised(
+    operation: Operation, durability: Durability
+) -> None:
+    for nth in range(1, 60):
+        opens = Opens(FakeDisk(nth), durability)
+        opens.disk.faults.fail(operation, nth)
+        if operation == "truncate":  # which comes when another failure is mended
+            opens.disk.faults.fail("rename", nth)
+        opens.open()
+        assert opens.refused <= 2
+        opens.kept(opens.disk.kill())
+        if durability == "os":
+            opens.promised.clear()
+        for seed in range(3):
+            opens.kept(opens.disk.crash(Random(seed)))
