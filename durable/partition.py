@@ -41,6 +41,8 @@ _BASE: Final = struct.Struct("<Q")
 _PLACE: Final = struct.Struct("<QQ")
 NOWHERE: Final = (1 << 64) - 1
 """Where a record is that is known to be there, but not where."""
+_SEGMENTS_MIN: Final = 4
+"""Of a stream that is full."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -120,6 +122,8 @@ class Partition:
         """Whether what is remembered may say more than the log has."""
         self._condensed_bytes = 0
         """What the last segment begins with, where notes were left out of it."""
+        if options.bytes_max is not None:  # or what is to go would be in the last segment for ever
+            segment_bytes = min(segment_bytes, options.bytes_max // _SEGMENTS_MIN)
         tail: list[tuple[Header, bytes]] = []
         self.log = Log(
             storage,

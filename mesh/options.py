@@ -269,7 +269,8 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Records of a partition. None: as many as come."""
 
     bytes_max: int | None = None
-    """Bytes of a partition; an append beyond them is refused (`LogFull`). None: as many as the disk
+    """Bytes of a partition; an append beyond them is refused (`LogFull`). A stream with fewer than 64
+    MiB has segments of a quarter of that, so that `retention` can make room. None: as many as the disk
     has room for."""
 
     dedup_window_s: float = limits.DEDUP_WINDOW_S

@@ -12,7 +12,7 @@ import pytest
 
 from mesh import Node
 from mesh.durable.consumer import Consumer
-from mesh.errors import Closed, InvalidName, InvalidOption, OptionsDiffer, Timeout
+from mesh.errors import Closed, InvalidName, InvalidOption, LogFull, OptionsDiffer, Timeout
 from mesh.options import StreamOptions
 from tests.mesh.test_streams import SIDECAR, kill_and_start_again, sound
 from tests.support.processes import Programs
@@ -283,6 +283,28 @@ def test_positions_that_cannot_be_relied_on_are_refused(node: Node) -> None:
         pytest.raises(InvalidOption, match="order='exclusive', not 'key'"),
     ):
         consumer.resume_from([(partition, 0)])
+
+
+@pytest.mark.slow
+def test_a_full_stream_has_room_again_when_what_it_held_is_done(node: Node) -> None:
+    options = StreamOptions(retention="acked", bytes_max=20_000)
+    orders = node.stream("orders", options=options)
+    with orders.consumer("billing") as consumer:
+
+        def has_room() -> bool:
+            try:
+                orders.append(b"x" * 1000)
+            except LogFull:
+                return False
+            return True
+
+        count = 0
+        while has_room():
+            count += 1
+        take(consumer, count)
+        consumer.flush()
+        until(has_room)
+        take(consumer, 1)
 
 
 def test_an_acked_stream_keeps_only_what_somebody_has_to_do(node: Node, tmp_path: Path) -> None:
