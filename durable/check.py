@@ -10,6 +10,7 @@ import contextlib
 
 import msgspec
 
+from mesh.durable import aside
 from mesh.durable.batch import HEAD_BYTES
 from mesh.durable.recovery import read_state
 from mesh.durable.scan import end_of_use, torn
@@ -38,6 +39,9 @@ class Report(msgspec.Struct, kw_only=True):
     segments: int = 0
     torn_bytes: int = 0
     """At the end: left of an append that was under way, or is now."""
+    aside: int = 0
+    """Torn tails that were cut off, and are there to be looked at."""
+    aside_bytes: int = 0
     findings: list[Finding] = []
 
 
@@ -53,7 +57,10 @@ def check(storage: Storage, partition: int) -> Report:
 def _look(storage: Storage, partition: int) -> Report:
     state = read_state(storage)  # first: whoever appends gets further meanwhile
     all_bases = bases(storage.names())
-    report = Report(segments=len(all_bases))
+    torn_tails = aside.kept(storage)
+    report = Report(
+        segments=len(all_bases), aside=len(torn_tails), aside_bytes=sum(torn_tails.values())
+    )
     if all_bases:
         report.start = report.end = all_bases[0]
     for base in all_bases:

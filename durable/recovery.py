@@ -15,13 +15,13 @@ from zlib import crc32
 
 import msgspec
 
+from mesh.durable import aside
 from mesh.durable.batch import HEAD_BYTES, Head, encode_head
 from mesh.durable.index import Index
 from mesh.durable.scan import Damage, Found, Walk, end_of_use, torn
 from mesh.durable.segment import Segment, bases, begin, name_of, read_head
 from mesh.durable.storage import File, Storage
 from mesh.errors import LogDamaged
-from mesh.limits import TORN_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +157,9 @@ def _size(storage: Storage, name: str) -> int:
 
 
 def _keep_torn(storage: Storage, file: File, name: str, position: int, torn_bytes: int) -> None:
-    """Put a torn tail aside, where there is room for it, before it is cut off: of a huge one the
-    first part."""
+    """Put a torn tail aside, where there is room for it, before it is cut off."""
     logger.warning("%s: a torn append of %d bytes is cut off at %d", name, torn_bytes, position)
     try:
-        kept = file.read(position, min(torn_bytes, TORN_BYTES_MAX))
-        storage.replace(f"{name}.{position}.torn", kept)
+        aside.put(storage, file, name, position, torn_bytes)
     except OSError as error:
         logger.warning("%s: its torn tail cannot be put aside: %s", name, error)

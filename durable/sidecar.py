@@ -8,9 +8,10 @@ itself.
 Guarantee: every request is answered once, by a receipt or by a refusal that says why; a stream
 that is damaged refuses, and the others go on. One process has the directory at a time, by its lock.
 
-Each stream has a thread that writes (`mesh.durable.writer`), from its first append on. One more,
-the *clerk*, reads for those who ask, keeps those waiting who want what comes next, and gives up
-what retention lets go.
+A stream is opened when somebody asks for it, and has a thread that writes (`mesh.durable.writer`),
+from its first append on. One more, the *clerk*, reads for those who ask, keeps those waiting who
+want what comes next, and gives up what retention lets go. It also looks after the streams that
+nobody has asked for: one in a second, all of them anew after an hour.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from mesh.durable.protocol import (
     encode_message,
     unpack_batch,
 )
+from mesh.durable.rounds import Rounds
 from mesh.durable.segment import bases
 from mesh.durable.storage import Storage
 from mesh.errors import InvalidName, LogDamaged, LogFormat, MeshError
@@ -62,6 +64,7 @@ _OPTIONS: Final = "options"
 NODE_ID_CHARACTERS: Final = 16
 """A member's name begins with the id of its node."""
 _TICK_S: Final = 1.0
+_ROUND_S: Final = 3600.0
 DEAD: Final = ".dead"
 """Behind the name of a stream: that of its dead letters."""
 _NAME_BYTES_MAX: Final = 255
@@ -100,7 +103,8 @@ class Sidecar:
         self._dismissed = False
         """The clerk's: whether nobody is to wait any more."""
         self._clerk = Clerk(f"{self.number:016x}")
-        self._clerk.every(_TICK_S, lambda: self._each(Hosted.tick))
+        self._rounds = Rounds(_ROUND_S)
+        self._clerk.every(_TICK_S, self._tick)
 
     @property
     def streams(self) -> frozenset[str]:
@@ -209,6 +213,32 @@ class Sidecar:
     def _each(self, action: Callable[[Hosted], object]) -> None:
         for hosted in list(self._hosted.values()):
             action(hosted)
+
+    def _tick(self) -> None:
+        self._each(Hosted.tick)
+        name = self._rounds.next(self._names, time.monotonic())
+        if name is not None and name not in self._hosted:
+            self._look_after(name)
+
+    def _look_after(self, name: str) -> None:
+        """Of a stream that nobody has asked for: give up what retention lets go. Whoever asks for
+        one meanwhile that is not open, waits."""
+        with self._lock:
+            if name in self._hosted or self._closing or not self._may_go(name):
+                return
+            opened = self._open(name, None, False)
+            if isinstance(opened, Hosted):
+                opened.tick()
+                opened.close(0)
+
+    def _may_go(self, name: str) -> bool:
+        """Whether something of it may be due: looked at without reading its log."""
+        try:
+            folder = self._streams.folder(_file_name(name))
+            options = _read_options(folder, name)
+            return options.gives_up and len(bases(folder.names())) > 1
+        except (MeshError, OSError):
+            return False  # whoever opens it is told
 
     # -- Streams -----------------------------------------------------------------------------
 

@@ -134,7 +134,9 @@ DELAY_S_MAX: Final = 365 * 86_400.0
 WRITER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of appends that wait for the writer of a partition: whoever brings more waits."""
 TORN_BYTES_MAX: Final = BATCH_BYTES_MAX
-"""Of a torn tail, kept aside. A file may have grown by more than anybody appended."""
+"""Of the torn tails that are kept aside, together. A file may have grown by more than anybody
+appended."""
+TORN_FILES_MAX: Final = 16
 READ_BYTES: Final = 1 << 20
 """Of a log, asked for at one time."""
 READ_BYTES_MAX: Final = 16 << 20

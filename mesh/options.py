@@ -269,12 +269,18 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Records of a partition. None: as many as come."""
 
     bytes_max: int | None = None
-    """Bytes of a partition; an append beyond them is refused (`LogFull`). A stream with fewer than 64
-    MiB has segments of a quarter of that, so that `retention` can make room. None: as many as the disk
-    has room for."""
+    """Bytes of a partition; an append beyond them is refused (`LogFull`). Segments have a quarter
+    of that, if not 16 MiB, so that `retention` can make room. None: as many as the disk has room
+    for."""
 
     dedup_window_s: float = limits.DEDUP_WINDOW_S
     """How long a ``dedup_id`` is remembered, in seconds. JetStream's default."""
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether its records go at all."""
+        limits_of_it = (self.keep_bytes, self.keep_s, self.keep_count)
+        return self.retention == "acked" or any(limit is not None for limit in limits_of_it)
 
     def __post_init__(self) -> None:
         if self.durability not in get_args(Durability):

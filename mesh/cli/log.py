@@ -41,6 +41,11 @@ def check(directory: str) -> bool:
             click.echo(
                 f"{name}: {report.torn_bytes:,} bytes at the end are of an unfinished append"
             )
+        if report.aside:
+            click.echo(
+                f"{name}: {report.aside_bytes:,} bytes in {report.aside:,} files (.torn) "
+                "were unfinished appends, cut off when the log was opened"
+            )
         for finding in report.findings:
             sound = False
             click.echo(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mesh.durable import recovery
+from mesh import limits
+from mesh.durable import aside
 from mesh.durable.batch import batch, encode
 from mesh.durable.check import check
 from mesh.durable.cursor import Cursor
@@ -249,7 +250,7 @@ def test_what_has_no_room_to_reserve_is_appended_as_long_as_there_is_room_for_it
 
 def test_of_a_huge_torn_tail_the_first_part_is_kept_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a file that has grown by gigabytes would take as much memory, and the log not open."""
-    monkeypatch.setattr(recovery, "TORN_BYTES_MAX", 100)
+    monkeypatch.setattr(limits, "TORN_BYTES_MAX", 100)
     disk = FakeDisk()
     log = open_log(disk)
     append(log, range(3))
@@ -258,6 +259,31 @@ def test_of_a_huge_torn_tail_the_first_part_is_kept_aside(monkeypatch: pytest.Mo
     log = open_log(disk)
     assert (log.end, log.torn_bytes) == (3, 5000)
     assert contents(disk)[f"{name}.{size}.torn"] == bytes(range(100))
+
+
+def test_of_many_torn_tails_the_latest_are_kept_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log whose machine fails again and again fills no disk with what it never promised."""
+    monkeypatch.setattr(limits, "TORN_BYTES_MAX", 100)
+    monkeypatch.setattr(limits, "TORN_FILES_MAX", 3)
+    disk = FakeDisk()
+    found: list[list[int]] = []
+    for bytes_torn in (10, 20, 30, 40, 70, 5, 100):
+        log = open_log(disk)
+        append(log, range(log.end, log.end + 20))
+        written(disk, log.segments[-1].name, log.segments[-1].size, b"x" * bytes_torn)
+        open_log(disk)
+        found.append([size for name, size in aside.kept(disk).items()])
+    assert found == [
+        [10],
+        [10, 20],
+        [10, 20, 30],
+        [20, 30, 40],
+        [70],
+        [70, 5],
+        [100],
+    ]
+    report = sound(disk)
+    assert (report.aside, report.aside_bytes) == (1, 100)
 
 
 # -- What a crash may leave, and what it may not

@@ -523,7 +523,9 @@ class Opens:
                 if not self.partition.log.keeps_all:
                     self.promised.clear()
             last = self.partition.log.segments[-1]
-            assert self.disk.open_to_read(last.name).size() == last.size
+            file = self.disk.open_to_read(last.name)
+            assert len(file.read(0, last.size)) == last.size
+            assert not file.read(last.size, file.size()).strip(b"\0")
 
     def kept(self, found: FakeDisk) -> None:
         partition = open_partition(found, self.options, segment_bytes=400)

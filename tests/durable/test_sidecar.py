@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from random import Random
+from typing import Any
 
+import msgspec
 import pytest
 
 from mesh.durable.batch import HEADER_BYTES
@@ -37,6 +39,7 @@ from mesh.errors import LogLocked
 from mesh.options import StreamOptions
 from tests.support.fake_disk import Content, FakeDisk
 from tests.support.partitions import numbered, record
+from tests.support.waiting import until
 
 NODE = "0123456789abcdef"
 
@@ -213,6 +216,73 @@ def test_streams_may_have_any_name_that_channels_have(disk: FakeDisk, name: str)
     assert again.streams == {name}
     assert payloads_in(Asking(again).told(Read(name, 0)), again) == ["a"]
     again.close()
+
+
+# -- Streams that nobody asks for
+
+
+def sizes(disk: FakeDisk, stream: str) -> list[int]:
+    folder = disk.folder("streams").folder(stream)
+    return [folder.open_to_read(n).size() for n in folder.names() if n.endswith(".log")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [StreamOptions(keep_s=0.001), StreamOptions(retention="acked")], ids=["age", "acked"]
+)
+def test_what_is_to_go_goes_though_nobody_has_asked_for_the_stream(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch, options: StreamOptions
+) -> None:
+    sidecar = Sidecar(disk, segment_bytes=500)
+    for stream in ("kept", "orders"):
+        asking = Asking(sidecar)
+        for n in range(40):
+            asking.append(n, stream=stream)
+        joined = asking.told(Join(stream, "billing", NODE, 100))
+        assert isinstance(joined, Joined)
+        asking.told(Fetch(stream, "billing", NODE, 1))
+        said = Settlements(acks=((0, 40),))
+        settled = asking.told(Settle(stream, "billing", NODE, joined.log_epoch, said))
+        assert settled == Settled(40)
+    sidecar.close()
+    assert len(sizes(disk, "orders")) > 5
+    # Now it has been closed for long.
+    folder = disk.folder("streams").folder("orders")
+    folder.replace("options", msgspec.json.encode(options))
+    monkeypatch.setattr("mesh.durable.sidecar._TICK_S", 0.01)
+    again = Sidecar(disk.again(), segment_bytes=500)
+    until(lambda: len(sizes(disk, "orders")) == 1)
+    assert not again._hosted
+    assert len(sizes(disk, "kept")) > 5
+    assert payloads_in(Asking(again).told(Read("orders", 39)), again) == [39]
+    again.close()
+
+
+def test_a_stream_that_somebody_has_asked_for_is_not_opened_a_second_time(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_one = Sidecar._open
+
+    def counted(sidecar: Sidecar, name: str, *more: Any) -> Any:
+        opened.append(name)
+        return open_one(sidecar, name, *more)
+
+    first = Sidecar(disk, segment_bytes=500)
+    asking = Asking(first)
+    assert isinstance(asking.told(Open("orders", 7, StreamOptions(keep_s=1e6))), Opened)
+    for n in range(40):
+        asking.append(n)
+    first.close()
+    monkeypatch.setattr(Sidecar, "_open", counted)
+    sidecar = Sidecar(disk.again(), segment_bytes=500)
+    sidecar._look_after("orders")
+    assert opened == ["orders"]
+    assert isinstance(Asking(sidecar).append("more"), Appended)
+    sidecar._look_after("orders")
+    assert opened == ["orders", "orders"]
+    sidecar.close()
+    Sidecar(disk.again()).close()
 
 
 # -- Members
