@@ -102,6 +102,12 @@ class Replay:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
     # -- Blocking ----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Record]:

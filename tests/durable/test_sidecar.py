@@ -275,6 +275,7 @@ def test_a_stream_that_somebody_has_asked_for_is_not_opened_a_second_time(
         asking.append(n)
     first.close()
     monkeypatch.setattr(Sidecar, "_open", counted)
+    monkeypatch.setattr("mesh.durable.sidecar._TICK_S", 1000)
     sidecar = Sidecar(disk.again(), segment_bytes=500)
     sidecar._look_after("orders")
     assert opened == ["orders"]

@@ -21,6 +21,10 @@ from mesh import (
     RemoteError,
     Timeout,
 )
+from mesh.durable.appending import Appending
+from mesh.durable.consumer import Consumer
+from mesh.durable.replay import Replay
+from mesh.durable.stream import Stream
 from mesh.sockets.client import Client
 from mesh.sockets.publisher import Publisher
 from mesh.sockets.puller import Puller
@@ -239,23 +243,39 @@ def test_plain_text_on_a_network_warns() -> None:
     assert "plain text" in str(caught[0].message)
 
 
-@pytest.mark.parametrize("handle", [Publisher, Subscriber, Pusher, Puller, Client, Node])
+HANDLES = [Publisher, Subscriber, Pusher, Puller, Client, Node, Stream, Consumer, Replay, Appending]
+SPECIAL_TWINS = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
+WITHOUT_A_TWIN = {
+    "wait": "whoever has an Appending awaits it",
+    "append_nowait": "tasks of aappend do the same",
+    "replay": "it does not block: iterating does",
+}
+
+
+@pytest.mark.parametrize("handle", HANDLES)
 def test_twins_have_the_same_arguments(handle: type) -> None:
     twins = {
         name: method
         for name, method in inspect.getmembers(handle, inspect.iscoroutinefunction)
         if not name.startswith("__")
     }
-    assert twins
+    assert twins or handle in (Replay, Appending)
     for name, method in twins.items():
         blocking = getattr(handle, name.removeprefix("a"))
         ours = list(inspect.signature(method).parameters.values())
         assert ours == list(inspect.signature(blocking).parameters.values()), name
-    blocking_names = {"recv", "recv_many", "send", "send_many", "request", "wait_for", "close"}
-    if handle is not Node:
-        blocking_names.discard("close")  # does not block: no twin
-    for name in blocking_names & set(dir(handle)):
-        assert f"a{name}" in twins, f"{name} blocks and has no twin"
+
+
+@pytest.mark.parametrize("handle", HANDLES)
+def test_whatever_blocks_has_a_twin(handle: type) -> None:
+    for name, method in inspect.getmembers(handle, inspect.isfunction):
+        if name in SPECIAL_TWINS:
+            assert hasattr(handle, SPECIAL_TWINS[name]), name
+        if name.startswith("_") or inspect.iscoroutinefunction(method):
+            continue
+        if "timeout" in inspect.signature(method).parameters and name not in WITHOUT_A_TWIN:
+            assert f"a{name}" in dir(handle), f"{name} blocks and has no twin"
+    assert not hasattr(handle, "wait") or hasattr(handle, "__await__")
 
 
 def test_a_handle_that_is_forgotten_is_given_back(pair: tuple[Node, Node]) -> None:
