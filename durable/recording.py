@@ -11,6 +11,7 @@ waits for that (``when_full="wait"``), as for any subscriber that is full.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -61,9 +62,11 @@ class Recorder(Unhurried):
         stream: Callable[[], Stream],
         offer: Callable[[str], int],
         withdraw: Callable[[int], object],
+        send: Callable[[], object],
     ) -> None:
         """`stream` makes a handle to append by. `offer` tells others of a partition that has some
-        of it, and returns what `withdraw` takes that back with. Raises `InvalidName`."""
+        of it, and returns what `withdraw` takes that back with. `send` has leave what waits for a
+        window. Raises `InvalidName`."""
         self.channel = check_pattern(pattern)
         self.into = into
         self.counters = Counters()
@@ -74,6 +77,7 @@ class Recorder(Unhurried):
         self._stream_of = stream
         self._offer = offer
         self._withdraw = withdraw
+        self.send = send
         self._bell = threading.Condition(self.link.lock)
         self._asleep = False
         self._deadline = math.inf
@@ -128,6 +132,8 @@ class Recorder(Unhurried):
             self._bell.notify()
 
     def close(self, linger_ms: int) -> None:
+        with contextlib.suppress(Closed):
+            self.send()
         with self.link.lock:
             self.tally.end()
             self._deadline = min(self._deadline, time.monotonic() + linger_ms / 1000)
@@ -261,14 +267,10 @@ class Recording:
     """What `Node.record` returns. Recording goes on if this is forgotten, until `close`, or until
     the node is closed. Safe from several threads."""
 
-    def __init__(
-        self, core: Recorder, owner: object, release: Callable[[], None], send: Callable[[], None]
-    ) -> None:
-        """`send` has what waits for a window leave."""
+    def __init__(self, core: Recorder, owner: object, release: Callable[[], None]) -> None:
         self._core = core
         self._owner = owner
         self._release = release
-        self._send = send
 
     @property
     def pattern(self) -> str:
@@ -315,7 +317,7 @@ class Recording:
         self._release()
 
     def _awaiting(self) -> Callable[[], bool | None]:
-        self._send()
+        self._core.send()
         tally = self._core.tally
         taken = tally.taken
         return lambda: tally.settled_to >= taken or None

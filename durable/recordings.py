@@ -50,6 +50,7 @@ class Recordings:
             partial(Stream, self._streams, into, None, None, None, False, None, lambda: None),
             partial(self._tell, pattern, into),
             self._withdraw,
+            self._send,
         )
         with self._lock:
             if len(self._recorders) >= limits.RECORDINGS_MAX:
@@ -64,7 +65,7 @@ class Recordings:
         except BaseException:
             self._release(core)
             raise
-        return Recording(core, owner, partial(self._release, core), self._flush)
+        return Recording(core, owner, partial(self._release, core))
 
     def join(self, timeout: float) -> None:
         """The node has ended: wait for the threads, which are about to."""
@@ -84,7 +85,7 @@ class Recordings:
         for topics in self._topics:
             topics.link.run(partial(topics.tap, self._taps_of))
 
-    def _flush(self) -> None:
+    def _send(self) -> None:
         for topics in self._topics:
             topics.link.run(topics.flush)
 

@@ -239,8 +239,6 @@ class ControlLoop(Loop):
             self._leave_by = min(self._leave_by, leave_by)
             return
         self._leave_by = leave_by
-        for topics in self._topics:
-            self._guarded(topics.link.run, topics.flush)
         for core in self._unhurried():
             # At the interpreter's end a server can start no timer; its deadline is kept here.
             with contextlib.suppress(RuntimeError):

@@ -138,6 +138,7 @@ def test_of_two_recordings_into_one_stream_one_records(node: Node) -> None:
     assert [record.payload for record in node.stream("t").replay()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_what_was_published_before_the_node_closes_is_recorded(
     tmp_path: Path, programs: Programs
 ) -> None:
@@ -176,6 +177,7 @@ def test_the_number_of_recordings_is_bounded(reader: Node, monkeypatch: pytest.M
 # -- What cannot be recorded
 
 
+@pytest.mark.slow
 def test_without_a_sidecar_the_publisher_goes_on_and_what_has_no_room_is_counted(
     reader: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +203,7 @@ def test_what_waits_for_a_sidecar_is_recorded_once_there_is_one(
         assert (recording.recorded, recording.lost) == (100, 0)
 
 
+@pytest.mark.slow
 def test_what_a_full_log_refuses_is_counted_and_the_publisher_goes_on(node: Node) -> None:
     node.stream("s", options=StreamOptions(bytes_max=20_000)).append("made")
     recording = node.record("a", into="s")
@@ -260,6 +263,7 @@ def test_a_producer_that_the_log_refuses_is_tried_again_as_another(
 # -- Repairing
 
 
+@pytest.mark.slow
 def test_a_subscriber_that_falls_behind_loses_nothing_with_repair(node: Node, reader: Node) -> None:
     recording = node.record("s/**", into="readings")
     one, two = node.publisher("s/1"), node.publisher("s/2")
@@ -288,6 +292,7 @@ def test_a_subscriber_that_falls_behind_loses_nothing_with_repair(node: Node, re
     assert recording.lost == 0
 
 
+@pytest.mark.slow
 def test_a_lost_tail_is_repaired_too(node: Node, reader: Node) -> None:
     node.record("a", into="s")
     publisher = node.publisher("a")
@@ -298,6 +303,7 @@ def test_a_lost_tail_is_repaired_too(node: Node, reader: Node) -> None:
     assert subscriber.repaired[node.id] > 0
 
 
+@pytest.mark.slow
 def test_one_who_is_too_slow_all_the_time_gets_all_at_its_own_pace(
     node: Node, reader: Node
 ) -> None:
@@ -322,6 +328,7 @@ def test_one_who_is_too_slow_all_the_time_gets_all_at_its_own_pace(
     assert dict(subscriber.lost) == {}
 
 
+@pytest.mark.slow
 def test_asyncio_has_the_same(node: Node, reader: Node) -> None:
     async def main() -> None:
         recording = node.record("a", into="s")

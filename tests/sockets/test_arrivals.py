@@ -129,7 +129,7 @@ def test_a_batch_that_a_ctrl_c_takes_away_is_a_gap(monkeypatch: pytest.MonkeyPat
         body = codec.pack_body([codec.pack("x")] * 3)
         return encode(name, Kind.DATA, body, sender=5, seq=seq, count=3)
 
-    def interrupted(run: object) -> None:
+    def interrupted(owner: int, run: object, size: int) -> None:
         raise KeyboardInterrupt
 
     arrivals.take_in(NO_SOCKET, batch(1))
