@@ -202,16 +202,16 @@ class Repairer:
         except Closed:
             more = False
         for place, source in list(sources.items()):
-            if core.link.closed or (core.is_whole and now - source.used_at > _KEPT_S):
+            if core.is_whole and now - source.used_at > _KEPT_S:
                 source.close()
                 del sources[place]
-        if not sources and (core.link.closed or core.is_whole):
+        if not sources and core.is_whole:
             self._forget(core)
         return more
 
     def _forget(self, core: RepairingSubscription) -> None:
         with self._lock:
-            if core.link.closed or core.is_whole:
+            if core.is_whole:
                 del self._wanting[core]
 
     def _by_place(self, wants: Sequence[Want]) -> dict[tuple[str, str], list[Want]]:

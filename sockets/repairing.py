@@ -155,13 +155,8 @@ class RepairingSubscription(Subscription):
             if now - self._ticked_at > _HELD_UP_S:
                 repairs.extend(now)
             self._ticked_at = now
-            self._settle(repairs.expire(now))
+            self.arrivals.settle(repairs.expire(now))
         super().tick()
-
-    def _settle(self, outcomes: list[Outcome]) -> None:
-        if outcomes:
-            self.arrivals.settle(outcomes)
-            self.link.wake_all()
 
     # -- For who repairs: from a thread of the node's ------------------------------------------
 
@@ -176,7 +171,7 @@ class RepairingSubscription(Subscription):
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether nothing is missing, or it is closed."""
         return not self.arrivals.repairs.flows
 
     def found(self, runs: Iterable[tuple[FlowKey, Run, int]]) -> None:
@@ -185,7 +180,7 @@ class RepairingSubscription(Subscription):
             repairs, now = self.arrivals.repairs, time.monotonic()
             for key, run, size in runs:
                 run = self._as_asked(run)
-                self._settle(repairs.found(key, run, _cost(run, size), now))
+                self.arrivals.settle(repairs.found(key, run, _cost(run, size), now))
 
     def _as_asked(self, run: Run) -> Run:
         if not self._views:

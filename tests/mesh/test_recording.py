@@ -153,6 +153,34 @@ def test_what_was_published_before_the_node_closes_is_recorded(
         assert [record.payload for record in reader.stream("s").replay()] == list(range(3000))
 
 
+def test_what_waited_for_a_window_as_the_node_closed_is_recorded(tmp_path: Path) -> None:
+    with Node("publisher", durable=tmp_path / "log", batch_window_ms=1000) as node:
+        kept = node.record("a", into="s")
+        publisher = node.publisher("a")
+        for number in range(100):
+            publisher.send(number)
+        assert kept.recorded < 100
+    assert (kept.recorded, kept.lost) == (100, 0)
+
+
+def test_a_node_that_closes_still_finds_the_sidecar_for_what_it_records(
+    tmp_path: Path, programs: Programs
+) -> None:
+    programs.start(SIDECAR, str(tmp_path / "log")).expect("ready")
+    with Node("publisher") as node:
+        node.wait_for_peers(1, timeout=5)
+        gate = threading.Event()
+        node._parts.loop.post(gate.wait)  # it has to find it through its control thread
+        kept = node.record("a", into="s")
+        node.publisher("a").send("x")
+        closing = threading.Thread(target=node.close)
+        closing.start()
+        until(lambda: node.closed)
+        gate.set()
+        closing.join(10)
+    assert (kept.recorded, kept.lost) == (1, 0)
+
+
 def test_bad_options_are_refused(reader: Node) -> None:
     with pytest.raises(InvalidName):
         reader.record("a//b", into="s")

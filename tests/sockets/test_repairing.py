@@ -12,7 +12,8 @@ import pytest
 from mesh.errors import Timeout
 from mesh.message import Loss, Message, Origin, Run
 from mesh.options import SubscriberOptions
-from mesh.sockets import repairing
+from mesh.sockets import codec, repairing
+from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import node_text
 from mesh.sockets.repairing import RepairingSubscription
 from mesh.sockets.repairs import Flow, Want
@@ -99,6 +100,28 @@ def test_what_was_missed_comes_in_its_place_and_other_topics_at_once(setup: Setu
     assert setup.receives(1) == [("a/1", 7)]
     assert setup.core.counters.received == 8
     assert setup.core.is_whole
+
+
+def test_frames_of_several_messages_wait_as_well_and_what_came_twice_does_not(
+    setup: Setup,
+) -> None:
+    def batch(first: int, count: int) -> None:
+        items = [codec.pack(seq) for seq in range(first, first + count)]
+        body, name = codec.pack_body(items), wire_name("a/1")
+        setup.publisher.socket.send(
+            encode(name, Kind.DATA, body, sender=RAW, seq=first, count=count)
+        )
+
+    batch(1, 2)
+    batch(5, 2)
+    batch(6, 3)
+    assert setup.receives(2) == [("a/1", 1), ("a/1", 2)]
+    setup.misses((3, 4))
+    with pytest.raises(Timeout):
+        setup.subscriber.recv_many(timeout=0)
+    setup.finds(3, 4)
+    assert setup.receives(6) == [("a/1", seq) for seq in range(3, 9)]
+    assert setup.core.counters.received == 8
 
 
 def test_who_waits_is_woken_by_what_is_found(setup: Setup) -> None:
@@ -188,11 +211,13 @@ def test_what_is_held_is_bounded_and_then_nothing_is_read(
         setup.subscriber.recv(timeout=0.3)
     held = setup.core.counters.received
     assert 5 < held < 15
+    setup.publisher.close()  # of which the descriptor tells
+    with pytest.raises(Timeout):
+        setup.subscriber.recv(timeout=0.3)
     assert setup.core.link.attempts < 50, "nor does anybody spin"
     setup.finds(1)
     assert [payload for _, payload in setup.receives(99)] == list(range(1, 100))
     setup.core.close(0)
-    setup.publisher.close()
 
 
 def test_large_payloads_are_views_if_that_is_asked_for(homes: Homes) -> None:

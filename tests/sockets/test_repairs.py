@@ -219,4 +219,8 @@ def test_what_a_ctrl_c_has_said_twice_is_one_gap() -> None:
     repairs.missed(A, 1, 5, 0, 0.0)
     repairs.hold(A, run_of(4, 3), 1)
     assert [(want.first, want.last) for want in repairs.wants()] == [(1, 5)]
-    assert said(repairs.expire(6.0)) == [*(("lost", seq) for seq in range(1, 6)), ("came", 6)]
+    repairs.missed(A, 5, 8, 0, 0.0)
+    assert [(want.first, want.last) for want in repairs.wants()] == [(1, 5), (7, 8)]
+    assert said(repairs.expire(6.0)) == [
+        *(("lost", seq) for seq in range(1, 6)), ("came", 6), ("lost", 7), ("lost", 8),
+    ]  # fmt: skip
