@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, unquote
 
-import msgspec
-
 from mesh import limits
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import Group, GroupOptions
@@ -26,25 +24,12 @@ from mesh.durable.log import Log
 from mesh.durable.storage import Storage
 from mesh.durable.supply import Letter, Supply
 from mesh.errors import InvalidName, LogDamaged, LogFull, OptionsDiffer
+from mesh.message import GroupStats
 
 logger = logging.getLogger(__name__)
 
 _FILE_NAME_BYTES_MAX: Final = 250
 """Of a journal: Linux has 255, and what takes its place is written under a longer name."""
-
-
-class GroupStats(msgspec.Struct, frozen=True):
-    """What a group has come to."""
-
-    committed: int
-    """All records below that are settled."""
-    end: int
-    """Of what it was told of."""
-    lag: int
-    """Records from `committed` to the end of the log."""
-    in_flight: int
-    members: int
-    counters: dict[str, int]
 
 
 class _Held:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -23,10 +24,11 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.groups import Groups
 from mesh.durable.members import Members
 from mesh.durable.partition import Partition, Refused, Request
-from mesh.durable.protocol import Batches, Fetch, Find, Join, Place, Read, Reply, Settle
+from mesh.durable.protocol import Batches, Fetch, Find, Inspected, Join, Place, Read, Reply, Settle
 from mesh.durable.retention import Kept, Sealed, trim_to
 from mesh.durable.writer import Writer
 from mesh.errors import LogDamaged
+from mesh.message import StreamStats
 from mesh.options import StreamOptions
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,13 @@ class Hosted:
         self._partition.close()
         return True
 
+    def dropped(self) -> Counter[str]:
+        """What was refused or lost, by reason."""
+        refused = dict(self._partition.refused)
+        dropped = Counter({f"append {code}": count for code, count in refused.items()})
+        dropped["unsynced"] += self.log.unsynced_lost
+        return dropped
+
     def _appended(self) -> None:
         """In the writer's thread: whoever waits for records is looked after by the clerk."""
         if not self._woken and (self._readers or self._members is not None):
@@ -127,6 +136,29 @@ class Hosted:
             answer(self._unreadable(error))
             return
         answer(Place(log.start, tip.offset, offset, tip.log_epoch))
+
+    def inspect(self, answer: Answer) -> None:
+        log, groups = self.log, {}
+        if self._members is not None or _GROUPS in log.storage.names():
+            try:
+                groups = self._with_members().stats()
+            except OSError as error:
+                answer(self._unreadable(error))
+                return
+        segments = log.segments
+        stats = StreamStats(
+            start=segments[0].base,
+            end=log.tip.offset,
+            bytes=sum(segment.size for segment in segments),
+            segments=len(segments),
+            torn_bytes=log.torn_bytes,
+            failures=log.failures,
+            unsynced_lost=log.unsynced_lost,
+            refused=dict(self._partition.refused),
+            readers=len(self._readers),
+            groups=groups,
+        )
+        answer(Inspected(stats))
 
     def read(self, query: Read, answer: Answer) -> None:
         reader = _Reader(query, answer, time.monotonic() + query.wait_ms / 1000)

@@ -91,6 +91,8 @@ class Log:
         self.segments: tuple[Segment, ...] = found.segments
         self.torn_bytes = found.torn_bytes
         self.log_epoch = found.log_epoch + 1
+        self.failures = 0
+        """Writes and syncs."""
         self.unsynced_lost = 0
         """Records that were cut off, because they could not be synced."""
         self._file: File = found.file
@@ -253,6 +255,7 @@ class Log:
     def fail(self, error: BaseException) -> None:
         """Whatever it is: how far the writing came is not known, nor what is read of it."""
         self._failed = error
+        self.failures += 1
         size = HEAD_BYTES if self._condensing else self._synced
         self.tip = Tip(self._synced_end, self.segments[-1].base, size, self.log_epoch)
         if isinstance(error, OSError):

@@ -25,6 +25,7 @@ from mesh.durable.protocol import Delivered, Fetch, Join, Joined, Reply, Settle,
 from mesh.durable.records import Derived, NewRecord, batch_of, columns_of, raw_payloads_of
 from mesh.durable.supply import Letter
 from mesh.errors import InvalidName, InvalidOption, LogDamaged, LogFull, OptionsDiffer
+from mesh.message import GroupStats
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,9 @@ class Members:
         for letter in list(self._unburied.values()):
             self._send(letter)
         self._groups.sync()
+
+    def stats(self) -> dict[str, GroupStats]:
+        return self._groups.stats()
 
     def acked_to(self) -> int | None:
         """All groups have settled everything below that, for good; None if there is no group."""

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import logging
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
@@ -115,8 +116,8 @@ class Partition:
     ) -> None:
         """Open the one in that folder, or begin it. Raises `LogDamaged`, `LogFormat`, `OSError`."""
         self.options = options
-        self.refused = 0
-        """Batches."""
+        self.refused: Counter[str] = Counter()
+        """Batches, by the code of their refusals."""
         self._storage = storage
         self._ahead = False
         """Whether what is remembered may say more than the log has."""
@@ -153,7 +154,7 @@ class Partition:
         except StorageFailed as failure:
             refusal = _refusal(failure)
             self.mend()
-            self.refused += len(requests)
+            self.refused[refusal.code] += len(requests)
             return [refusal] * len(requests)
 
     def mend(self) -> bool:
@@ -240,7 +241,7 @@ class Partition:
                 offset += written.header.count
                 room -= written.header.size
             elif isinstance(outcome, Refused):
-                self.refused += 1
+                self.refused[outcome.code] += 1
         return outcomes, batches
 
     @property

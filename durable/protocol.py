@@ -17,6 +17,7 @@ from mesh.durable.batch import HEADER_BYTES, Batch, Flags, Header, decode, encod
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import GroupOptions
 from mesh.durable.partition import Appended, Opened, Refused
+from mesh.message import StreamStats
 from mesh.options import StreamOptions
 from mesh.sockets.frame import Malformed
 
@@ -65,6 +66,12 @@ class Read(Wire, frozen=True, tag="R"):
     wait_ms: Annotated[int, msgspec.Meta(ge=0, le=limits.READ_WAIT_MS_MAX)] = 0
     log_epoch: Natural = 0
     """Of the log when all below `offset` was there that was read. 0: not known."""
+
+
+class Inspect(Wire, frozen=True, tag="I"):
+    """How a stream's partition is. → `Inspected`"""
+
+    stream: Text
 
 
 class Join(Wire, frozen=True, tag="J"):
@@ -135,6 +142,10 @@ class Batches(Wire, frozen=True, tag="B"):
     """From there on it is not what was read before."""
 
 
+class Inspected(Wire, frozen=True, tag="i"):
+    stats: StreamStats
+
+
 class Joined(Wire, frozen=True, tag="j"):
     options: GroupOptions
     committed: Natural
@@ -156,8 +167,8 @@ class Settled(Wire, frozen=True, tag="s"):
     """All records of the group below that are settled."""
 
 
-Query = Open | Append | Find | Read | Join | Fetch | Settle
-Reply = Opened | Appended | Refused | Place | Batches | Joined | Delivered | Settled
+Query = Open | Append | Find | Read | Inspect | Join | Fetch | Settle
+Reply = Opened | Appended | Refused | Place | Batches | Inspected | Joined | Delivered | Settled
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_query: Final = msgspec.msgpack.Decoder(Query).decode

@@ -21,6 +21,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
@@ -37,6 +38,7 @@ from mesh.durable.protocol import (
     Append,
     Fetch,
     Find,
+    Inspect,
     Join,
     Open,
     Query,
@@ -69,6 +71,9 @@ DEAD: Final = ".dead"
 """Behind the name of a stream: that of its dead letters."""
 _NAME_BYTES_MAX: Final = 255
 """Of a file, on Linux."""
+
+
+_ForClerk = Find | Read | Inspect | Join | Fetch | Settle
 
 
 class Sidecar:
@@ -161,7 +166,7 @@ class Sidecar:
             case _:
                 self._clerk.run(partial(self._ask_clerk, query, answer))
 
-    def _ask_clerk(self, query: Find | Read | Join | Fetch | Settle, answer: Answer) -> None:
+    def _ask_clerk(self, query: _ForClerk, answer: Answer) -> None:
         found = self._find(query.stream)
         if isinstance(found, Refused):
             answer(found)
@@ -171,6 +176,8 @@ class Sidecar:
                 found.find(query, answer)
             case Read():
                 found.read(query, answer)
+            case Inspect():
+                found.inspect(answer)
             case Join() | Fetch() if not self._is_present(query.member[:NODE_ID_CHARACTERS]):
                 # What a node asked just before it died, is not to make it a member for good.
                 answer(Refused("unknown", f"the node of {query.member} is not there"))
@@ -181,6 +188,13 @@ class Sidecar:
         """For whoever reads its log in this process; None if it is not here, or damaged."""
         found = self._find(stream)
         return None if isinstance(found, Refused) else found
+
+    def dropped(self) -> Counter[str]:
+        """What was refused or lost here, by reason, of the streams that are open."""
+        dropped: Counter[str] = Counter()
+        for hosted in list(self._hosted.values()):
+            dropped += hosted.dropped()
+        return dropped
 
     def node_gone(self, node: str) -> None:
         """A node that consumed here, perhaps, is gone. Does not block."""

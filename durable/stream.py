@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from mesh import limits
@@ -45,20 +46,21 @@ from mesh.durable.encoding import (
     plain_item,
     producer_number,
 )
-from mesh.durable.protocol import Find, Place
+from mesh.durable.protocol import Find, Inspect, Inspected, Place, Query, Reply
 from mesh.durable.reading import Record
 from mesh.durable.replay import Replay, Start
-from mesh.durable.route import aanswer, answer
+from mesh.durable.route import Route, aanswer, answer
 from mesh.durable.streams import Streams
 from mesh.durable.waiting import Order
-from mesh.errors import InvalidOption
-from mesh.message import Receipt
+from mesh.errors import InvalidOption, StorageFailed
+from mesh.message import Receipt, StreamStats
 from mesh.names import check_name
 from mesh.options import StreamOptions, check_count, check_timeout
 from mesh.sockets.codec import Headers
 from mesh.sockets.handle import Handle
 
-T = TypeVar("T")
+R = TypeVar("R", Place, Inspected)
+_ANSWER: Final = "answer of a partition"
 
 
 class Stream(Handle):
@@ -274,27 +276,45 @@ class Stream(Handle):
         """Of each partition that is there: the offset of its first record, and that of its next
         one. Blocks until they have answered. Raises `NoSidecar`, `Timeout`, `StorageFailed`,
         `Closed`."""
-        deadline = deadline_of(timeout)
-        places = {}
-        for partition in self._streams.all_of(self.name, None, 1, left_of(deadline)):
-            route = self._streams.route_to(partition)
-            ask = route.link.run(lambda route=route: route.begin(Find(self.name)))  # type: ignore[misc]
-            place = answer(route, ask, left_of(deadline), _PLACE)
-            assert isinstance(place, Place)
-            places[partition] = (place.start, place.end)
-        return places
+        places = self._told(Find(self.name), Place, timeout)
+        return {partition: (each.start, each.end) for partition, each in places.items()}
 
     async def abounds(self, *, timeout: float | None = 10.0) -> dict[str, tuple[int, int]]:
         """`bounds` for asyncio."""
+        places = await self._atold(Find(self.name), Place, timeout)
+        return {partition: (each.start, each.end) for partition, each in places.items()}
+
+    def stats(self, *, timeout: float | None = 10.0) -> dict[str, StreamStats]:
+        """Of each partition that is there: what it holds, what was refused or went wrong, and how
+        far each group has come. Blocks until they have answered. Raises what `bounds` raises."""
+        found = self._told(Inspect(self.name), Inspected, timeout)
+        return {partition: each.stats for partition, each in found.items()}
+
+    async def astats(self, *, timeout: float | None = 10.0) -> dict[str, StreamStats]:
+        """`stats` for asyncio."""
+        found = await self._atold(Inspect(self.name), Inspected, timeout)
+        return {partition: each.stats for partition, each in found.items()}
+
+    def _told(self, query: Query, kind: type[R], timeout: float | None) -> dict[str, R]:
+        """What each partition answers to that."""
         deadline = deadline_of(timeout)
-        places = {}
+        replies = {}
+        for partition in self._streams.all_of(self.name, None, 1, left_of(deadline)):
+            route = self._streams.route_to(partition)
+            ask = route.link.run(partial(route.begin, query))
+            reply = answer(route, ask, left_of(deadline), _ANSWER)
+            replies[partition] = _of_kind(kind, reply, route)
+        return replies
+
+    async def _atold(self, query: Query, kind: type[R], timeout: float | None) -> dict[str, R]:
+        deadline = deadline_of(timeout)
+        replies = {}
         for partition in await self._streams.aall_of(self.name, None, 1, left_of(deadline)):
             route = self._streams.route_to(partition)
-            ask = route.link.run(lambda route=route: route.begin(Find(self.name)))  # type: ignore[misc]
-            place = await aanswer(route, ask, left_of(deadline), _PLACE)
-            assert isinstance(place, Place)
-            places[partition] = (place.start, place.end)
-        return places
+            ask = route.link.run(partial(route.begin, query))
+            reply = await aanswer(route, ask, left_of(deadline), _ANSWER)
+            replies[partition] = _of_kind(kind, reply, route)
+        return replies
 
     def consumer(
         self,
@@ -420,4 +440,7 @@ class Stream(Handle):
             return appender
 
 
-_PLACE: Final = "answer of a partition"
+def _of_kind(kind: type[R], reply: Reply | None, route: Route) -> R:
+    if not isinstance(reply, kind):
+        raise StorageFailed(f"sidecar {route.partition} gave an answer to another question")
+    return reply

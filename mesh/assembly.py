@@ -340,6 +340,8 @@ class Assembly:
             total.add(counters)
         dropped = self.loop.dropped() + total.dropped
         dropped["hook events"] += self.hooks.dropped
+        if self._hosting is not None:
+            dropped += self._hosting.sidecar.dropped()
         return Stats(
             sent=MappingProxyType({kind: each.sent for kind, each in by_kind.items()}),
             received=MappingProxyType({kind: each.received for kind, each in by_kind.items()}),

@@ -262,6 +262,51 @@ class Stats(msgspec.Struct, frozen=True):
     peers: int
 
 
+class GroupStats(msgspec.Struct, frozen=True):
+    """How far a group of consumers has come in one partition of a stream."""
+
+    committed: int
+    """All records below that are settled."""
+    end: int
+    """Of what it was told of: what is beyond waits in the log."""
+    lag: int
+    """Records from `committed` to the end of the log."""
+    in_flight: int
+    """Delivered, and not settled yet."""
+    members: int
+    counters: dict[str, int]
+    """Since the sidecar opened the stream: ``redelivered``, ``dead`` (letters), ``expired`` (not
+    settled within ``ack_wait``), ``trimmed`` (given up before they were settled), and others."""
+
+
+class StreamStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition of a stream, as its sidecar sees it: a snapshot. What is counted, is counted
+    since it opened the stream."""
+
+    start: int
+    """Offset of the first record that is there still."""
+    end: int
+    """Behind the last record that may be read."""
+    bytes: int
+    segments: int
+    torn_bytes: int
+    """Of an append that a failure had interrupted, cut off when the stream was opened."""
+    failures: int
+    """Writes and syncs that failed. What was under way was refused."""
+    unsynced_lost: int
+    """Records that were written, and then lost by such a failure: with ``durability`` other than
+    ``fsync`` some of them may have had a receipt."""
+    refused: dict[str, int]
+    """Batches that were not appended, by reason: ``full``, ``storage``, ``fenced`` and others."""
+    readers: int
+    """Who waits for what comes next."""
+    groups: dict[str, GroupStats]
+
+    @property
+    def records(self) -> int:
+        return self.end - self.start
+
+
 class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What an append returns: its records are in the log, `count` of them from `offset` on."""
 

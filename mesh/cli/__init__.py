@@ -76,6 +76,17 @@ def check(directory: str) -> None:
 @log.command()
 @click.argument("stream")
 @click.option("--realm", help="Default: $MESH_REALM, or 'default'.")
+@click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds.")
+def stats(stream: str, realm: str | None, timeout: float) -> None:
+    """Ask each sidecar that has STREAM what it holds, and how far its groups have come."""
+    from mesh.cli.log import stats as run
+
+    run(stream, realm, timeout)
+
+
+@log.command()
+@click.argument("stream")
+@click.option("--realm", help="Default: $MESH_REALM, or 'default'.")
 @click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds without any.")
 def redrive(stream: str, realm: str | None, timeout: float) -> None:
     """Append the dead letters of STREAM to it again, once each.

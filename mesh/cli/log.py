@@ -1,4 +1,4 @@
-"""``mesh log``: checking what is on disk, and putting dead letters back."""
+"""``mesh log``: checking what is on disk, asking how it goes, and putting dead letters back."""
 
 from __future__ import annotations
 
@@ -53,6 +53,35 @@ def check(directory: str) -> bool:
                 f"{finding.reason}"
             )
     return sound
+
+
+def stats(stream: str, realm: str | None, timeout: float) -> None:
+    """A line for each partition, each of its groups, and what went wrong. Raises `NoSidecar` and
+    the like."""
+    with Node("stats", realm=realm) as node:
+        partitions = node.stream(stream).stats(timeout=timeout)
+    for partition, found in sorted(partitions.items()):
+        click.echo(
+            f"{partition}: {found.records:,} records from offset {found.start:,} on, "
+            f"{found.bytes:,} bytes in {found.segments:,} segments, {found.readers:,} readers wait"
+        )
+        for name, group in sorted(found.groups.items()):
+            click.echo(
+                f"{partition}: group {name}: {group.lag:,} to do, {group.in_flight:,} in flight, "
+                f"{group.members:,} members{_counted(group.counters)}"
+            )
+        wrong = {
+            **{f"refused ({code})": count for code, count in found.refused.items()},
+            "writes or syncs failed": found.failures,
+            "records lost unsynced": found.unsynced_lost,
+            "bytes torn off": found.torn_bytes,
+        }
+        if any(wrong.values()):
+            click.echo(f"{partition}: since it was opened{_counted(wrong)}")
+
+
+def _counted(counters: dict[str, int]) -> str:
+    return "".join(f", {count:,} {what}" for what, count in sorted(counters.items()) if count)
 
 
 def redrive(stream: str, realm: str | None, timeout: float) -> None:

@@ -19,6 +19,8 @@ from mesh.durable.protocol import (
     Delivered,
     Fetch,
     Find,
+    Inspect,
+    Inspected,
     Join,
     Joined,
     Open,
@@ -175,6 +177,33 @@ def test_a_stream_has_the_options_it_was_made_with(asking: Asking, disk: FakeDis
     again = Asking(Sidecar(disk.kill()))
     assert isinstance(again.told(Open("orders", 1, options)), Opened)
     assert code_of(again.told(Open("orders", 1, StreamOptions()))) == "differs"
+    again.sidecar.close()
+
+
+def test_what_a_disk_has_refused_is_told(asking: Asking, disk: FakeDisk) -> None:
+    asking.append("a")
+    disk.faults.fail("sync")
+    assert code_of(asking.append("b")) == "storage"
+    told = asking.told(Inspect("orders"))
+    assert isinstance(told, Inspected)
+    assert (told.stats.failures, told.stats.refused) == (1, {"storage": 1})
+    assert (told.stats.records, told.stats.unsynced_lost) == (1, 1)
+    assert asking.sidecar.dropped() == {"append storage": 1, "unsynced": 1}
+    assert code_of(asking.told(Inspect("others"))) == "missing"
+
+
+def test_how_far_groups_have_come_is_told_though_nobody_consumes(
+    asking: Asking, disk: FakeDisk
+) -> None:
+    asking.append("a", "b")
+    asking.told(Join("orders", "billing", NODE, 10))
+    asking.told(Fetch("orders", "billing", NODE, 1))
+    asking.told(Settle("orders", "billing", NODE, 1, Settlements(acks=((0, 1),))))
+    asking.sidecar.close()
+    again = Asking(Sidecar(disk.again()))
+    told = again.told(Inspect("orders"))
+    assert isinstance(told, Inspected)
+    assert (told.stats.groups["billing"].lag, told.stats.groups["billing"].members) == (1, 0)
     again.sidecar.close()
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mesh import Node
-from mesh.errors import Timeout
+from mesh.errors import LogFull, Timeout
+from mesh.options import StreamOptions
 from tests.support.waiting import until
 
 MESH = [sys.executable, "-u", "-c", "from mesh.cli import main; main()"]
@@ -75,6 +76,45 @@ def test_what_is_no_log_is_not_checked(tmp_path: Path) -> None:
     run = mesh("log", "check", str(tmp_path))
     assert (run.returncode, run.stdout) == (1, "")
     assert "is no directory of a sidecar" in run.stderr
+
+
+def test_a_stream_is_described_by_its_sidecar(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        orders = node.stream("orders", options=StreamOptions(bytes_max=2000))
+        partition = orders.append("x").partition
+        with pytest.raises(LogFull):
+            orders.append(b"x" * 3000)
+        with orders.consumer("billing") as consumer:
+            consumer.recv(10).reject()
+            consumer.flush()
+            run = mesh("log", "stats", "orders")
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith(f"{partition}: 1 records from offset 0 on, ")
+    assert lines[1].startswith(f"{partition}: group billing: ")
+    assert lines[1].endswith(" 1 members, 1 dead")
+    assert lines[2] == f"{partition}: since it was opened, 1 refused (full)"
+    run = mesh("log", "stats", "others", "--timeout", "0.2")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "nobody has a stream 'others'" in run.stderr
+
+
+def test_a_check_tells_of_unfinished_appends_that_were_cut_off(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        node.stream("orders").append("x")
+    (segment,) = (tmp_path / "streams" / "orders").glob("*.log")
+    with segment.open("ab") as file:
+        file.write(b"unfinished")
+    assert (
+        "10 bytes at the end are of an unfinished append"
+        in mesh("log", "check", str(tmp_path)).stdout
+    )
+    with Node("one", durable=tmp_path) as node:
+        (found,) = node.stream("orders").stats().values()
+        assert found.torn_bytes == 10
+    run = mesh("log", "check", str(tmp_path))
+    assert run.returncode == 0
+    assert "orders: 10 bytes in 1 files (.torn) were unfinished appends" in run.stdout
 
 
 @pytest.mark.slow

@@ -298,6 +298,42 @@ def test_a_named_producer_goes_on_and_fences_the_run_before(node: Node) -> None:
     assert [record.payload for record in late.replay()] == ["a", "b"]
 
 
+def test_a_stream_tells_what_it_holds_and_how_far_its_groups_have_come(node: Node) -> None:
+    orders = node.stream("orders", options=StreamOptions(bytes_max=20_000))
+    partition = orders.append_many(range(10))[0].partition
+    with pytest.raises(LogFull):
+        orders.append(b"x" * 30_000)
+    with orders.consumer("billing") as consumer:
+        records = [consumer.recv(10) for _ in range(5)]
+        records[0].ack()
+        records[1].nak()
+        records[2].reject("never")
+        assert consumer.recv(10).offset == 5
+        consumer.flush()
+        until(lambda: orders.stats()[partition].groups["billing"].committed == 1)
+        (found,) = orders.stats().values()
+        assert (found.start, found.end, found.records) == (0, 10, 10)
+        assert found.segments == 2, "there was to be room for what was refused then"
+        assert 100 < found.bytes < 2000
+        assert (found.refused, found.failures, found.torn_bytes) == ({"full": 1}, 0, 0)
+        billing = found.groups["billing"]
+        assert (billing.lag, billing.members, billing.counters["dead"]) == (9, 1, 1)
+        assert 2 < billing.in_flight <= 8
+        until(lambda: orders.stats()[partition].groups["billing"].counters.get("redelivered"))
+    assert asyncio.run(orders.astats())[partition].records == 10
+    with pytest.raises(NoSidecar):
+        node.stream("others").stats(timeout=0.1)
+
+
+def test_what_the_sidecar_of_a_node_refuses_is_in_its_counters(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        orders = node.stream("orders", options=StreamOptions(bytes_max=2000))
+        for _ in range(2):
+            with pytest.raises(LogFull):
+                orders.append(b"x" * 3000)
+        assert node.stats().dropped["append full"] == 2
+
+
 # -- Sidecars
 
 
