@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 from mesh.admission import REFUSALS
+from mesh.durable.partition import Code
 from mesh.sockets import failure
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,9 @@ def test_every_reason_for_dropping_is_explained() -> None:
     turned_away = {failure.BUSY, failure.EXPIRED, failure.CANCELLED}
     links = set(re.findall(r'return "(link\w* \w+)"', CODE))
     sources = {"local ignored", "mdns ignored", "mdns failures", "seeds unresolved"}
+    appends = {f"append {code}" for code in get_args(Code)}
+    refused_before = {f"append {code}" for code in ("closed", "damaged", "differs", "missing")}
+    sources |= appends - refused_before | {"unsynced"}
     reasons = literal | raised | turned_away | links | sources | REFUSALS
     rows = [
         row.split("|")[1] for row in DOCUMENT.partition("dropped")[2].splitlines() if "|" in row
