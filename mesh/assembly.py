@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from mesh import host
 from mesh.control_loop import ControlLoop
@@ -32,6 +32,7 @@ from mesh.discovery.local import (
 from mesh.discovery.source import Source
 from mesh.errors import Closed, Forked, OptionsDiffer, Timeout
 from mesh.hooks import Hooks
+from mesh.logs import Logs
 from mesh.membership import Membership
 from mesh.message import PeerInfo, Stats
 from mesh.options import NodeOptions, PublisherOptions, WhenFull
@@ -46,12 +47,6 @@ from mesh.sockets.topic import Topic
 from mesh.sockets.topics import Topics
 from mesh.sockets.transport import Transport
 
-if TYPE_CHECKING:  # durable/ is loaded by programs that have streams
-    from mesh.durable.hosting import Hosting
-    from mesh.durable.recordings import Recordings
-    from mesh.durable.repairer import Repairer
-    from mesh.durable.streams import Streams
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -64,9 +59,6 @@ _FORGOTTEN_S = 0.5
 """The deadline of a node that nobody closed."""
 _GRACE_S = 2.0
 """What closing may take over its deadline: mDNS takes up to a second to say goodbye."""
-
-_THREAD_S = 1.0
-"""How long a thread may take that was told to end: many times what it needs."""
 
 _NOBODY: Mapping[str, PeerInfo] = MappingProxyType({})
 
@@ -85,10 +77,7 @@ class Assembly:
         """Whether nothing of it is in use any more."""
         self._lock = threading.Lock()
         self._keys = itertools.count(1)
-        self._hosting: Hosting | None = None
-        self._streams: Streams | None = None
-        self._recordings: Recordings | None = None
-        self._repairer: Repairer | None = None
+        self.logs = Logs(self)
         self._topic_keys: dict[str, int] = {}
         self._queues: dict[str, tuple[Dispatch, int]] = {}
         self._started_ticks = host.start_ticks(os.getpid())
@@ -134,8 +123,7 @@ class Assembly:
             _alive.add(self)
             self.loop.start()
             if options.durable is not None:
-                self._hosting = hosting = self._host(options.durable)
-                self.loop.post(lambda: self.presence.observe(hosting.observe))
+                self.logs.host(options.durable)
             self.forgotten = weakref.finalize(node, self.end, _FORGOTTEN_S)
             self.forgotten.atexit = False
         except BaseException:
@@ -187,17 +175,10 @@ class Assembly:
             started=self._started_ticks,
         )
 
-    def _host(self, directory: str) -> Hosting:
-        from mesh.durable.hosting import Hosting
-
-        return Hosting(
-            directory, self._home, add=self.loop.add, offer=self._offer, next_key=self.next_key
-        )
-
-    def _offer(self, offer: Offer) -> None:
+    def offer(self, offer: Offer) -> None:
         self.loop.post(lambda: self.loop.offer(offer))
 
-    def _withdraw(self, key: int) -> None:
+    def withdraw(self, key: int) -> None:
         self.loop.post(lambda: self.loop.withdraw(key))
 
     # -- Cores -------------------------------------------------------------------------------
@@ -265,45 +246,7 @@ class Assembly:
             self._queues[queue] = (core, handles + 1)
             return core
 
-    def streams(self) -> Streams:
-        """What all of this node's streams share; made with the first of them."""
-        from mesh.durable.streams import Streams
-
-        with self._lock:
-            if self._streams is None:
-                sidecar = None if self._hosting is None else self._hosting.sidecar
-                self._streams = Streams(
-                    self.home(), self.join, self.release_of, sidecar, self._name_of
-                )
-            return self._streams
-
-    def recordings(self) -> Recordings:
-        """What this node records; made with the first of it."""
-        from mesh.durable.recordings import Recordings
-
-        streams = self.streams()
-        with self._lock:
-            if self._recordings is None:
-                self._recordings = Recordings(
-                    streams,
-                    self.topics.values(),
-                    offer=self._offer,
-                    withdraw=self._withdraw,
-                    next_key=self.next_key,
-                )
-            return self._recordings
-
-    def repairer(self) -> Repairer:
-        """What fills the gaps of this node's subscribers; made with the first that wants that."""
-        from mesh.durable.repairer import Repairer
-
-        streams = self.streams()
-        with self._lock:
-            if self._repairer is None:
-                self._repairer = Repairer(streams)
-            return self._repairer
-
-    def _name_of(self, number: int) -> str:
+    def name_of(self, number: int) -> str:
         """What a node is called that is there, or this one."""
         peer = self.presence.peers.get(node_text(number))
         return self.name if peer is None else peer.name
@@ -340,8 +283,7 @@ class Assembly:
             total.add(counters)
         dropped = self.loop.dropped() + total.dropped
         dropped["hook events"] += self.hooks.dropped
-        if self._hosting is not None:
-            dropped += self._hosting.sidecar.dropped()
+        dropped += self.logs.dropped()
         return Stats(
             sent=MappingProxyType({kind: each.sent for kind, each in by_kind.items()}),
             received=MappingProxyType({kind: each.received for kind, each in by_kind.items()}),
@@ -376,8 +318,7 @@ class Assembly:
         self.loop.post(lambda: self._leave(timeout))
 
     def _leave(self, timeout: float) -> None:
-        if self._hosting is not None:
-            self._hosting.leave()
+        self.logs.leave()
         self.loop.leave(timeout)
 
     def close(self, timeout: float) -> None:
@@ -394,15 +335,7 @@ class Assembly:
         """The loop has: the rest, before anybody is told."""
         try:
             self._flusher.close()
-            if self._repairer is not None:
-                self._repairer.close()
-            if self._streams is not None:
-                self._streams.close()
-            for threads in (self._recordings, self._repairer):
-                if threads is not None:
-                    threads.join(_THREAD_S)
-            if self._hosting is not None:
-                self._hosting.close()
+            self.logs.close()
             self.hooks.close()
             _alive.discard(self)
         finally:
@@ -415,6 +348,7 @@ class Assembly:
             "make a new Node after fork()"
         )
         self._lock = threading.Lock()
+        self.logs.abandon()
         self._gone = True
         self.loop.abandon()
 

@@ -229,7 +229,7 @@ class Node:
         )
         core: Subscription
         if repair:
-            repairer = parts.repairer()
+            repairer = parts.logs.repairer()
             core = RepairingSubscription(
                 parts.home(), pattern, options, repairer.wanted, repairer.room
             )
@@ -320,7 +320,9 @@ class Node:
         if when_full not in ("refuse", "wait"):
             raise InvalidOption(f"when_full must be 'refuse' or 'wait', not {when_full!r}")
         waits = when_full == "wait"
-        return Stream(parts.streams(), name, options, producer, home, waits, self, lambda: None)
+        return Stream(
+            parts.logs.streams(), name, options, producer, home, waits, self, lambda: None
+        )
 
     def record(self, pattern: str, *, into: str) -> Recording:
         """Record what this node publishes from now on, on topics that `pattern` matches, in the
@@ -333,7 +335,7 @@ class Node:
         ``when_full="wait"`` wait instead. Subscribers with ``repair=True`` fill their gaps from it.
         Raises `InvalidName`, `InvalidOption` (too many), `Closed`. Does not block.
         """
-        return self._parts.recordings().record(pattern, into, self)
+        return self._parts.logs.recordings().record(pattern, into, self)
 
     # -- Its end -----------------------------------------------------------------------------
 
