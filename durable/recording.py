@@ -170,10 +170,9 @@ class Recorder(Unhurried):
         if len(self._under_way) >= _UNDER_WAY_MAX:
             return False
         try:
+            if not self._partitions:
+                self._bound(self._stream.bind(_LOOK_S))
             if published is None:
-                if not self._partitions:
-                    self._bound(self._stream.bind(_LOOK_S))
-                    return True
                 return False
             if time.monotonic() < self._refused_until:
                 raise MeshError("the log refused before")

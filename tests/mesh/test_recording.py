@@ -18,7 +18,7 @@ from mesh.durable import recording
 from mesh.durable.reading import Record
 from mesh.errors import Closed, InvalidName, InvalidOption, Timeout
 from mesh.message import Loss, Message
-from mesh.options import StreamOptions
+from mesh.options import StreamOptions, WhenFull
 from mesh.sockets.publisher import Publisher
 from mesh.sockets.repairing import RepairingSubscription
 from mesh.sockets.repairs import Repairs
@@ -329,6 +329,27 @@ def test_a_lost_tail_is_repaired_too(node: Node, reader: Node) -> None:
     flood(publisher, 3000)
     assert numbers(take(subscriber, 3000)) == list(range(3000))
     assert subscriber.repaired[node.id] > 0
+
+
+@pytest.mark.parametrize("when_full", ["drop", "wait"])
+def test_topics_that_wait_and_that_drop_are_told_apart(
+    node: Node, reader: Node, when_full: WhenFull
+) -> None:
+    """Closed, a topic may go on as one of the other kind, whose sequence is another."""
+    kept = node.record("a", into="s")
+    kinds: list[WhenFull] = ["drop", "wait"]
+    for kind in kinds:
+        with node.publisher("a", when_full=kind) as publisher:
+            for number in range(3):
+                publisher.send([kind, number], headers={"alone": True})
+    kept.flush()
+    subscriber = reader.subscriber("a", repair=True)
+    core = subscriber._core
+    with core.link:  # as if it had been there
+        owner = int(node.id, 16) << 1 | (when_full == "wait")
+        core.arrivals._missed(owner, "a", 1, 3)
+    got = [subscriber.recv(timeout=10).payload for _ in range(3)]
+    assert got == [[when_full, number] for number in range(3)]
 
 
 @pytest.mark.slow
