@@ -76,12 +76,14 @@ class Consuming:
 
     def pop(self) -> ConsumedRecord | None:
         """The next record, if one is here. In any thread, without a lock."""
-        try:
-            record = self._inbox.popleft()
-        except IndexError:
-            return None
-        self._taken_at = time.monotonic()
-        return record
+        while True:
+            try:
+                record = self._inbox.popleft()
+            except IndexError:
+                return None
+            if not record._seat.handed_back or not record._seat.recalled(record):
+                self._taken_at = time.monotonic()
+                return record
 
     def take(self) -> ConsumedRecord | None:
         """Likewise, for the link to wait with. Raises what ended it."""
@@ -94,6 +96,10 @@ class Consuming:
         """Nothing is here: say what was done, and look for partitions."""
         self._taken_at = time.monotonic()
         self._begun = True
+        with self.link.lock:
+            if not self._inbox:
+                for seat in self._seats.values():
+                    seat.nothing_here()
         for seat in list(self._seats.values()):
             seat.say()
         self.look()

@@ -50,6 +50,8 @@ class _Member:
         self.waiting: _Waiting | None = None
         self.answered: tuple[int, Delivered] | None = None
         self.heard_at = 0.0
+        self.heard = 0
+        """Number of what it said last."""
 
 
 class Members:
@@ -95,7 +97,7 @@ class Members:
             answer(Refused("full", f"group {query.group!r} has too many members"))
             return
         member = self._members.setdefault((query.group, query.member), _Member())
-        member.heard_at = now
+        member.heard_at, member.heard = now, query.said
         options, committed = groups.options(query.group), groups.committed(query.group)
         answer(Joined(options, committed, groups.log_epoch, cut_at))
         self.serve([query.group], now, now_ns)
@@ -123,7 +125,7 @@ class Members:
             self._groups.settle(query.group, query.member, query.said, now)
         member = self._members.get((query.group, query.member))
         if member is not None:
-            member.heard_at = now
+            member.heard_at, member.heard = now, query.number
         if query.leave:
             self._leave(query.group, query.member)
         self._groups.write()
@@ -222,7 +224,7 @@ class Members:
             text = f"group {group!r} of stream {self._stream!r}: {outcome}"
             return waiting.answer, Refused("damaged", text)
         gaps = tuple(self._groups.gaps(group, name))
-        reply = Delivered(outcome, gaps)
+        reply = Delivered(outcome, gaps, member.heard)
         member.answered = waiting.number, reply
         return waiting.answer, reply
 

@@ -89,6 +89,8 @@ class Join(Wire, frozen=True, tag="J"):
     """All below that offset is done with: its member keeps account of that. None: it does not."""
     log_epoch: Natural = 0
     """Of the log when this member joined before. 0: it did not."""
+    said: Natural = 0
+    """Number of the last `Settle` before this."""
 
 
 class Fetch(Wire, frozen=True, tag="G"):
@@ -114,6 +116,8 @@ class Settle(Wire, frozen=True, tag="S"):
     said: Settlements
     leave: bool = False
     """It goes, and what it holds otherwise is for others."""
+    number: Natural = 0
+    """Which of this member's it is."""
 
 
 # -- What sidecars answer
@@ -158,6 +162,8 @@ class Delivered(Wire, frozen=True, tag="d"):
     delivery: Delivery
     gaps: tuple[tuple[int, int, int], ...] = ()
     """What retention took from the group unsettled: first, last, and how many."""
+    heard: Natural = 0
+    """Number of the last `Settle` that had come from this member."""
 
 
 class Settled(Wire, frozen=True, tag="s"):

@@ -3,6 +3,10 @@
 A thread of its own asks for more and hands over what comes, as long as the consumer takes it; what
 was done is gathered, and said when there is much of it, when the consumer waits, and at every tick.
 What a sidecar that restarted has forgotten is said again by joining again.
+
+In a group with an order, a record that is handed back takes along what is behind it. What of that
+is here, or was sent before the sidecar had heard of it, is *recalled*: the consumer passes it over,
+and it comes again in its turn.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from mesh.durable.protocol import (
 from mesh.durable.reading import Record, run_of
 from mesh.durable.refusals import error_of
 from mesh.durable.route import Ask, Route, answer
+from mesh.durable.waiting import Order
 from mesh.errors import Closed, MeshError, StorageFailed
 from mesh.sockets.frame import Malformed
 
@@ -56,6 +61,8 @@ class ConsumedRecord(Record, frozen=True, gc=False):
     deliveries: int
     """How often it was delivered, this time included."""
     _seat: Seat
+    _heard: int
+    """Number of what its sidecar had heard last when it sent this."""
 
     @property
     def position(self) -> tuple[str, int]:
@@ -73,7 +80,7 @@ class ConsumedRecord(Record, frozen=True, gc=False):
     def nak(self, *, delay: float = 0.0) -> None:
         """It could not be done: deliver it again, to whoever has room, but not within `delay`
         seconds. Does not block."""
-        self._seat.nak(self._source.offset + self._index, self._source.log_epoch, delay)
+        self._seat.nak(self, delay)
 
     def extend(self) -> None:
         """It takes longer: the group's ``ack_wait`` begins anew. Does not block."""
@@ -109,6 +116,7 @@ class Seat:
         self.partition = route.partition
         self.group = group
         self.ack_wait_s = 30.0
+        self._order: Order = "any"
         self.committed = 0
         """All records of the group below that are settled, as heard last."""
         self.extended_at = time.monotonic()
@@ -139,6 +147,12 @@ class Seat:
         self._extends: list[int] = []
         self._rejects: list[tuple[int, str]] = []
         self._unsaid = 0
+        self._last_said = 0
+        """Number of it."""
+        self._heard = 0
+        """And of the last that the sidecar had heard when it sent what came last."""
+        self.handed_back: dict[bytes, tuple[int, int]] = {}
+        """By key, or of all: the offset, and the number under which that is said."""
         self._say_at = max(1, prefetch // 4)
         self._said: deque[Ask] = deque()
         self._thread = threading.Thread(
@@ -164,13 +178,34 @@ class Seat:
         if enough:
             self.say()
 
-    def nak(self, offset: int, log_epoch: int, delay_s: float) -> None:
+    def nak(self, record: ConsumedRecord, delay_s: float) -> None:
         with self._lock:
-            if self._cuts and self._is_gone(offset, log_epoch):
+            if self._cuts and self._is_gone(record.offset, record.log_epoch):
                 return
-            self._naks.append((offset, delay_s))
+            self._naks.append((record.offset, delay_s))
             self._unsaid += 1
+            lane = self._lane_of(record)
+            if lane is not None:
+                self.handed_back[lane] = record.offset, self._last_said + 1
         self.say()
+
+    def recalled(self, record: ConsumedRecord) -> bool:
+        """Whether it came with one before it that was handed back: it comes again behind that."""
+        lane = self._lane_of(record)
+        if lane is None:
+            return False
+        offset, number = self.handed_back.get(lane, (0, 0))
+        return record._heard < number and record.offset > offset
+
+    def nothing_here(self) -> None:
+        """The consumer has taken all that came."""
+        with self._lock:
+            for lane, (_, number) in list(self.handed_back.items()):
+                if number <= self._heard:
+                    del self.handed_back[lane]
+
+    def _lane_of(self, record: ConsumedRecord) -> bytes | None:
+        return record.key if self._order == "key" else b"" if self._order == "exclusive" else None
 
     def extend(self, *offsets: int) -> None:
         with self._lock:
@@ -217,7 +252,10 @@ class Seat:
             )
             self._acks, self._naks, self._extends, self._rejects = Intervals(), [], [], []
             self._unsaid, log_epoch = 0, self._log_epoch
-        query = Settle(self._stream, self.group, self._member, log_epoch, said, leave)
+            self._last_said += 1
+        query = Settle(
+            self._stream, self.group, self._member, log_epoch, said, leave, self._last_said
+        )
         self._said.append(self.route.begin(query))
 
     def _gather(self) -> None:
@@ -272,10 +310,13 @@ class Seat:
             return
         except MeshError as error:
             self._hand_over(self, error)
+        except Malformed as fault:
+            text = f"sidecar {self.partition} sent what cannot be decoded: {fault.reason}"
+            self._hand_over(self, StorageFailed(text))
 
     def _join(self) -> bool:
         reply = self._ask(
-            Join(
+            lambda: Join(
                 self._stream,
                 self.group,
                 self._member,
@@ -284,10 +325,12 @@ class Seat:
                 self._from_ns,
                 self._resume,
                 self._log_epoch,
+                self._last_said,
             )
         )
         if isinstance(reply, Joined):
             self.ack_wait_s = reply.options.ack_wait_s
+            self._order = reply.options.order
             self.committed = reply.committed
             self._joined(reply)
             self.say()
@@ -311,7 +354,7 @@ class Seat:
         """Until it has to join again, or is closed."""
         while not self._closed:
             query = Fetch(self._stream, self.group, self._member, next(self._fetches), _WAIT_MS)
-            reply = self._ask(query)
+            reply = self._ask(lambda query=query: query)  # type: ignore[misc]
             if isinstance(reply, Delivered):
                 self._deliver(reply)
             elif isinstance(reply, Refused) and reply.code not in _FOR_NOW:
@@ -319,9 +362,10 @@ class Seat:
             else:
                 return
 
-    def _ask(self, query: Join | Fetch) -> Reply | None:
+    def _ask(self, query: Callable[[], Join | Fetch]) -> Reply | None:
+        """`query` is made under the link's lock, so that nothing is said meanwhile."""
         route = self.route
-        ask = route.link.run(lambda: route.begin(query))
+        ask = route.link.run(lambda: route.begin(query()))
         return answer(route, ask, None, "records", stopped=lambda: self._closed, refused=False)
 
     def _deliver(self, reply: Delivered) -> None:
@@ -331,6 +375,7 @@ class Seat:
         for data in reply.delivery.batches:
             header, body = read_batch(memoryview(data), self._number)
             batches[header.offset] = (header, body)
+        self._heard = reply.heard
         records: list[ConsumedRecord] = []
         bases = sorted(batches)
         for first, end, deliveries in reply.delivery.grants:
@@ -353,6 +398,7 @@ class Seat:
                 repeat(run.source),
                 repeat(deliveries),
                 repeat(self),
+                repeat(reply.heard),
             )
         if records:
             self._hand_over(self, records)

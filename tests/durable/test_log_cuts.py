@@ -290,7 +290,7 @@ def test_what_was_not_said_yet_of_a_lost_record_is_not_said_any_more() -> None:
         hand_over=lambda seat, taken: handed.append(taken),
     )
     said: list[Settlements] = []
-    seat.route.begin = lambda query: said.append(query.said)  # type: ignore[method-assign,assignment,return-value,union-attr]
+    seat.route.begin = lambda query: said.append(query.said)  # type: ignore[method-assign,assignment,return-value,union-attr,arg-type]
     seat._joined(Joined(GroupOptions(), 0, log_epoch=4))
     seat._end = 10
     with seat._lock:

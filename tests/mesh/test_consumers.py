@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -209,6 +210,60 @@ def test_the_records_of_a_key_are_done_in_order(node: Node) -> None:
         thread.join(10)
     for key in range(3):
         assert [n for k, n in done if k == key] == list(range(key, 60, 3))
+
+
+@pytest.mark.parametrize("order", ["key", "exclusive"])
+def test_what_is_handed_back_is_not_overtaken_by_what_was_here_already(
+    node: Node, order: Literal["key", "exclusive"]
+) -> None:
+    orders = node.stream("orders")
+    for n in range(40):
+        orders.append([n % 2, n], key=str(n % 2))
+    done: list[list[int]] = []
+    with orders.consumer("billing", order=order, prefetch=30) as consumer:
+        while len(done) < 40:
+            record = consumer.recv(10)
+            if record.payload[1] in (4, 6, 33) and record.deliveries < 3:
+                record.nak(delay=0.1 if record.payload[1] == 6 else 0)
+            else:
+                done.append(record.payload)
+                record.ack()
+        assert has_nothing(consumer)
+    for key in range(2):
+        assert [n for k, n in done if k == key] == list(range(key, 40, 2))
+    if order == "exclusive":
+        assert [n for _, n in done] == list(range(40))
+
+
+def test_what_has_no_key_is_not_recalled_with_what_is_handed_back(node: Node) -> None:
+    orders = node.stream("orders")
+    for n in range(6):
+        orders.append(n, key=None if n % 2 else "k")
+    with orders.consumer("billing", order="key") as consumer:
+        consumer._core.about_to_wait()
+        until(lambda: len(consumer._core._inbox) == 6)
+        for _ in range(2):
+            consumer.recv(10).nak(delay=0.2)
+        done = take(consumer, 6)
+        assert done[:2] == [3, 5]
+        assert [n for n in done if n in (0, 2, 4)] == [0, 2, 4]
+
+
+@pytest.mark.slow
+def test_a_log_that_is_killed_brings_all_again_that_is_behind_what_was_handed_back(
+    tmp_path: Path, programs: Programs
+) -> None:
+    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
+    sidecar.expect("ready")
+    with Node("worker") as node:
+        orders = node.stream("orders")
+        orders.append_many(range(20))
+        with orders.consumer("billing", order="exclusive") as consumer:
+            done = take(consumer, 5)
+            consumer.recv(10).nak(delay=60)
+            consumer.flush()
+            kill_and_start_again(sidecar, programs, tmp_path / "log")
+            assert done + take(consumer, 15) == list(range(20))
 
 
 def test_of_exclusive_members_one_has_all_and_another_takes_over(node: Node) -> None:
