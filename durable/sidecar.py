@@ -284,6 +284,8 @@ class Sidecar:
             if new and len(self._names) >= limits.STREAMS_MAX:
                 return Refused("full", f"there are {limits.STREAMS_MAX} streams here")
             if not bases(folder.names()):  # it is new, or was when the machine failed
+                if not make:  # or it would get other options than whoever makes it asks for
+                    return Refused("missing", f"there is no stream {name!r} here yet")
                 options = options or StreamOptions()
                 folder.replace(_OPTIONS, msgspec.json.encode(options))
             else:

@@ -39,7 +39,7 @@ from mesh.durable.records import batch_of, payloads_of
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import LogLocked
 from mesh.options import StreamOptions
-from tests.support.fake_disk import Content, FakeDisk
+from tests.support.fake_disk import Content, FakeDisk, Stopped
 from tests.support.partitions import numbered, record
 from tests.support.waiting import until
 
@@ -366,3 +366,26 @@ def test_what_a_node_asked_before_it_died_makes_it_no_member(disk: FakeDisk) -> 
     assert code_of(asking.told(Join("orders", "billing", NODE + "1", 10))) == "unknown"
     assert code_of(asking.told(Fetch("orders", "billing", NODE + "1", 1))) == "unknown"
     sidecar.close()
+
+
+@pytest.mark.slow
+def test_a_stream_that_was_only_begun_is_made_as_it_is_asked_for_then() -> None:
+    """Ended while it was made. Whoever reads first does not make it, with other options."""
+    options, ended = StreamOptions(retention="acked"), 0
+    for nth in range(1, 40):
+        disk = FakeDisk(nth)
+        sidecar = Sidecar(disk)
+        disk.faults.stop_at = disk.operations + nth
+        try:
+            sidecar._find("orders", options, make=True)
+        except Stopped:
+            ended += 1
+        sidecar.close()
+        sidecar = Sidecar(disk.kill())
+        asking = Asking(sidecar)
+        found = asking.told(Find("orders"))
+        assert isinstance(found, Place) or (isinstance(found, Refused) and found.code == "missing")
+        assert isinstance(asking.told(Open("orders", 7, options)), Opened)
+        assert isinstance(asking.told(Find("orders")), Place)
+        sidecar.close()
+    assert 8 < ended < 39
