@@ -29,7 +29,8 @@ from mesh.durable.log import SEGMENT_BYTES, Log
 from mesh.durable.producers import NEW, New, Producers, SnapshotDamaged
 from mesh.durable.records import Columns, columns_of
 from mesh.durable.scan import Found
-from mesh.durable.segment import name_of
+from mesh.durable.segment import Segment, name_of
+from mesh.durable.snapshot import SnapshotFile
 from mesh.durable.storage import Storage
 from mesh.errors import LogDamaged, StorageFailed
 from mesh.options import Durability, StreamOptions
@@ -37,8 +38,6 @@ from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
 
-_SNAPSHOT: Final = "producers"
-_BASE: Final = struct.Struct("<Q")
 _PLACE: Final = struct.Struct("<QQ")
 NOWHERE: Final = (1 << 64) - 1
 """Where a record is that is known to be there, but not where."""
@@ -125,6 +124,7 @@ class Partition:
         """What the last segment begins with, where notes were left out of it."""
         if options.bytes_max is not None:  # or what is to go would be in the last segment for ever
             segment_bytes = min(segment_bytes, options.bytes_max // _SEGMENTS_MIN)
+        self._snapshot = SnapshotFile(storage)
         tail: list[tuple[Header, bytes]] = []
         self.log = Log(
             storage,
@@ -134,7 +134,11 @@ class Partition:
             segment_bytes=segment_bytes,
             shown_when_synced=options.durability == "fsync",
         )
-        self._producers = self._remembered(tail)
+        try:
+            self._producers = self._remembered(tail)
+        except BaseException:
+            self.log.close()
+            raise
 
     # -- The writer's thread -----------------------------------------------------------------
 
@@ -190,8 +194,11 @@ class Partition:
             self.mend()
 
     def trim(self, offset: int) -> int:
-        """Give up whole segments below `offset`; says how many."""
-        return self.log.trim(offset)
+        """Give up whole segments below `offset`, as far as what is remembered of them is on disk;
+        says how many."""
+        if offset > self._snapshot.safe_to:
+            self._snapshot.write_again()
+        return self.log.trim(min(offset, self._snapshot.safe_to))
 
     def close(self) -> None:
         self.log.close()
@@ -207,12 +214,7 @@ class Partition:
                 size += each.header.size
         if self.log.make_room(size, now_ns):
             self._condensed_bytes = 0
-            try:
-                self._storage.replace(
-                    _SNAPSHOT, _BASE.pack(self.log.end) + self._producers.snapshot()
-                )
-            except OSError as error:
-                logger.warning("opening this log again will take longer: %s", error)
+            self._snapshot.write(self.log.end, self._producers.snapshot())
         elif self.log.note_bytes > self._condensed_bytes + self.log.segment_bytes:
             # Without a record it is not followed by another segment, and never given up.
             body = self._producers.snapshot()
@@ -344,25 +346,31 @@ class Partition:
         segment has, if that was read already."""
         window_s = self.options.dedup_window_s
         self._producers, base = Producers(dedup_window_s=window_s), self.log.start
-        with contextlib.suppress(FileNotFoundError, SnapshotDamaged, struct.error):
-            with contextlib.closing(self._storage.open_to_read(_SNAPSHOT)) as file:
-                data = file.read(0, file.size())
-            (at,) = _BASE.unpack_from(data)
-            if any(segment.base == at for segment in self.log.segments):
-                restored = Producers.restore(data[_BASE.size :], dedup_window_s=window_s)
-                self._producers, base = restored, at
-        last = self.log.segments[-1]
-        for segment in self.log.segments:
-            if segment.base < base or (segment is last and tail is not None):
-                continue
-            with contextlib.closing(self._storage.open_to_read(segment.name)) as file:
-                walk = segment.walk(file, HEAD_BYTES, segment.base)
-                for found in walk:
-                    self._observe(*_noted(found))
-            segment.check(walk)
+        *sealed, last = self.log.segments
+        found = self._snapshot.read()
+        if found is not None and any(each.base == found[0] for each in self.log.segments):
+            with contextlib.suppress(SnapshotDamaged):
+                self._producers = Producers.restore(found[1], dedup_window_s=window_s)
+                base = found[0]
+        if tail is not None:  # else it may have failed to get to the disk just now
+            self._snapshot.safe_to = base
+        for segment in sealed:
+            if segment.base >= base:
+                self._observe_segment(segment)
+        if self._snapshot.safe_to < last.base:  # or retention takes what else nobody can tell
+            self._snapshot.write(last.base, self._producers.snapshot())
+        if tail is None:
+            self._observe_segment(last)
         for header, body in tail or ():
             self._observe(header, body)
         return self._producers
+
+    def _observe_segment(self, segment: Segment) -> None:
+        with contextlib.closing(self._storage.open_to_read(segment.name)) as file:
+            walk = segment.walk(file, HEAD_BYTES, segment.base)
+            for found in walk:
+                self._observe(*_noted(found))
+        segment.check(walk)
 
     def _observe(self, header: Header, body: bytes) -> None:
         """A batch of the log, as it was written."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -16,6 +18,8 @@ from mesh.durable.cursor import Cursor
 from mesh.durable.partition import NOWHERE, Appended, Opened, Opening, Partition, Refused
 from mesh.durable.producers import Producers
 from mesh.durable.records import Derived, batch_of
+from mesh.durable.storage import Disk
+from mesh.errors import LogDamaged
 from mesh.options import Durability, StreamOptions
 from tests.support.fake_disk import Content, FakeDisk, Operation, Stopped
 from tests.support.logs import sound
@@ -292,6 +296,51 @@ def test_without_a_good_snapshot_the_log_tells(disk: FakeDisk, snapshot: bytes |
     found._directory.put("producers", None if snapshot is None else Content(snapshot))
     partition = open_partition(found)
     assert all(appended([each]).repeated for each in partition.commit(batches, 0))
+
+
+@pytest.mark.parametrize("fault", ["kill", "fail"])
+def test_what_retention_takes_is_remembered_though_no_snapshot_was_written(
+    disk: FakeDisk, fault: str
+) -> None:
+    """A new segment has been begun, and there it ended, or the disk was full. What comes then
+    takes the segments that alone could tell who appended what."""
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    batches = [writing.batch(record(n, dedup_id=b"%d" % n)) for n in range(3)]
+    receipts = [appended(partition.commit([each], 0)) for each in batches]
+    large = Writing(partition, 2)
+    disk.faults.fail("rename", 3, errno.ENOSPC)  # the state, the index, the snapshot
+    large.append("x" * 900)
+    assert "producers" not in disk.names()
+    if fault == "kill":
+        partition = open_partition(disk := disk.kill())
+        assert partition.trim(partition.log.end) == 1
+    else:
+        disk.faults.fail("create", 1, errno.ENOSPC)
+        assert partition.trim(partition.log.end) == 0, "nobody else could tell"
+        assert partition.trim(partition.log.end) == 1
+    partition = open_partition(disk.kill())
+    assert partition.log.start == 3
+    for each, receipt in zip(batches, receipts, strict=True):
+        again = appended(partition.commit([each], 0))
+        assert (again.offset, again.repeated) == (receipt.offset, True)
+    other = Writing(partition, 3).batch(record(1, dedup_id=b"1"))
+    assert appended(partition.commit([other], 0)).repeated
+
+
+def test_a_partition_that_cannot_be_opened_keeps_no_file_open(tmp_path: Path) -> None:
+    partition = open_partition(Disk(tmp_path))
+    writing = Writing(partition, 1)
+    for n in range(30):
+        writing.append(n)
+    partition.close()
+    assert len(partition.log.segments) > 2
+    os.unlink(tmp_path / "producers")
+    os.truncate(tmp_path / partition.log.segments[0].name, 100)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LogDamaged):
+        open_partition(Disk(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_unsynced_durability_answers_before_the_disk_has_it(disk: FakeDisk) -> None:

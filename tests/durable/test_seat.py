@@ -1,4 +1,4 @@
-"""What a consumer makes of a sidecar that answers nonsense: it is told, and nothing waits for ever."""
+"""What a consumer makes of a sidecar that sends nonsense: it is told, and waits for nothing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,62 @@
+"""The file with what tells repeated appends, as of the start of a segment, in front of which that
+stands as eight bytes, little endian.
+
+With it a log is opened without reading all of it; and once retention has taken what came before
+that segment, only this file knows of it. So `safe_to` says how far retention may go. It does not
+know what it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+from typing import Final
+
+from mesh.durable.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+_NAME: Final = "producers"
+_BASE: Final = struct.Struct("<Q")
+
+
+class SnapshotFile:
+    """See above. For one thread."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.safe_to = 0
+        """What the log had below that is here, on disk, or is in the log still."""
+        self._storage = storage
+        self._unsaved: tuple[int, bytes] | None = None
+        """What could not be written yet."""
+
+    def read(self) -> tuple[int, bytes] | None:
+        """Where that segment begins, and what was known then; None if nothing reads. Raises
+        `OSError`."""
+        try:
+            file = self._storage.open_to_read(_NAME)
+        except FileNotFoundError:
+            return None
+        with contextlib.closing(file):
+            data = file.read(0, file.size())
+        if len(data) < _BASE.size:
+            return None
+        return _BASE.unpack_from(data)[0], data[_BASE.size :]
+
+    def write(self, base: int, snapshot: bytes) -> None:
+        """Have it on disk. If that fails now, `write_again` may do it later."""
+        self._unsaved = base, snapshot
+        self.write_again()
+
+    def write_again(self) -> None:
+        if self._unsaved is None:
+            return
+        base, snapshot = self._unsaved
+        try:
+            self._storage.replace(_NAME, _BASE.pack(base) + snapshot)
+        except OSError as error:
+            text = "nothing from %d on is given up until what tells repeats is on disk: %s"
+            logger.warning(text, self.safe_to, error)
+        else:
+            self.safe_to, self._unsaved = base, None
