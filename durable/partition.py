@@ -286,7 +286,7 @@ class Partition:
             return Refused("full", _full(self.options.bytes_max or 0, self._record_bytes)), None
         if header.column_bytes:
             try:
-                columns = columns_of(header, _joined(new.body))
+                columns = columns_of(header, _beginning(new.body, header.column_bytes))
                 original = self._seen(header, columns, time_ns)
             except (Malformed, ValueError):
                 return Refused("malformed", "what stands beside the records is malformed"), None
@@ -404,8 +404,9 @@ def _noted(found: Found) -> tuple[Header, bytes]:
     return found.header, bytes(found.body) if found.header.flags else b""
 
 
-def _joined(body: Sequence[bytes | memoryview]) -> bytes | memoryview:
-    return body[0] if len(body) == 1 else b"".join(body)
+def _beginning(body: Sequence[bytes | memoryview], size: int) -> bytes | memoryview:
+    """At least so much of it. A large payload is not copied for that."""
+    return body[0] if len(body[0]) >= size else b"".join(body)
 
 
 _CODES: Final[dict[str, Code]] = {"Fenced": "fenced", "Unknown": "unknown", "Gap": "gap"}

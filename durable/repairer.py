@@ -32,7 +32,7 @@ from mesh.message import Run
 from mesh.sockets.frame import Malformed
 from mesh.sockets.home import node_text
 from mesh.sockets.repairing import RepairingSubscription
-from mesh.sockets.repairs import Flow, Want
+from mesh.sockets.repairs import FlowKey, Want
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +115,10 @@ class _Source:
     def _take(
         self, core: RepairingSubscription, wants: Sequence[Want], chunk: list[reading.Run]
     ) -> None:
-        by_flow: dict[Flow, list[Want]] = {}
+        by_flow: dict[FlowKey, list[Want]] = {}
         for want in wants:
             by_flow.setdefault(want.flow, []).append(want)
-        found: list[tuple[Flow, Run, int]] = []
+        found: list[tuple[FlowKey, Run, int]] = []
         for run in chunk:
             origin = run.source.columns.origin
             if origin is None:
@@ -185,7 +185,9 @@ class Repairer:
             more = [self._serve(core, sources) for core, sources in wanting]
             if not any(more):
                 self._bell.wait(_TURN_S if wanting else None)
-        for _, sources in self._wanting.items():
+        with self._lock:
+            served = list(self._wanting.values())
+        for sources in served:
             for source in sources.values():
                 source.close()
 
@@ -215,7 +217,7 @@ class Repairer:
                 del self._wanting[core]
 
     def _by_place(self, wants: Sequence[Want]) -> dict[tuple[str, str], list[Want]]:
-        places: dict[Flow, set[tuple[str, str]]] = {}
+        places: dict[FlowKey, set[tuple[str, str]]] = {}
         by_place: dict[tuple[str, str], list[Want]] = {}
         for want in wants:
             owner, topic = want.flow

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mesh import limits
-from mesh.sockets.repairs import Flow, Want
+from mesh.sockets.repairs import FlowKey, Want
 
 _NS: Final = 1_000_000_000
 SLACKS_NS: Final = (_NS // 4, 30 * _NS, None)
@@ -31,9 +31,9 @@ class Search:
         self._begun_ns: int | None = None
         """The time that reading began with. None: it did not, or has to begin again."""
         self._from_start = False
-        self._done: dict[Flow, int] = {}
+        self._done: dict[FlowKey, int] = {}
         """The last sequence of each topic that was read by."""
-        self._known: dict[Flow, int] = {}
+        self._known: dict[FlowKey, int] = {}
         """The last sequence that was wanted when it might be read by."""
         self._at_end_since: float | None = None
 
@@ -68,7 +68,7 @@ class Search:
         slack = SLACKS_NS[self._level]
         return slack is not None and want.since_ns - slack < self._begun_ns
 
-    def read(self, flow: Flow, first: int, last: int, wants: Sequence[Want]) -> bool:
+    def read(self, flow: FlowKey, first: int, last: int, wants: Sequence[Want]) -> bool:
         """Those come next of that topic, of which that is wanted, in order; False if reading began
         too late, and begins again."""
         self._at_end_since = None

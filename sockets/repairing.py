@@ -25,8 +25,7 @@ from mesh.sockets.codec import DETACH_BYTES_MIN
 from mesh.sockets.flow import Flow
 from mesh.sockets.frame import Part
 from mesh.sockets.home import Home
-from mesh.sockets.repairs import Flow as FlowKey
-from mesh.sockets.repairs import Outcome, Passed, Repairs, Want
+from mesh.sockets.repairs import FlowKey, Outcome, Passed, Repairs, Want
 from mesh.sockets.subscription import Subscription
 
 _AHEAD: Final = 256

@@ -19,14 +19,14 @@ import msgspec
 
 from mesh.message import Run
 
-Flow = tuple[int, str]
+FlowKey = tuple[int, str]
 """Whose sequence it is, and of which topic."""
 
 
 class Want(msgspec.Struct, frozen=True):
     """Messages that are missing."""
 
-    flow: Flow
+    flow: FlowKey
     first: int
     last: int
     since_ns: int
@@ -44,7 +44,7 @@ class Passed(msgspec.Struct, frozen=True):
 class Lost(msgspec.Struct, frozen=True):
     """Messages that were not found."""
 
-    flow: Flow
+    flow: FlowKey
     first: int
     last: int
 
@@ -82,7 +82,7 @@ class Repairs:
 
     def __init__(self, timeout_s: float, *, bytes_max: int, flows_max: int) -> None:
         """A gap of which nothing was found for `timeout_s` is given up."""
-        self.flows: dict[Flow, _Waiting] = {}
+        self.flows: dict[FlowKey, _Waiting] = {}
         """Those with a gap: what comes of them has to be held."""
         self._timeout_s = timeout_s
         self._bytes_max = bytes_max
@@ -100,7 +100,7 @@ class Repairs:
         """Whether nothing more should be looked for, until something was given up."""
         return self._found >= self._bytes_max
 
-    def missed(self, flow: Flow, first: int, last: int, since_ns: int, now: float) -> bool:
+    def missed(self, flow: FlowKey, first: int, last: int, since_ns: int, now: float) -> bool:
         """Those are missing; False if no more can be looked for."""
         waiting = self.flows.get(flow)
         if waiting is None:
@@ -118,7 +118,7 @@ class Repairs:
             waiting.parts.append(_Gap(first, last, since_ns, now + self._timeout_s))
         return True
 
-    def hold(self, flow: Flow, run: Run, cost: int) -> None:
+    def hold(self, flow: FlowKey, run: Run, cost: int) -> None:
         """Those came, of a flow that has a gap. `cost`: their bytes, about."""
         waiting = self.flows[flow]
         first = max(_first(run), waiting.end)
@@ -128,7 +128,7 @@ class Repairs:
             waiting.parts.append(_Held(rest, cost))
             self._held += cost
 
-    def found(self, flow: Flow, run: Run, cost: int, now: float) -> list[Outcome]:
+    def found(self, flow: FlowKey, run: Run, cost: int, now: float) -> list[Outcome]:
         """Those were found, which are missing or not; what comes out of it."""
         waiting = self.flows.get(flow)
         if waiting is None:
@@ -187,7 +187,7 @@ class Repairs:
             self._found += piece.cost
         return bool(pieces)
 
-    def _release(self, flow: Flow, waiting: _Waiting) -> list[Outcome]:
+    def _release(self, flow: FlowKey, waiting: _Waiting) -> list[Outcome]:
         """What stands before the first gap of that flow, or before what is missing in it."""
         outcomes: list[Outcome] = []
         parts = waiting.parts
@@ -216,7 +216,7 @@ class Repairs:
         if passed:
             gap.found = gap.found[passed:]
 
-    def _give_up(self, flow: Flow, gap: _Gap, outcomes: list[Outcome]) -> bool:
+    def _give_up(self, flow: FlowKey, gap: _Gap, outcomes: list[Outcome]) -> bool:
         """What is missing before something that was found, if anything was, so that there may be
         more behind that; else all that is missing. Whether it was the former."""
         if not gap.found:

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.durable.search import PATIENCE_S, Search
-from mesh.sockets.repairs import Flow, Want
+from mesh.sockets.repairs import FlowKey, Want
 
 NS = 1_000_000_000
-A: Flow = (2, "a")
-B: Flow = (2, "b")
+A: FlowKey = (2, "a")
+B: FlowKey = (2, "b")
 
 
-def want(first: int, last: int, since_s: float = 100.0, flow: Flow = A) -> Want:
+def want(first: int, last: int, since_s: float = 100.0, flow: FlowKey = A) -> Want:
     return Want(flow, first, last, round(since_s * NS))
 
 
@@ -85,12 +85,12 @@ class Log:
     def __init__(self, skew_s: float) -> None:
         self.skew_s = skew_s
         self.search = Search()
-        self.batches: list[tuple[float, Flow, int, int]] = []
+        self.batches: list[tuple[float, FlowKey, int, int]] = []
         self.at = 0
         self.wants: list[Want] = []
-        self.found: set[tuple[Flow, int]] = set()
+        self.found: set[tuple[FlowKey, int]] = set()
 
-    def append(self, now: float, flow: Flow, first: int, count: int) -> None:
+    def append(self, now: float, flow: FlowKey, first: int, count: int) -> None:
         self.batches.append((now + self.skew_s, flow, first, first + count - 1))
 
     @property

@@ -16,14 +16,14 @@ from mesh.sockets import codec, repairing
 from mesh.sockets.frame import Kind, encode, wire_name
 from mesh.sockets.home import node_text
 from mesh.sockets.repairing import RepairingSubscription
-from mesh.sockets.repairs import Flow, Want
+from mesh.sockets.repairs import FlowKey, Want
 from mesh.sockets.subscriber import Subscriber
 from tests.support.homes import Homes
 from tests.support.topics import RAW, SUBSCRIBER, RawPublisher
 from tests.support.waiting import until
 
 SENDER = node_text(RAW)
-A: Flow = (RAW << 1, "a/1")
+A: FlowKey = (RAW << 1, "a/1")
 
 
 class Setup:

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.message import Origin, Run
-from mesh.sockets.repairs import Flow, Lost, Outcome, Passed, Repairs, Want
+from mesh.sockets.repairs import FlowKey, Lost, Outcome, Passed, Repairs, Want
 
 TIMEOUT_S = 5.0
-A: Flow = (1, "a")
-B: Flow = (1, "b")
+A: FlowKey = (1, "a")
+B: FlowKey = (1, "b")
 
 
-def run_of(first: int, count: int = 1, flow: Flow = A) -> Run:
+def run_of(first: int, count: int = 1, flow: FlowKey = A) -> Run:
     """Messages whose payloads are their sequences; not always the first of their frame."""
     before = min(2, first - 1)
     origin = Origin(flow[1], str(flow[0]), first - before, first)
@@ -46,11 +46,11 @@ class Reader:
         self.now = 0.0
         self.repairs = repairs_of(bytes_max=10**9)
         self.expected = {A: 1, B: 1}
-        self.out: dict[Flow, list[tuple[str, int]]] = {A: [], B: []}
-        self.missed_at: dict[tuple[Flow, int], float] = {}
-        self.handed_in: set[tuple[Flow, int]] = set()
+        self.out: dict[FlowKey, list[tuple[str, int]]] = {A: [], B: []}
+        self.missed_at: dict[tuple[FlowKey, int], float] = {}
+        self.handed_in: set[tuple[FlowKey, int]] = set()
 
-    def comes(self, flow: Flow, first: int, count: int) -> None:
+    def comes(self, flow: FlowKey, first: int, count: int) -> None:
         expected = self.expected[flow]
         if first > expected:
             self.misses(flow, first - 1)
@@ -60,7 +60,7 @@ class Reader:
             self.out[flow] += said([Passed(run_of(first, count, flow), False)])
         self.expected[flow] = first + count
 
-    def misses(self, flow: Flow, last: int) -> None:
+    def misses(self, flow: FlowKey, last: int) -> None:
         first = self.expected[flow]
         if first > last:
             return
@@ -69,7 +69,7 @@ class Reader:
             self.missed_at[flow, seq] = self.now
         self.expected[flow] = last + 1
 
-    def finds(self, flow: Flow, first: int, count: int) -> None:
+    def finds(self, flow: FlowKey, first: int, count: int) -> None:
         wanted = {
             (each.flow, seq)
             for each in self.repairs.wants()
@@ -86,7 +86,7 @@ class Reader:
         for flow in (A, B):
             self.take([each for each in outcomes if _flow_of(each) == flow], flow)
 
-    def take(self, outcomes: list[Outcome], flow: Flow) -> None:
+    def take(self, outcomes: list[Outcome], flow: FlowKey) -> None:
         for what, seq in said(outcomes):
             self.out[flow].append((what, seq))
             if what == "lost":
@@ -94,7 +94,7 @@ class Reader:
                 assert self.now >= self.missed_at[flow, seq] + TIMEOUT_S, "given up too early"
 
 
-def _flow_of(outcome: Outcome) -> Flow:
+def _flow_of(outcome: Outcome) -> FlowKey:
     if isinstance(outcome, Lost):
         return outcome.flow
     return int(outcome.run.origin.sender), outcome.run.origin.channel
@@ -114,7 +114,7 @@ STEPS = st.lists(
 
 @given(STEPS, st.randoms(use_true_random=False))
 def test_each_message_comes_once_in_order_or_is_counted(
-    steps: list[tuple[str, Flow, int]], luck: random.Random
+    steps: list[tuple[str, FlowKey, int]], luck: random.Random
 ) -> None:
 
     reader, sent = Reader(), {A: 0, B: 0}
