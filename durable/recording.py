@@ -24,9 +24,9 @@ from typing import Final
 from mesh import limits
 from mesh.durable.appending import Appending
 from mesh.durable.batch import HEADER_BYTES
+from mesh.durable.producing import Producing
 from mesh.durable.recorder import Published, Tally
 from mesh.durable.records import Origin
-from mesh.durable.stream import Stream
 from mesh.errors import Closed, MeshError, PayloadTooLarge, Timeout
 from mesh.names import check_pattern
 from mesh.options import check_timeout
@@ -59,7 +59,7 @@ class Recorder(Unhurried):
         pattern: str,
         into: str,
         bytes_max: int,
-        stream: Callable[[], Stream],
+        producing: Callable[[], Producing],
         offer: Callable[[str], int],
         withdraw: Callable[[int], object],
         send: Callable[[], object],
@@ -74,14 +74,14 @@ class Recorder(Unhurried):
         self.tally = Tally(limits.RECORDING_BYTES_MAX)
         self._node = node
         self._bytes_max = bytes_max
-        self._stream_of = stream
+        self._producing_of = producing
         self._offer = offer
         self._withdraw = withdraw
         self.send = send
         self._bell = threading.Condition(self.link.lock)
         self._asleep = False
         self._deadline = math.inf
-        self._stream: Stream | None = None
+        self._producing: Producing | None = None
         self._partitions: dict[str, int] = {}
         """With the keys of their offers."""
         self._under_way: deque[Appending] = deque()
@@ -164,14 +164,14 @@ class Recorder(Unhurried):
 
     def _step(self) -> bool:
         """Have the next frame be under way; False if there is none, or it has to wait."""
-        if self._stream is None:
-            self._stream = self._stream_of()
+        if self._producing is None:
+            self._producing = self._producing_of()
         published = self.tally.first()
         if len(self._under_way) >= _UNDER_WAY_MAX:
             return False
         try:
             if not self._partitions:
-                self._bound(self._stream.bind(_LOOK_S))
+                self._bound(self._producing.bind(_LOOK_S).route.partition)
             if published is None:
                 return False
             if time.monotonic() < self._refused_until:
@@ -179,7 +179,7 @@ class Recorder(Unhurried):
             batch = published.batch()
             if (size := batch.header.size + HEADER_BYTES) > self._bytes_max:
                 raise PayloadTooLarge(f"record of {size:,} bytes over {self._bytes_max:,}")
-            appending = self._stream.submit(batch, _LOOK_S)
+            appending = self._producing.submit(batch, _LOOK_S)
         except Timeout:
             return True  # nobody is there, or has room: tried again until the end
         except Closed:
@@ -206,7 +206,7 @@ class Recorder(Unhurried):
         self._settled(self.tally.refused, error)
         if not isinstance(error, PayloadTooLarge) and time.monotonic() >= self._refused_until:
             # Its producer can append no more: what is under way is told so as well.
-            self._stream, self._refused_until = None, time.monotonic() + _AGAIN_S
+            self._producing, self._refused_until = None, time.monotonic() + _AGAIN_S
 
     def _await(self) -> None:
         """For the outcome of the first that is under way."""

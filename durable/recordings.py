@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from mesh import limits
+from mesh.durable.producing import Producing
 from mesh.durable.recording import Recorder, Recording
-from mesh.durable.stream import Stream
 from mesh.durable.streams import Streams
 from mesh.errors import Closed, InvalidOption
 from mesh.names import check_name, matches
@@ -47,7 +47,7 @@ class Recordings:
             pattern,
             into,
             self._streams.bytes_max,
-            partial(Stream, self._streams, into, None, None, None, False, None, lambda: None),
+            partial(Producing, self._streams, into),
             partial(self._tell, pattern, into),
             self._withdraw,
             self._send,

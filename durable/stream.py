@@ -4,22 +4,17 @@ Guarantee: an append that returned a receipt is in the log, once, and as safe as
 One that raised `Timeout` is still under way, and what the same handle appends later comes behind
 it; any other error means that it was not written, unless it says that this is not known.
 
-The handle is one producer at one partition at a time: the nearest sidecar, or the one that `home`
-names, by its partition or its node. While something is under way it stays with that; with a `home`
-it stays for good, and so does a producer with a name, since only that partition knows its sequence.
-What is derived from a record goes where that record is, unless `home` names another: only one
-partition can know whether it is there already.
+Where that is, `mesh.durable.producing` says.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from mesh import limits
-from mesh.durable.appender import Appender, Pending
+from mesh.durable.appender import Pending
 from mesh.durable.appending import (
     AGAIN_S,
     Appending,
@@ -44,8 +39,8 @@ from mesh.durable.encoding import (
     is_plain,
     one_record,
     plain_item,
-    producer_number,
 )
+from mesh.durable.producing import Producing
 from mesh.durable.protocol import Find, Inspect, Inspected, Place, Query, Reply
 from mesh.durable.reading import Record
 from mesh.durable.replay import Replay, Start
@@ -55,7 +50,7 @@ from mesh.durable.waiting import Order
 from mesh.errors import InvalidOption, StorageFailed
 from mesh.message import Receipt, StreamStats
 from mesh.names import check_name
-from mesh.options import StreamOptions, check_count, check_timeout
+from mesh.options import StreamOptions, check_count
 from mesh.sockets.codec import Headers
 from mesh.sockets.handle import Handle
 
@@ -81,15 +76,9 @@ class Stream(Handle):
         super().__init__(f"stream {name!r}", owner, release)
         self.name = name
         self._streams = streams
-        self._options = options
-        self._producer = secrets.randbits(63) | 1 if producer is None else producer_number(producer)
-        self._named = producer is not None
-        self._home = home
-        self._waits = waits
-        self._nearest: Appender | None = None
-        """For what may be anywhere."""
-        self._appenders: dict[str, Appender] = {}
-        """One for each partition, or its runs would fence each other."""
+        self._producing = Producing(
+            streams, name, options=options, producer=producer, home=home, waits=waits
+        )
 
     # -- Appending ---------------------------------------------------------------------------
 
@@ -123,7 +112,7 @@ class Stream(Handle):
         """
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
-        appender = self._bind(left_of(deadline), derived_from)
+        appender = self._writing().bind(left_of(deadline), derived_from)
         return append(appender, batch, left_of(deadline))
 
     async def aappend(
@@ -141,7 +130,7 @@ class Stream(Handle):
         """`append` for asyncio. Cancelled, the record is still under way."""
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
-        appender = await self._abind(left_of(deadline), derived_from)
+        appender = await self._writing().abind(left_of(deadline), derived_from)
         pending = appender.route.link.run(lambda: appender.submit(batch))
         await await_(appender, pending, left_of(deadline))
         return receipt_of(appender, pending)
@@ -164,29 +153,11 @@ class Stream(Handle):
         waited (`batch_window_ms`): they are written, or refused, together."""
         if is_plain(key, headers, dedup_id, delay, derived_from):
             item = plain_item(payload, self._streams.bytes_max)
-            return self._begin(lambda appender: appender.submit_item(item), timeout)
+            return self._writing().begin(lambda appender: appender.submit_item(item), timeout)
         batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
-        return self._begin(lambda appender: (appender.submit(batch), None), timeout, derived_from)
-
-    def submit(self, batch: Batch, timeout: float | None) -> Appending:
-        """`append_nowait` of a batch that is made already: not for users. After `Timeout` nothing
-        of it is under way."""
-        return self._begin(lambda appender: (appender.submit(batch), None), timeout)
-
-    def _begin(
-        self,
-        submit: Callable[[Appender], tuple[Pending, int | None]],
-        timeout: float | None,
-        derived_from: Record | None = None,
-    ) -> Appending:
-        deadline = deadline_of(timeout)
-        appender = self._bind(left_of(deadline), derived_from)
-        wait_for_room(appender, left_of(deadline))
-        return Appending(appender, *appender.route.link.run(lambda: submit(appender)))
-
-    def bind(self, timeout: float | None) -> str:
-        """The partition that is appended to next: not for users. Raises what `append` raises."""
-        return self._bind(check_timeout(timeout)).route.partition
+        return self._writing().begin(
+            lambda appender: (appender.submit(batch), None), timeout, derived_from
+        )
 
     def append_many(
         self, payloads: Iterable[Any], *, timeout: float | None = 10.0
@@ -196,7 +167,7 @@ class Stream(Handle):
         raises, for the first batch that fails; those before it are written, those behind it may
         be."""
         deadline = deadline_of(timeout)
-        appender = self._bind(left_of(deadline))
+        appender = self._writing().bind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
         for batch in batches_of(payloads, self._streams.bytes_max):
@@ -213,7 +184,7 @@ class Stream(Handle):
     ) -> list[Receipt]:
         """`append_many` for asyncio."""
         deadline = deadline_of(timeout)
-        appender = await self._abind(left_of(deadline))
+        appender = await self._writing().abind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
         for batch in batches_of(payloads, self._streams.bytes_max):
@@ -230,14 +201,18 @@ class Stream(Handle):
     def flush(self, *, timeout: float | None = 10.0) -> None:
         """Block until nothing is under way any more. Raises `Timeout`, `Closed`."""
         deadline = deadline_of(timeout)
-        for appender in list(self._appenders.values()):
+        for appender in self._producing.appenders:
             flush(appender, left_of(deadline), f"end of appends to {self._what}")
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
         """`flush` for asyncio."""
         deadline = deadline_of(timeout)
-        for appender in list(self._appenders.values()):
+        for appender in self._producing.appenders:
             await aflush(appender, left_of(deadline), f"end of appends to {self._what}")
+
+    def _writing(self) -> Producing:
+        self._check_open()
+        return self._producing
 
     # -- Reading -----------------------------------------------------------------------------
 
@@ -373,71 +348,6 @@ class Stream(Handle):
             delay=delay,
             derived=derived_of(derived_from, output),
         )
-
-    # -- Its producer ------------------------------------------------------------------------
-
-    def _bind(self, timeout: float | None, derived_from: Record | None = None) -> Appender:
-        home = self._home_of(derived_from)
-        appender = self._bound(home)
-        if appender is None:
-            appender = self._at(self._streams.find(self.name, home, timeout), home)
-        return appender
-
-    async def _abind(self, timeout: float | None, derived_from: Record | None = None) -> Appender:
-        home = self._home_of(derived_from)
-        appender = self._bound(home)
-        if appender is None:
-            appender = self._at(await self._streams.afind(self.name, home, timeout), home)
-        return appender
-
-    def _home_of(self, derived_from: Record | None) -> str | None:
-        """The partition that has to be it, if one has."""
-        if self._home is None and derived_from is not None:
-            return derived_from.partition
-        return self._home
-
-    def _bound(self, home: str | None) -> Appender | None:
-        """What is used so far, if there is any, and no reason to look for another."""
-        self._check_open()
-        if home is not None:
-            return self._appenders.get(home)
-        nearest = self._nearest
-        return None if nearest is None or self._may_move(nearest) else nearest
-
-    def _may_move(self, appender: Appender) -> bool:
-        """Whether its sidecar is gone, and nothing binds it to that."""
-        return (
-            not self._named
-            and not self._streams.is_there(appender.route.partition)
-            and appender.idle
-        )
-
-    def _at(self, partition: str, home: str | None) -> Appender:
-        self._check_open()
-        with self._streams.lock:
-            appender = self._appenders.get(partition)
-            if appender is None:
-                route = self._streams.route(partition)
-                appender = Appender(
-                    route,
-                    self.name,
-                    self._producer,
-                    self._options,
-                    flusher=self._streams.flusher,
-                    bytes_max=self._streams.bytes_max,
-                    waits=self._waits,
-                )
-                if len(self._appenders) >= limits.PARTITIONS_MET_MAX:
-                    self._appenders = {k: v for k, v in self._appenders.items() if not v.idle}
-                self._appenders[partition] = appender
-                self._streams.look_after(appender)
-            if home is not None and home == self._home:
-                self._home = partition  # of a node that may have another some day
-            if home is None and appender is not self._nearest:
-                if self._nearest is not None:  # whose sidecar is gone
-                    self._appenders.pop(self._nearest.route.partition, None)
-                self._nearest = appender
-            return appender
 
 
 def _of_kind(kind: type[R], reply: Reply | None, route: Route) -> R:

@@ -93,7 +93,7 @@ def test_a_stream_is_described_by_its_sidecar(tmp_path: Path) -> None:
     assert lines[0].startswith(f"{partition}: 1 records from offset 0 on, ")
     assert lines[1].startswith(f"{partition}: group billing: ")
     assert lines[1].endswith(" 1 members, 1 dead")
-    assert lines[2] == f"{partition}: since it was opened, 1 refused (full)"
+    assert lines[2] == f"{partition}: since it was opened, 1 refused (large)"
     run = mesh("log", "stats", "others", "--timeout", "0.2")
     assert (run.returncode, run.stdout) == (1, "")
     assert "nobody has a stream 'others'" in run.stderr

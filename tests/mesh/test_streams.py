@@ -315,7 +315,7 @@ def test_a_stream_tells_what_it_holds_and_how_far_its_groups_have_come(node: Nod
         assert (found.start, found.end, found.records) == (0, 10, 10)
         assert found.segments == 2, "there was to be room for what was refused then"
         assert 100 < found.bytes < 2000
-        assert (found.refused, found.failures, found.torn_bytes) == ({"full": 1}, 0, 0)
+        assert (found.refused, found.failures, found.torn_bytes) == ({"large": 1}, 0, 0)
         billing = found.groups["billing"]
         assert (billing.lag, billing.members, billing.counters["dead"]) == (9, 1, 1)
         assert 2 < billing.in_flight <= 8
@@ -331,7 +331,7 @@ def test_what_the_sidecar_of_a_node_refuses_is_in_its_counters(tmp_path: Path) -
         for _ in range(2):
             with pytest.raises(LogFull):
                 orders.append(b"x" * 3000)
-        assert node.stats().dropped["append full"] == 2
+        assert node.stats().dropped["append large"] == 2
 
 
 # -- Sidecars
