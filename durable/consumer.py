@@ -147,6 +147,7 @@ class Consuming:
             options=self._options,
             from_ns=self._from_ns,
             resume=None if self._resume is None else self._resume.get(partition, 0),
+            message_bytes_max=self._streams.bytes_max,
             hand_over=self._handed,
         )
         with self.link.lock:

@@ -140,9 +140,12 @@ class Groups:
     def options(self, name: str) -> GroupOptions:
         return self._groups[name].group.options
 
-    def join(self, name: str, member: str, prefetch: int) -> bool:
-        """A member comes, or changes how many records it may hold. False if there are too many."""
-        return self._groups[name].supply.join(member, prefetch)
+    def join(
+        self, name: str, member: str, prefetch: int, bytes_max: int = limits.DELIVERY_BYTES
+    ) -> bool:
+        """A member comes, or changes how many records it may hold, and how many bytes in a delivery
+        (or one batch, if that is larger). False if there are too many."""
+        return self._groups[name].supply.join(member, prefetch, bytes_max)
 
     def has(self, name: str, member: str) -> bool:
         held = self._groups.get(name)

@@ -24,7 +24,18 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.groups import Groups
 from mesh.durable.members import Members
 from mesh.durable.partition import Partition, Refused, Request
-from mesh.durable.protocol import Batches, Fetch, Find, Inspected, Join, Place, Read, Reply, Settle
+from mesh.durable.protocol import (
+    Batches,
+    Fetch,
+    Find,
+    Inspected,
+    Join,
+    Place,
+    Read,
+    Reply,
+    Settle,
+    room_for_batches,
+)
 from mesh.durable.retention import Kept, Sealed, trim_to
 from mesh.durable.writer import Writer
 from mesh.errors import LogDamaged
@@ -54,10 +65,12 @@ class Hosted:
         partition: Partition,
         clerk: Clerk,
         bury: Callable[[str, Batch, Any], object],
+        message_bytes_max: int,
     ) -> None:
-        """`bury` appends a batch to the dead letters of the stream with that name. Raises
-        `OSError`."""
+        """`bury` appends a batch to the dead letters of the stream with that name.
+        `message_bytes_max`: of an answer. Raises `OSError`."""
         self.name = name
+        self._message_bytes_max = message_bytes_max
         self.options = options
         self.log = partition.log
         self._partition = partition
@@ -182,7 +195,8 @@ class Hosted:
         cursor = Cursor(log, query.offset, query.log_epoch or None)
         try:
             with contextlib.closing(cursor):
-                found = cursor.read(min(query.bytes_max, limits.READ_BYTES_MAX))
+                room = room_for_batches(min(query.message_bytes_max, self._message_bytes_max))
+                found = cursor.read(min(query.bytes_max, limits.READ_BYTES_MAX, room))
         except (LogDamaged, OSError) as error:
             reader.answer(self._unreadable(error))
             return True
@@ -192,6 +206,8 @@ class Hosted:
         elif isinstance(found, Cut):
             reader.answer(Batches([], tip.offset, log_epoch, cut_at=found.first))
         else:
+            if len(found) > 1 and sum(each.header.size for each in found) > room:
+                del found[-1]  # all others had room
             batches = [memoryview(encode(each.header, log.partition) + each.body) for each in found]
             reader.answer(Batches(batches, tip.offset, log_epoch))
         return True
@@ -250,7 +266,9 @@ class Hosted:
     def _with_members(self) -> Members:
         if self._members is None:
             groups = Groups(self.log.storage.folder(_GROUPS), self.log)
-            self._members = Members(self.name, groups, self.log, self._send_letter)
+            self._members = Members(
+                self.name, groups, self.log, self._send_letter, self._message_bytes_max
+            )
         return self._members
 
     def _send_letter(self, batch: Batch, done: Callable[[Any], object]) -> None:

@@ -31,7 +31,10 @@ class Hosting:
         self._present = {node_text(home.node_id)}
         """Ids of nodes: this one, and its peers."""
         self.sidecar = Sidecar(
-            directory_of(directory), hosts=self._host, is_present=self._present.__contains__
+            directory_of(directory),
+            hosts=self._host,
+            is_present=self._present.__contains__,
+            message_bytes_max=home.transport.message_bytes_max,
         )
         self._offer = offer
         self._next_key = next_key

@@ -21,7 +21,16 @@ from mesh.durable.derivations import source_number
 from mesh.durable.groups import Groups
 from mesh.durable.log import Log
 from mesh.durable.partition import Appended, Outcome, Refused
-from mesh.durable.protocol import Delivered, Fetch, Join, Joined, Reply, Settle, Settled
+from mesh.durable.protocol import (
+    Delivered,
+    Fetch,
+    Join,
+    Joined,
+    Reply,
+    Settle,
+    Settled,
+    room_for_batches,
+)
 from mesh.durable.records import Derived, NewRecord, batch_of, columns_of, raw_payloads_of
 from mesh.durable.supply import Letter
 from mesh.errors import InvalidName, InvalidOption, LogDamaged, LogFull, OptionsDiffer
@@ -58,13 +67,20 @@ class Members:
     """See above. For the clerk's thread."""
 
     def __init__(
-        self, stream: str, groups: Groups, log: Log, bury: Callable[[Batch, Any], object]
+        self,
+        stream: str,
+        groups: Groups,
+        log: Log,
+        bury: Callable[[Batch, Any], object],
+        message_bytes_max: int,
     ) -> None:
-        """`bury` appends a batch to the stream's dead letters, and calls back with the outcome."""
+        """`bury` appends a batch to the stream's dead letters, and calls back with the outcome.
+        `message_bytes_max`: of an answer."""
         self._stream = stream
         self._groups = groups
         self._log = log
         self._bury = bury
+        self._message_bytes_max = message_bytes_max
         self._members: dict[tuple[str, str], _Member] = {}
         self._unburied: dict[tuple[str, int], Letter] = {}
 
@@ -93,7 +109,8 @@ class Members:
             return
         if query.resume is not None:
             groups.resume(query.group, query.resume)
-        if not groups.join(query.group, query.member, query.prefetch):
+        room = room_for_batches(min(query.message_bytes_max, self._message_bytes_max))
+        if not groups.join(query.group, query.member, query.prefetch, room):
             answer(Refused("full", f"group {query.group!r} has too many members"))
             return
         member = self._members.setdefault((query.group, query.member), _Member())

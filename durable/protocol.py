@@ -63,9 +63,12 @@ class Read(Wire, frozen=True, tag="R"):
     stream: Text
     offset: Natural
     bytes_max: Natural = limits.READ_BYTES
+    """About so many; at least one batch, if there is one."""
     wait_ms: Annotated[int, msgspec.Meta(ge=0, le=limits.READ_WAIT_MS_MAX)] = 0
     log_epoch: Natural = 0
     """Of the log when all below `offset` was there that was read. 0: not known."""
+    message_bytes_max: Natural = limits.MESSAGE_BYTES_MAX
+    """What who asks lets in. A batch by itself may be as large."""
 
 
 class Inspect(Wire, frozen=True, tag="I"):
@@ -91,6 +94,8 @@ class Join(Wire, frozen=True, tag="J"):
     """Of the log when this member joined before. 0: it did not."""
     said: Natural = 0
     """Number of the last `Settle` before this."""
+    message_bytes_max: Natural = limits.MESSAGE_BYTES_MAX
+    """As in `Read`."""
 
 
 class Fetch(Wire, frozen=True, tag="G"):
@@ -118,6 +123,11 @@ class Settle(Wire, frozen=True, tag="S"):
     """It goes, and what it holds otherwise is for others."""
     number: Natural = 0
     """Which of this member's it is."""
+
+
+def room_for_batches(message_bytes_max: int) -> int:
+    """In an answer, which has more in it."""
+    return message_bytes_max - message_bytes_max // 16
 
 
 # -- What sidecars answer

@@ -28,8 +28,10 @@ Chunk = list[Run] | Gap | Cut
 class PartitionReader:
     """See above. `offset` is where it has come to."""
 
-    def __init__(self, route: Route, stream: str) -> None:
+    def __init__(self, route: Route, stream: str, message_bytes_max: int) -> None:
+        """`message_bytes_max`: what this node lets in."""
         self.route = route
+        self._message_bytes_max = message_bytes_max
         self.partition = route.partition
         self.offset = 0
         self.log_epoch: int | None = None
@@ -49,7 +51,14 @@ class PartitionReader:
         if self._ask is None:
             wait_ms = _WAIT_MS if self.follow else 0
             self._ask = self.route.begin(
-                Read(self._stream, self.offset, _READ_BYTES, wait_ms, self.log_epoch or 0)
+                Read(
+                    self._stream,
+                    self.offset,
+                    _READ_BYTES,
+                    wait_ms,
+                    self.log_epoch or 0,
+                    self._message_bytes_max,
+                )
             )
         return self._ask
 

@@ -86,7 +86,7 @@ class _Source:
             self._finding = None
             if not isinstance(place, Place):
                 raise StorageFailed(f"sidecar {self._partition} gave an answer to another question")
-            self._reader = PartitionReader(route, self._stream)
+            self._reader = PartitionReader(route, self._stream, self._streams.bytes_max)
             self._reader.offset, self._reader.follow = place.offset, True
             self._search.begun(from_start=place.offset <= place.start)
         assert self._reader is not None

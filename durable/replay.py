@@ -256,7 +256,7 @@ class Replay:
     def _entered(self, route: Route, place: Reply | None) -> None:
         if not isinstance(place, Place):
             raise StorageFailed(f"sidecar {route.partition} gave an answer to another question")
-        reader = PartitionReader(route, self._stream)
+        reader = PartitionReader(route, self._stream, self._streams.bytes_max)
         reader.offset, reader.end = self._offset(place), place.end
         reader.log_epoch = place.log_epoch if reader.offset <= place.end else None
         reader.follow = self._follow

@@ -110,6 +110,7 @@ class Seat:
         options: AskedOptions,
         from_ns: int | None,
         resume: int | None,
+        message_bytes_max: int,
         hand_over: Callable[[Seat, Taken], object],
     ) -> None:
         self.route = route
@@ -126,6 +127,7 @@ class Seat:
         self._options = options
         self._from_ns = from_ns
         self._resume = resume
+        self._message_bytes_max = message_bytes_max
         self._hand_over = hand_over
         self._number = int(route.partition, 16)
         self._fetches = count(1)
@@ -326,6 +328,7 @@ class Seat:
                 self._resume,
                 self._log_epoch,
                 self._last_said,
+                self._message_bytes_max,
             )
         )
         if isinstance(reply, Joined):

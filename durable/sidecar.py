@@ -86,9 +86,11 @@ class Sidecar:
         hosts: Callable[[str], object] = lambda stream: None,
         is_present: Callable[[str], bool] = lambda node: True,
         segment_bytes: int | None = None,
+        message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
     ) -> None:
         """Open what is in `storage`, or begin there. `hosts` is called with the name of a stream
-        that is new here; `is_present` says whether a node is there still. Raises `LogLocked`,
+        that is new here; `is_present` says whether a node is there still. `message_bytes_max`: of
+        an answer. Raises `LogLocked`,
         `LogDamaged`, `OSError`."""
         self._storage = storage
         storage.lock()
@@ -101,6 +103,7 @@ class Sidecar:
             raise
         self._hosts = hosts
         self._is_present = is_present
+        self._message_bytes_max = message_bytes_max
         self._segment_bytes = {} if segment_bytes is None else {"segment_bytes": segment_bytes}
         self._lock = threading.Lock()
         self._hosted: dict[str, Hosted] = {}
@@ -294,7 +297,9 @@ class Sidecar:
                 folder, self.number, options, now_ns=time.time_ns(), **self._segment_bytes
             )
             try:
-                hosted = Hosted(name, options, partition, self._clerk, self._bury)
+                hosted = Hosted(
+                    name, options, partition, self._clerk, self._bury, self._message_bytes_max
+                )
             except BaseException:
                 partition.close()
                 raise

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from mesh import limits
-from mesh.durable.batch import encode
+from mesh.durable.batch import Header, encode
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import Delivery
 from mesh.durable.group import DeadLetter, Grant, Group
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 _TELL_BYTES: Final = 1 << 20
 """Read of the log at one time."""
-_DELIVERY_BYTES: Final = 2 << 20
-"""In one delivery, or one batch, if that is larger."""
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -48,15 +46,19 @@ class Letter(msgspec.Struct, frozen=True):
 class _Parcel:
     """What is being put together for one member."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int) -> None:
         self.grants: list[tuple[int, int, int]] = []
         self.batches: dict[int, bytes] = {}
         """By base offset."""
-        self.size = 0
+        self.full = False
+        self._bytes_left = bytes_max
 
-    @property
-    def full(self) -> bool:
-        return self.size >= _DELIVERY_BYTES
+    def has_room(self, header: Header) -> bool:
+        """Whether that batch is in it, or may be put there: the first always."""
+        if header.offset not in self.batches:
+            self._bytes_left -= header.size
+            self.full = self._bytes_left < 0 and bool(self.batches)
+        return not self.full
 
 
 class Supply:
@@ -67,6 +69,8 @@ class Supply:
         self.group = group
         self.prefetch: dict[str, int] = {}
         """What each member asked for."""
+        self._bytes_max: dict[str, int] = {}
+        """Of a delivery to it."""
         self.stopped = ""
         """Why nothing more can be delivered."""
         self._log = log
@@ -81,16 +85,19 @@ class Supply:
 
     # -- Members -----------------------------------------------------------------------------
 
-    def join(self, member: str, prefetch: int) -> bool:
-        """A member comes, or changes how many records it may hold. False if there are too many."""
+    def join(self, member: str, prefetch: int, bytes_max: int) -> bool:
+        """A member comes, or changes how many records it may hold, and how many bytes in a delivery
+        (or one batch, if that is larger). False if there are too many."""
         if not self.group.join(member, self._bounded(prefetch)):
             return False
         self.prefetch[member] = prefetch
+        self._bytes_max[member] = min(bytes_max, limits.DELIVERY_BYTES)
         self.trimmed()
         return True
 
     def leave(self, member: str) -> None:
         if self.prefetch.pop(member, None) is not None:
+            del self._bytes_max[member]
             self.group.leave(member)
             self._gaps.pop(member, None)
 
@@ -116,7 +123,7 @@ class Supply:
         group = self.group
         group.expire(now)
         asked = [member for member in asking if member in self.prefetch]
-        parcels = {member: _Parcel() for member in asked}
+        parcels = {member: _Parcel(self._bytes_max[member]) for member in asked}
         while not self.stopped:
             open_to = {member for member in asked if not parcels[member].full}
             whole = self._pack(group.take(now, open_to), parcels)
@@ -149,10 +156,11 @@ class Supply:
                     first = max(first + 1, self._log.start)
                     continue
                 header = found.header
+                if not parcel.has_room(header):
+                    break
                 if header.offset not in parcel.batches:
                     data = encode(header, self._log.partition) + found.body
                     parcel.batches[header.offset] = data
-                    parcel.size += header.size
                 end = min(grant.end, header.end)
                 parcel.grants.append((first, end, grant.deliveries))
                 first = end

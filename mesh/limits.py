@@ -140,6 +140,8 @@ TORN_FILES_MAX: Final = 16
 READ_BYTES: Final = 1 << 20
 """Of a log, asked for at one time."""
 READ_BYTES_MAX: Final = 16 << 20
+DELIVERY_BYTES: Final = 2 << 20
+"""Of records that a member of a group is sent at one time."""
 READ_WAIT_MS_MAX: Final = 60_000
 LOG_READERS_MAX: Final = 10_000
 """That wait for what comes next in one partition."""

@@ -116,7 +116,7 @@ def test_a_member_gets_no_more_than_it_may_hold() -> None:
 
 
 def test_a_delivery_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.durable.supply._DELIVERY_BYTES", 300)
+    monkeypatch.setattr("mesh.limits.DELIVERY_BYTES", 300)
     setting = Setting()
     fill(setting.log, *numbered(20))
     got: list[str] = []
@@ -332,7 +332,7 @@ def test_what_nobody_asks_for_is_granted_to_nobody() -> None:
 
 
 def test_what_does_not_fit_is_for_whoever_asks_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.durable.supply._DELIVERY_BYTES", 300)
+    monkeypatch.setattr("mesh.limits.DELIVERY_BYTES", 300)
     setting = Setting()
     fill(setting.log, *numbered(10))
     first = setting.deliver()
@@ -345,7 +345,7 @@ def test_what_does_not_fit_is_for_whoever_asks_next(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("order", ["any", "key", "exclusive"])
 def test_the_order_holds_where_not_all_fits(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.durable.supply._DELIVERY_BYTES", 300)
+    monkeypatch.setattr("mesh.limits.DELIVERY_BYTES", 300)
     setting = Setting(order=order)
     fill(setting.log, *(NewRecord(codec.pack(f"record {n}"), b"key") for n in range(20)))
     got: list[str] = []

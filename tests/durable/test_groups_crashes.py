@@ -29,7 +29,7 @@ from tests.support.logs import PARTITION, open_log
 SMALL = {
     "mesh.limits.GROUP_WINDOW": 16,
     "mesh.durable.supply._TELL_BYTES": 300,
-    "mesh.durable.supply._DELIVERY_BYTES": 500,
+    "mesh.limits.DELIVERY_BYTES": 500,
     "mesh.durable.kept._KEPT_BYTES": 400,
     "mesh.durable.kept._AGAIN_BYTES": 200,
     "mesh.durable.journal._GROWN_BYTES": 300,

@@ -36,7 +36,7 @@ def test_what_is_appended_in_place_of_a_lost_record_is_delivered() -> None:
         partition = Partition(disk.crash(Random(seed)), PARTITION, options, now_ns=0)
         if partition.log.end == 3:
             lost += 1
-            hosted = Hosted("s", options, partition, clerk, lambda *_: None)
+            hosted = Hosted("s", options, partition, clerk, lambda *_: None, 1 << 26)
             fill(partition.log, "other")
             groups = hosted._with_members()._groups
             groups.join("g", "a", 10)

@@ -233,7 +233,7 @@ def test_who_reads_a_log_in_its_process_is_told_what_a_failed_sync_has_cost() ->
     hosted = sidecar.hosted("orders")
     assert hosted is not None
     until(lambda: hosted.log.synced_end == 2)
-    reader = PartitionReader(LocalRoute(sidecar), "orders")
+    reader = PartitionReader(LocalRoute(sidecar), "orders", 1 << 26)
     reader.follow = True
     assert next_of(reader) == ["a", "b"]
     disk.faults.fail("sync")
@@ -256,7 +256,7 @@ def test_who_reads_on_in_its_process_after_a_pause_reads_nothing_twice(
     sidecar = Sidecar(FakeDisk())
     asking = Asking(sidecar)
     appended(sidecar, asking, 0)
-    reader = PartitionReader(LocalRoute(sidecar), "orders")
+    reader = PartitionReader(LocalRoute(sidecar), "orders", 1 << 26)
     reader.follow = True
     assert next_of(reader) == [0]
     ask = reader.asking()  # as if there were nothing for now
@@ -287,6 +287,7 @@ def test_what_was_not_said_yet_of_a_lost_record_is_not_said_any_more() -> None:
         options=AskedOptions(),
         from_ns=None,
         resume=None,
+        message_bytes_max=1 << 26,
         hand_over=lambda seat, taken: handed.append(taken),
     )
     said: list[Settlements] = []

@@ -53,6 +53,7 @@ def test_who_consumes_is_told_of_a_sidecar_that_sends_nonsense(
         options=AskedOptions(),
         from_ns=None,
         resume=None,
+        message_bytes_max=1 << 26,
         hand_over=lambda _, taken: handed.put(taken),
     )
     seat.start()

@@ -334,6 +334,31 @@ def test_what_the_sidecar_of_a_node_refuses_is_in_its_counters(tmp_path: Path) -
         assert node.stats().dropped["append large"] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["sidecar", "reader"])
+def test_whatever_a_node_lets_in_it_reads_and_consumes(
+    of: str, tmp_path: Path, programs: Programs
+) -> None:
+    """Small records and large ones behind each other are more than one message may have."""
+    bytes_max = 200_000
+    program = SIDECAR
+    if of == "sidecar":
+        program = SIDECAR.replace("sys.argv[1])", f"sys.argv[1], message_bytes_max={bytes_max})")
+    programs.start(program, str(tmp_path / "log")).expect("ready")
+    payloads = [b"s" * 100_000, b"l" * 199_000, *[b"t" * 1000] * 1000, b"l" * 199_000]
+    with Node("writer", message_bytes_max=bytes_max) as node:
+        orders = node.stream("orders")
+        for payload in payloads:
+            orders.append_nowait(payload)
+        orders.flush()
+        assert [record.payload for record in orders.replay()] == payloads
+        with orders.consumer("billing") as consumer:
+            for payload in payloads:
+                record = consumer.recv(10)
+                assert record.payload == payload
+                record.ack()
+
+
 # -- Sidecars
 
 
