@@ -97,7 +97,8 @@ class Appender:
         self._open_bytes_max = min(BYTES, bytes_max // 2)
         self._epoch = 0
         self._opening: Ask | None = None
-        self._claimed: list[Ask] = []
+        self._claimed: list[Ask | None] = []
+        """By who waits. None: who waits for what others have claimed, and looks again soon."""
         self._failed: MeshError | None = None
         """Nothing more can be appended."""
         self._queue: deque[Pending] = deque()
@@ -174,33 +175,42 @@ class Appender:
     def claim(self, pending: Pending) -> Ask | None:
         """The ask that its outcome depends on, to wait with, if nobody else does; to be `released`.
         None: there is none, or more than one answer is missing; look again soon."""
-        ask = self._opening if pending.ask is None else pending.ask
-        if ask is None or not self._is_free(ask):
-            return None
-        self._claimed.append(ask)
-        return ask
+        ask = self._ask_of(pending)
+        free = ask if self._is_free(ask) else None
+        self._claimed.append(free)
+        return free
 
     def claim_last(self) -> Ask | None:
         """Likewise, the ask that all others are answered before."""
-        return self.claim(self._asked[-1]) if self._asked else None
+        ask = self._asked[-1].ask if self._asked else None
+        free = ask if self._is_free(ask) else None
+        self._claimed.append(free)
+        return free
+
+    def may_claim(self, pending: Pending) -> bool:
+        """Whether `claim` has one to give."""
+        return self._is_free(self._ask_of(pending))
 
     @property
     def may_claim_last(self) -> bool:
-        last = self._asked[-1].ask if self._asked else None
-        return last is not None and self._is_free(last)
+        return bool(self._asked) and self._is_free(self._asked[-1].ask)
 
-    def _is_free(self, ask: Ask) -> bool:
-        """Whether it is not answered yet, and nobody waits with it."""
-        return ask not in self._claimed and self.route.reply(ask) is None
+    def _is_free(self, ask: Ask | None) -> bool:
+        """Whether there is one, not answered yet, and nobody waits with it."""
+        return ask is not None and ask not in self._claimed and self.route.reply(ask) is None
 
     def release(self, ask: Ask | None) -> None:
-        """Nobody waits with it any more."""
-        if ask is not None:
-            self._claimed.remove(ask)
+        """What was claimed: nobody waits with it any more, or without any."""
+        self._claimed.remove(ask)
+        if ask is not None and None in self._claimed:
+            self.route.link.wake_all()  # they may have their outcome now, or this ask
 
-    def depends_on(self, pending: Pending, ask: Ask | None) -> bool:
+    def depends_on(self, pending: Pending, ask: Ask) -> bool:
         """Whether its outcome depends on that still, and on nothing else."""
-        return (self._opening if pending.ask is None else pending.ask) is ask
+        return self._ask_of(pending) is ask
+
+    def _ask_of(self, pending: Pending) -> Ask | None:
+        return self._opening if pending.ask is None else pending.ask
 
     def advance(self, ask: Ask | None) -> None:
         """Take in what answers there are, those to `ask` first, and ask for what is next."""

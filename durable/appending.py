@@ -79,9 +79,8 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
                 retry_s=None if ask is not None else AGAIN_S,
             )
         finally:
-            if ask is not None:
-                with link.lock:
-                    appender.release(ask)
+            with link.lock:
+                appender.release(ask)
         if pending.done:
             return
         ask, timeout = link.run(lambda: appender.claim(pending)), left_of(deadline)
@@ -106,6 +105,9 @@ async def await_(appender: Appender, pending: Pending, timeout: float | None) ->
 
 
 def _attempt(appender: Appender, pending: Pending, ask: Ask | None) -> Callable[[], bool | None]:
+    if ask is None:
+        return lambda: _look(appender, pending)
+
     def attempt() -> bool | None:
         for first in (ask, None):  # who goes on waiting has to have read all there is
             appender.advance(first)
@@ -114,6 +116,13 @@ def _attempt(appender: Appender, pending: Pending, ask: Ask | None) -> Callable[
         return None
 
     return attempt
+
+
+def _look(appender: Appender, pending: Pending) -> bool | None:
+    """Of who waits without an ask, until there is an outcome, or one to wait with."""
+    if not pending.done:
+        appender.advance(None)
+    return pending.done or appender.may_claim(pending) or None
 
 
 def wait_for_room(appender: Appender, timeout: float | None) -> None:

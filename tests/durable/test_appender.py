@@ -3,21 +3,24 @@ becomes of it."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from itertools import pairwise
 
 import pytest
 
 from mesh.durable.appender import Appender, Pending
-from mesh.durable.appending import receipt_of
+from mesh.durable.appending import await_, receipt_of, wait
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import BYTES, RECORDS
 from mesh.durable.partition import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
 from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.route import Ask
-from mesh.errors import Busy, LogFull, MeshError
+from mesh.errors import Busy, LogFull, MeshError, Timeout
 from mesh.sockets.flusher import Batching, Flusher
 from mesh.sockets.link import Link, Recipient
+from tests.support.waiting import until
 
 
 class _Ask:
@@ -285,3 +288,60 @@ def test_a_full_way_is_tried_again(appender: Appender, route: _Route) -> None:
     route.busy = False
     assert appender.close_batches()
     assert route.payloads() == [[b"a"], [b"b"], [b"c"]]
+
+
+# -- Waiting
+
+
+@pytest.fixture
+def woken_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks again by itself."""
+    monkeypatch.setattr("mesh.durable.appending.AGAIN_S", 1000.0)
+
+
+@pytest.mark.usefixtures("woken_only")
+def test_who_waits_for_a_batch_that_another_waits_for_has_the_same_patience(
+    appender: Appender, route: _Route
+) -> None:
+    """It neither spins nor outstays its timeout, and is woken when the other has the answer."""
+    places = items(appender, b"a", b"b", b"c")
+    appender.close_batches()
+    shared, _ = places[2]
+    waited = threading.Thread(target=wait, args=(appender, shared, 10))
+    waited.start()
+    until(lambda: route.asked[1].waiter is not None)
+    before = appender.route.link.attempts
+    with pytest.raises(Timeout):
+        wait(appender, shared, 0.12)
+    assert appender.route.link.attempts - before < 5
+    last = threading.Thread(target=wait, args=(appender, shared, 10))
+    last.start()
+    with route.link.lock:
+        for number, ask in enumerate(route.asked):
+            ask.reply = Appended(number, 1, 5)
+            route.link.hand(ask, True)
+    waited.join(10)
+    last.join(10)
+    assert shared.done
+    assert not appender._claimed
+
+
+@pytest.mark.usefixtures("woken_only")
+def test_tasks_that_wait_for_one_batch_leave_their_loop_to_others(
+    appender: Appender, route: _Route
+) -> None:
+    places = items(appender, b"a", b"b", b"c")
+    appender.close_batches()
+
+    async def others() -> None:
+        awaiting = [asyncio.ensure_future(await_(appender, places[2][0], 10)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for number, ask in enumerate(route.asked):
+            ask.reply = Appended(number, 1, 5)
+        with route.link.lock:
+            route.link.hand(route.asked[1], True)
+        await asyncio.gather(*awaiting)
+
+    asyncio.run(others())
+    assert not appender._claimed
