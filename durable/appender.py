@@ -23,7 +23,7 @@ from mesh.durable.batch import HEADER_BYTES, Batch
 from mesh.durable.encoding import BYTES, RECORDS
 from mesh.durable.partition import Appended, Opened, Refused
 from mesh.durable.protocol import Open
-from mesh.durable.records import Item, batch_of_payloads
+from mesh.durable.records import Item, NewRecord, batch_of
 from mesh.durable.refusals import error_of
 from mesh.durable.route import Ask, Route
 from mesh.errors import Busy, Closed, MeshError, OutcomeUnknown, StorageFailed
@@ -33,8 +33,6 @@ from mesh.sockets.flusher import Flusher
 _ASKS_MAX: Final = limits.PRODUCER_BATCHES // 2
 """Batches of a producer under way: half of what the log remembers of it, so that each of them can
 be recognised if it has to be asked for again."""
-_ITEM_HEADER_BYTES: Final = 5
-"""At most, in MessagePack."""
 _PAUSE_S: Final = 0.05
 """Before a log that was full is asked again; it doubles each time."""
 _PAUSE_S_MAX: Final = 1.0
@@ -125,11 +123,12 @@ class Appender:
         self._send()
         return pending
 
-    def submit_item(self, item: Item) -> tuple[Pending, int]:
-        """Likewise one record, and which of its batch it is: what comes closely behind another
-        shares one."""
+    def submit_item(self, item: Item, size: int) -> tuple[Pending, int]:
+        """Likewise one record, of so many bytes at most, and which of its batch it is: what comes
+        closely behind another shares one."""
+        if type(item) is NewRecord and item.unique:
+            return self.submit(batch_of([item])), 0
         last = self._queue[-1] if self._queue else None
-        size = len(item) + _ITEM_HEADER_BYTES
         if last is not None and last.items is not None and self._failed is None:
             if len(last.items) < RECORDS and last.size + size <= self._open_bytes_max:
                 last.items.append(item)
@@ -237,7 +236,7 @@ class Appender:
             batch = pending.batch
             if batch is None:
                 assert pending.items is not None
-                batch = pending.batch = batch_of_payloads(pending.items)
+                batch = pending.batch = batch_of(pending.items)
                 pending.items = None
             header = _REPLACE(
                 batch.header,

@@ -7,7 +7,7 @@ records that are to wait.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -22,8 +22,8 @@ from mesh.durable.records import (
     Derived,
     Item,
     NewRecord,
+    Plain,
     batch_of,
-    batch_of_payloads,
     pack_headers,
     pack_key,
     pack_payload,
@@ -36,11 +36,15 @@ RECORDS: Final = 1024
 """Of many in one batch."""
 BYTES: Final = 256 * 1024
 """Likewise."""
+_BESIDE_BYTES: Final = 5
+"""Before a payload, at most, in MessagePack."""
+_COLUMNS_BYTES: Final = 100
+"""Likewise before all that stands beside a payload; and what of that has a fixed size."""
 _AROUND_BYTES: Final = 2 * HEADER_BYTES + 10
-"""Of a batch of one record, and of what it travels in, besides the payload."""
+"""Of a batch, and of what it travels in."""
 
 
-def one_record(
+def item_of(
     payload: Any,
     *,
     bytes_max: int,
@@ -49,53 +53,55 @@ def one_record(
     dedup_id: str | bytes | None = None,
     delay: float | None = None,
     derived: Derived | None = None,
-) -> Batch:
-    """A batch of one record. Raises `NotSerializable`, `PayloadTooLarge`, `InvalidOption`."""
-    if is_plain(key, headers, dedup_id, delay, derived):
-        return _checked(batch_of_payloads([_item(payload, bytes_max)]), bytes_max)
-    record = NewRecord(
-        pack_payload(payload, bytes_max),
-        pack_key(key),
-        pack_headers(headers),
-        0 if delay is None else time.time_ns() + round(_check_delay(delay) * 1e9),
-        None if dedup_id is None else as_bytes(dedup_id),
-        derived,
-    )
-    return _checked(batch_of([record]), bytes_max)
+) -> tuple[Item, int]:
+    """A record to be appended, and its bytes at most. Raises `NotSerializable`, `PayloadTooLarge`,
+    `InvalidOption`."""
+    item: Item
+    if key is None and not headers and dedup_id is None and delay is None and derived is None:
+        item = plain = _plain(payload, bytes_max)
+        size = len(plain) + _BESIDE_BYTES
+    else:
+        packed_headers, header_bytes = pack_headers(headers)
+        item = NewRecord(
+            pack_payload(payload, bytes_max),
+            pack_key(key),
+            packed_headers,
+            0 if delay is None else time.time_ns() + round(_check_delay(delay) * 1e9),
+            None if dedup_id is None else as_bytes(dedup_id),
+            derived,
+        )
+        beside = len(item.key or b"") + header_bytes + len(item.dedup_id or b"")
+        size = len(item.payload) + beside + _COLUMNS_BYTES
+    _check_size(size + _AROUND_BYTES, bytes_max)
+    return item, size
 
 
-def is_plain(
-    key: object, headers: Headers | None, dedup_id: object, delay: object, derived: object
-) -> bool:
-    """Whether a record has nothing beside its payload."""
-    return key is None and not headers and dedup_id is None and delay is None and derived is None
-
-
-def plain_item(payload: Any, bytes_max: int) -> Item:
-    """A record with nothing beside its payload, to share a batch. Raises `NotSerializable`,
-    `PayloadTooLarge`."""
-    item = _item(payload, bytes_max)
-    _check_size(len(item) + _AROUND_BYTES, bytes_max)
-    return item
-
-
-def _item(payload: Any, bytes_max: int) -> Item:
+def _plain(payload: Any, bytes_max: int) -> Plain:
     return payload if type(payload) is bytes else msgspec.Raw(pack_payload(payload, bytes_max))
 
 
-def batches_of(payloads: Iterable[Any], bytes_max: int) -> Iterator[Batch]:
-    """Batches of them, as they come. Raises `NotSerializable`, `PayloadTooLarge`."""
+def batches_of(
+    payloads: Iterable[Any], bytes_max: int, key: Callable[[Any], str | bytes | None] | None = None
+) -> Iterator[Batch]:
+    """Batches of them, as they come. Raises what `item_of` raises, and what `key` does."""
     items: list[Item] = []
-    size = 0
+    size, size_max = 0, min(BYTES, bytes_max // 2)
     for payload in payloads:
-        item = _item(payload, bytes_max)
-        if items and (len(items) >= RECORDS or size + len(item) > BYTES):
-            yield _checked(batch_of_payloads(items), bytes_max)
+        item: Item
+        if key is None:
+            item = plain = _plain(payload, bytes_max)
+            item_bytes = len(plain) + _BESIDE_BYTES
+        else:
+            item, item_bytes = item_of(payload, bytes_max=bytes_max, key=key(payload))
+        if items and (len(items) >= RECORDS or size + item_bytes > size_max):
+            yield batch_of(items)
             items, size = [], 0
+        if item_bytes > size_max:
+            _check_size(item_bytes + _AROUND_BYTES, bytes_max)
         items.append(item)
-        size += len(item)
+        size += item_bytes
     if items:
-        yield _checked(batch_of_payloads(items), bytes_max)
+        yield batch_of(items)
 
 
 def derived_of(record: Record | None, output: int) -> Derived | None:
@@ -118,11 +124,6 @@ def producer_number(name: str) -> int:
         )
     digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, person=b"producer")
     return int.from_bytes(digest.digest(), "little") or 1
-
-
-def _checked(batch: Batch, bytes_max: int) -> Batch:
-    _check_size(batch.header.size + HEADER_BYTES, bytes_max)
-    return batch
 
 
 def _check_size(size: int, bytes_max: int) -> None:

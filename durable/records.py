@@ -27,8 +27,6 @@ from mesh.sockets import codec
 from mesh.sockets.codec import Headers
 from mesh.sockets.frame import SEQ_END, Malformed
 
-Item = bytes | msgspec.Raw
-"""A payload that is bytes, or packed already."""
 PLAIN: Final = 0
 LZ4: Final = 1
 
@@ -93,6 +91,12 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
         return self.dedup_id is not None or self.derived is not None
 
 
+Plain = bytes | msgspec.Raw
+"""A payload that is bytes, or packed already."""
+Item = Plain | NewRecord
+"""A record with nothing but that, or with more."""
+
+
 def pack_key(key: str | bytes | None) -> bytes | None:
     """Raises `NotSerializable`."""
     if key is None or type(key) is bytes:
@@ -111,12 +115,12 @@ def pack_key(key: str | bytes | None) -> bytes | None:
     return packed
 
 
-def pack_headers(headers: Headers | None) -> list[Any] | None:
-    """Checked, as they stand in `Columns`. Raises `NotSerializable`."""
+def pack_headers(headers: Headers | None) -> tuple[list[Any] | None, int]:
+    """Checked, as they stand in `Columns`, and their bytes. Raises `NotSerializable`."""
     if not headers:
-        return None
-    codec.pack_headers(headers)
-    return [item for pair in headers.items() for item in pair]
+        return None, 0
+    packed = codec.pack_headers(headers) or b""
+    return [item for pair in headers.items() for item in pair], len(packed)
 
 
 def pack_payload(payload: Any, bytes_max: int) -> bytes:
@@ -130,8 +134,13 @@ def pack_payload(payload: Any, bytes_max: int) -> bytes:
     return packed
 
 
-def batch_of(records: Sequence[NewRecord], *, compress: bool = False) -> Batch:
+def batch_of(items: Sequence[Item], *, compress: bool = False) -> Batch:
     """A batch that holds them; one that is `unique` has to be the only one."""
+    records = [each for each in items if isinstance(each, NewRecord)]
+    if not records:
+        return _batch(b"", codec.pack_items(items), len(items), 0, compress)  # type: ignore[arg-type]
+    if len(records) < len(items):
+        records = [each if isinstance(each, NewRecord) else _record(each) for each in items]
     keys = headers = due_ns = None
     if any(record.key is not None for record in records):
         keys = [record.key for record in records]
@@ -155,9 +164,8 @@ def batch_of(records: Sequence[NewRecord], *, compress: bool = False) -> Batch:
     return _batch(columns, payloads, len(records), Flags.UNIQUE if first.unique else 0, compress)
 
 
-def batch_of_payloads(payloads: Sequence[Item], *, compress: bool = False) -> Batch:
-    """A batch of payloads that are bytes, or packed already, and have nothing beside them."""
-    return _batch(b"", codec.pack_items(payloads), len(payloads), 0, compress)
+def _record(item: Plain) -> NewRecord:
+    return NewRecord(bytes(item) if type(item) is msgspec.Raw else codec.pack(item))
 
 
 def batch_of_published(

@@ -30,19 +30,17 @@ from mesh.durable.appending import (
     wait,
     wait_for_room,
 )
-from mesh.durable.batch import Batch
 from mesh.durable.consumer import Consumer, Consuming
 from mesh.durable.deliveries import AskedOptions
 from mesh.durable.encoding import (
     batches_of,
     derived_of,
-    is_plain,
-    one_record,
-    plain_item,
+    item_of,
 )
 from mesh.durable.producing import Producing
 from mesh.durable.protocol import Find, Inspect, Inspected, Place, Query, Reply
 from mesh.durable.reading import Record
+from mesh.durable.records import Item, batch_of
 from mesh.durable.replay import Replay, Start
 from mesh.durable.route import Route, aanswer, answer
 from mesh.durable.streams import Streams
@@ -110,10 +108,10 @@ class Stream(Handle):
         `OutcomeUnknown`: the log no longer knows; `ProducerFenced`: another run of this producer
         has begun; `OptionsDiffer`, `NotSerializable`, `PayloadTooLarge`, `Closed`.
         """
-        batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
+        item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline), derived_from)
-        return append(appender, batch, left_of(deadline))
+        return append(appender, batch_of([item]), left_of(deadline))
 
     async def aappend(
         self,
@@ -128,10 +126,10 @@ class Stream(Handle):
         timeout: float | None = 10.0,
     ) -> Receipt:
         """`append` for asyncio. Cancelled, the record is still under way."""
-        batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
+        item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = await self._writing().abind(left_of(deadline), derived_from)
-        pending = appender.route.link.run(lambda: appender.submit(batch))
+        pending = appender.route.link.run(lambda: appender.submit(batch_of([item])))
         await await_(appender, pending, left_of(deadline))
         return receipt_of(appender, pending)
 
@@ -151,26 +149,28 @@ class Stream(Handle):
         `timeout` seconds at most, only while there is no sidecar or 16 MiB are under way. Plain
         ones that come closely behind each other share a batch, for which half a millisecond is
         waited (`batch_window_ms`): they are written, or refused, together."""
-        if is_plain(key, headers, dedup_id, delay, derived_from):
-            item = plain_item(payload, self._streams.bytes_max)
-            return self._writing().begin(lambda appender: appender.submit_item(item), timeout)
-        batch = self._one(payload, key, headers, dedup_id, delay, derived_from, output)
+        item, size = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         return self._writing().begin(
-            lambda appender: (appender.submit(batch), None), timeout, derived_from
+            lambda appender: appender.submit_item(item, size), timeout, derived_from
         )
 
     def append_many(
-        self, payloads: Iterable[Any], *, timeout: float | None = 10.0
+        self,
+        payloads: Iterable[Any],
+        *,
+        key: Callable[[Any], str | bytes | None] | None = None,
+        timeout: float | None = 10.0,
     ) -> list[Receipt]:
         """Append each of `payloads`, in order, and return once all are in the log: a receipt for
-        each range of consecutive offsets. `timeout` in seconds, for the whole. Raises what `append`
+        each range of consecutive offsets. `key`: called with each payload, returns the key of its
+        record (None: no record has one). `timeout` in seconds, for the whole. Raises what `append`
         raises, for the first batch that fails; those before it are written, those behind it may
         be."""
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
-        for batch in batches_of(payloads, self._streams.bytes_max):
+        for batch in batches_of(payloads, self._streams.bytes_max, key):
             wait_for_room(appender, left_of(deadline))
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
@@ -180,14 +180,18 @@ class Stream(Handle):
         return receipts
 
     async def aappend_many(
-        self, payloads: Iterable[Any], *, timeout: float | None = 10.0
+        self,
+        payloads: Iterable[Any],
+        *,
+        key: Callable[[Any], str | bytes | None] | None = None,
+        timeout: float | None = 10.0,
     ) -> list[Receipt]:
         """`append_many` for asyncio."""
         deadline = deadline_of(timeout)
         appender = await self._writing().abind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
-        for batch in batches_of(payloads, self._streams.bytes_max):
+        for batch in batches_of(payloads, self._streams.bytes_max, key):
             await link.wait_async(
                 lambda: has_room(appender), left_of(deadline), "room", retry_s=AGAIN_S
             )
@@ -329,7 +333,7 @@ class Stream(Handle):
         self._streams.add(core)
         return Consumer(core, self._owner, self._streams.release_of(core))
 
-    def _one(
+    def _item(
         self,
         payload: Any,
         key: str | bytes | None,
@@ -338,8 +342,8 @@ class Stream(Handle):
         delay: float | None,
         derived_from: Record | None,
         output: int,
-    ) -> Batch:
-        return one_record(
+    ) -> tuple[Item, int]:
+        return item_of(
             payload,
             bytes_max=self._streams.bytes_max,
             key=key,

@@ -29,7 +29,7 @@ from bench.sides import fdatasync, jetstream, module_of
 from bench.teams import free_port
 from bench.teams_log import AppendTeam, ConsumeTeam, LogTeam, ReplayTeam
 from mesh.durable.batch import HEADER_BYTES
-from mesh.durable.records import batch_of_payloads, pack_payload
+from mesh.durable.records import batch_of, pack_payload
 
 SETTING = Setting(transport="disk", size=100)
 MOUNTS = """\
@@ -91,7 +91,7 @@ def test_without_a_disk_every_side_is_named_as_skipped(monkeypatch: pytest.Monke
 
 
 def test_the_least_an_append_costs_is_for_as_many_bytes_as_our_log_writes() -> None:
-    batch = batch_of_payloads([pack_payload(bytes(100), 1 << 20)])
+    batch = batch_of([pack_payload(bytes(100), 1 << 20)])
     assert len(fdatasync.EXTRA) + 100 == HEADER_BYTES + batch.header.body_bytes
 
 

@@ -15,7 +15,7 @@ from mesh.durable.batch import Batch
 from mesh.durable.encoding import BYTES, RECORDS
 from mesh.durable.partition import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
-from mesh.durable.records import NewRecord, batch_of, payloads_of
+from mesh.durable.records import NewRecord, batch_of, columns_of, payloads_of
 from mesh.durable.route import Ask
 from mesh.errors import Busy, LogFull, MeshError, Timeout
 from mesh.sockets.flusher import Batching, Flusher
@@ -69,7 +69,9 @@ class _Route:
     def payloads(self) -> list[list[object]]:
         """Of what was asked for, batch by batch."""
         batches = [ask.batch for ask in self.asked]
-        return [payloads_of(each.header, each.body[0]) for each in batches if each is not None]
+        return [
+            payloads_of(each.header, b"".join(each.body)) for each in batches if each is not None
+        ]
 
     def seqs(self) -> list[int]:
         return [ask.batch.header.seq for ask in self.asked if ask.batch is not None]
@@ -108,7 +110,7 @@ def appender(route: _Route, flusher: _Flusher) -> Appender:
 
 
 def items(appender: Appender, *payloads: bytes) -> list[tuple[Pending, int]]:
-    return [appender.submit_item(payload) for payload in payloads]
+    return [appender.submit_item(payload, len(payload)) for payload in payloads]
 
 
 def test_the_first_leaves_at_once_and_what_follows_shares_a_batch(
@@ -147,6 +149,27 @@ def test_records_with_more_than_a_payload_keep_their_place(
     sent = [ask.batch.header.count for ask in route.asked if ask.batch is not None]
     assert sent == [1, 1, 1, 2]
     assert route.seqs() == [0, 1, 2, 3]
+
+
+def test_records_with_a_key_share_a_batch_with_others(appender: Appender, route: _Route) -> None:
+    items(appender, b"a", b"b")
+    places = [appender.submit_item(NewRecord(b"\xc0", b"k"), 10), *items(appender, b"c")]
+    appender.close_batches()
+    assert route.payloads() == [[b"a"], [b"b", None, b"c"]]
+    assert [index for _, index in places] == [1, 2]
+    sent = route.asked[1].batch
+    assert sent is not None
+    assert columns_of(sent.header, b"".join(sent.body)).keys == [None, b"k", None]
+
+
+def test_a_record_that_may_be_there_already_has_a_batch_of_its_own(
+    appender: Appender, route: _Route
+) -> None:
+    items(appender, b"a", b"b")
+    appender.submit_item(NewRecord(b"\xc0", dedup_id=b"order 7"), 10)
+    items(appender, b"c")
+    appender.close_batches()
+    assert route.payloads() == [[b"a"], [b"b"], [None], [b"c"]]
 
 
 def test_a_batch_has_no_more_than_it_may(appender: Appender, route: _Route) -> None:

@@ -96,6 +96,16 @@ def test_many_records_are_appended_in_order_in_ranges(node: Node) -> None:
     assert orders.append_many([]) == []
 
 
+def test_each_of_many_records_may_have_its_key(node: Node) -> None:
+    orders = node.stream("orders")
+    (receipt,) = orders.append_many(range(5000), key=lambda n: f"customer-{n}" if n % 2 else None)
+    assert (receipt.offset, receipt.count) == (0, 5000)
+    read = [(record.payload, record.key) for record in orders.replay()]
+    assert read == [(n, b"customer-%d" % n if n % 2 else None) for n in range(5000)]
+    with pytest.raises(NotSerializable, match="a key is str or bytes, not int"):
+        orders.append_many([1], key=lambda n: n)
+
+
 def test_appends_under_way_are_waited_for_later(node: Node) -> None:
     orders = node.stream("orders")
     under_way = [orders.append_nowait(n) for n in range(300)]
@@ -269,7 +279,7 @@ def test_an_append_waits_for_room_if_it_is_to(node: Node) -> None:
 def test_what_was_refused_leaves_no_hole_in_what_follows(node: Node) -> None:
     orders = node.stream("orders", options=StreamOptions(bytes_max=10_500))
     under_way = [
-        orders.append_nowait(b"x" * 3000 if n % 3 == 0 else b"y", key="by itself")
+        orders.append_nowait(b"x" * 3000 if n % 3 == 0 else b"y", dedup_id=str(n))
         for n in range(30)
     ]
     outcomes: list[object] = []
