@@ -126,7 +126,8 @@ class _LocalAsk:
 
 
 class LocalRoute:
-    """To the sidecar in this process."""
+    """To the sidecar in this process. It is never asked to wait for room: that is under the lock
+    that answers take."""
 
     def __init__(self, sidecar: Sidecar) -> None:
         self.partition = f"{sidecar.number:016x}"
@@ -136,7 +137,7 @@ class LocalRoute:
         """The thread that asks right now, and may be answered before it has done so."""
 
     def begin(self, query: Query) -> Ask:
-        return self._begin(partial(self._sidecar.ask, query))
+        return self._begin(partial(self._sidecar.ask, query, patient=False))
 
     def append(self, stream: str, batch: Batch) -> Ask:
         return self._begin(partial(self._sidecar.append, stream, batch, patient=False))

@@ -155,7 +155,7 @@ class Sidecar:
             return None
         return found.submit(batch, answer, patient=patient, lone=lone)
 
-    def ask(self, query: Query, answer: Answer) -> None:
+    def ask(self, query: Query, answer: Answer, *, patient: bool = True) -> None:
         """Anything but an append."""
         match query:
             case Open(stream, producer, options):
@@ -163,7 +163,7 @@ class Sidecar:
                 if isinstance(found, Refused):
                     answer(found)
                 else:
-                    found.submit(Opening(producer), answer)
+                    found.submit(Opening(producer), answer, patient=patient)
             case Append():
                 answer(Refused("malformed", "an append is not to be asked for so"))
             case _:
