@@ -51,12 +51,13 @@ class Clerk:
 
         self.run(lambda: self.at(time.monotonic() + interval_s, again))
 
-    def close(self, timeout: float = 2.0) -> None:
-        """Do what was given, nothing that is due later, and end."""
+    def close(self, timeout: float | None = 2.0) -> bool:
+        """Do what was given, nothing that is due later, and end. Whether that was done in time."""
         self._closing = True
         self._ring()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _ring(self) -> None:
         with contextlib.suppress(RuntimeError):  # it rang already, and that was not heard yet

@@ -114,12 +114,13 @@ class Hosted:
         if writer is not None:
             writer.close(0)
 
-    def close(self, timeout: float) -> bool:
-        """Have written what was submitted, and close the log; the clerk has ended. Whether that was
-        done in time."""
+    def close(self, timeout: float | None) -> bool:
+        """Have written what was submitted, and close the log; the clerk has ended, or this is it.
+        Whether that was done in time: else it may be called again."""
         self.begin_to_close()
-        if self._members is not None:
-            self._members.close()
+        members, self._members = self._members, None
+        if members is not None:
+            members.close()
         if self._writer is not None:
             return self._writer.close(timeout)
         self._partition.close()

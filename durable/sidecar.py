@@ -213,7 +213,8 @@ class Sidecar:
         self._clerk.run(dismiss)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Write what was submitted, and close all logs. What comes later is refused."""
+        """Write what was submitted, and close all logs. What comes later is refused. The directory
+        is given up when all are closed, which may be after this has returned."""
         with self._lock:
             if self._closing:
                 return
@@ -221,11 +222,23 @@ class Sidecar:
         deadline = time.monotonic() + timeout
         self.dismiss()
         self._each(Hosted.begin_to_close)
-        self._clerk.close()
-        for hosted in list(self._hosted.values()):
-            if not hosted.close(max(0.0, deadline - time.monotonic())):
-                logger.error("a log was not closed within %g s: its disk does not answer", timeout)
-        self._storage.close()
+        if not (self._clerk.close() and self._close_logs(deadline)):
+            logger.error("a log was not closed within %g s: its disk does not answer", timeout)
+            with contextlib.suppress(RuntimeError):  # the process ends, and the lock with it
+                threading.Thread(target=self._close_late, name="mesh close", daemon=True).start()
+
+    def _close_logs(self, deadline: float | None) -> bool:
+        """Whether all were closed by then."""
+        hosted = list(self._hosted.values())
+        closed = [each.close(_left(deadline)) for each in hosted]
+        if all(closed):
+            self._storage.close()
+        return all(closed)
+
+    def _close_late(self) -> None:
+        """However long it takes."""
+        self._clerk.close(None)
+        self._close_logs(None)
 
     def _each(self, action: Callable[[Hosted], object]) -> None:
         for hosted in list(self._hosted.values()):
@@ -325,6 +338,10 @@ class Sidecar:
             answer(found)
         else:
             found.submit(batch, answer, patient=False)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _identity(storage: Storage) -> int:

@@ -116,7 +116,7 @@ class Writer:
             if self.partition.options.durability == "fsync":
                 self.run(self.partition.rest)
 
-    def close(self, timeout: float = 5.0) -> bool:
+    def close(self, timeout: float | None = 5.0) -> bool:
         """Write what was submitted, close the log, and end. Whether that was done in time."""
         with self._lock:
             self._closing = True

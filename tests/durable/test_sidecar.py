@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from random import Random
@@ -39,6 +40,7 @@ from mesh.durable.records import batch_of, payloads_of
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import LogLocked
 from mesh.options import StreamOptions
+from tests.durable.test_writer import Gate
 from tests.support.fake_disk import Content, FakeDisk, Stopped
 from tests.support.partitions import numbered, record
 from tests.support.waiting import until
@@ -389,3 +391,36 @@ def test_a_stream_that_was_only_begun_is_made_as_it_is_asked_for_then() -> None:
         assert isinstance(asking.told(Find("orders")), Place)
         sidecar.close()
     assert 8 < ended < 39
+
+
+# -- Its end
+
+
+def test_a_directory_is_nobody_elses_while_one_of_its_logs_is_written(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its disk takes: two would write one file."""
+    sidecar = Sidecar(disk)
+    asking = Asking(sidecar)
+    asking.append("a")
+    with monkeypatch.context() as patch:
+        gate = Gate(patch)
+        batch = numbered(batch_of([record("b")]), 7, asking.epoch, 1)
+        asking.ask(Append("orders", memoryview(pack_batch(batch))))
+        until(lambda: gate.waiting == 1)
+        sidecar.close(0.05)
+        with pytest.raises(LogLocked):
+            Sidecar(disk.again())
+        gate.open()
+        assert isinstance(asking.answer(), Appended)
+
+        opened: list[Sidecar] = []
+
+        def is_free() -> bool:
+            with contextlib.suppress(LogLocked):
+                opened.append(Sidecar(disk.again()))
+            return bool(opened)
+
+        until(is_free)
+    assert payloads_in(Asking(opened[0]).told(Read("orders", 0)), opened[0]) == ["a", "b"]
+    opened[0].close()
