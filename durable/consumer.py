@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from typing import Final
 
 from mesh.durable.cursor import Cut
@@ -91,6 +92,11 @@ class Consuming:
         if record is None and self._error is not None:
             raise type(self._error)(*self._error.args)
         return record
+
+    def give_back(self, record: ConsumedRecord) -> None:
+        """Its receiver was cancelled before it saw it: it goes before what came behind it."""
+        ahead = takewhile(lambda each: _is_before(each, record), list(self._inbox))
+        self._inbox.insert(sum(1 for _ in ahead), record)
 
     def about_to_wait(self) -> None:
         """Nothing is here: say what was done, and look for partitions."""
@@ -258,13 +264,15 @@ class Consumer(Receiving[ConsumedRecord]):
         return record
 
     async def arecv(self, timeout: float | None = None) -> ConsumedRecord:
-        """`recv` for asyncio."""
+        """`recv` for asyncio. Cancelling it loses nothing."""
         core = self._core
         record = core.pop()
         if record is None:
             self._check_open()
             core.about_to_wait()
-            record = await core.link.wait_async(core.take, check_timeout(timeout), "record")
+            record = await core.link.wait_async(
+                core.take, check_timeout(timeout), "record", give_back=core.give_back
+            )
         return record
 
     def resume_from(self, positions: Iterable[tuple[str, int]]) -> None:
@@ -324,3 +332,8 @@ class Consumer(Receiving[ConsumedRecord]):
 
     def _is_settled(self) -> bool | None:
         return self._core.settled() or None
+
+
+def _is_before(one: ConsumedRecord, other: ConsumedRecord) -> bool:
+    """Whether it came before the other, from the same partition."""
+    return one._seat is other._seat and (one._heard, one.offset) < (other._heard, other.offset)
