@@ -110,6 +110,8 @@ def run(
     for player in others:
         player.start()
     try:
+        for log in logs:  # or a producer that is killed as it starts leaves it without the stream
+            _has_begun(log)
         deadline = time.monotonic() + seconds
         time.sleep(min(3.0, seconds / 3))  # until all of them have begun
         while time.monotonic() < deadline:
@@ -135,6 +137,13 @@ def run(
         for player in players:
             player.terminate()
     return judge(load(history), key_ordered=["shipping"], on_the_way_s=0.5)
+
+
+def _has_begun(log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not list(log.glob("streams/*/*.log")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _partition_of(log: Path) -> str:
