@@ -21,10 +21,9 @@ import msgspec
 from mesh import limits
 from mesh.durable.batch import HEADER_BYTES, Batch
 from mesh.durable.encoding import BYTES, RECORDS
-from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.outcomes import Appended, Opened, Refused, error_of
 from mesh.durable.protocol import Open
 from mesh.durable.records import Item, NewRecord, batch_of
-from mesh.durable.refusals import error_of
 from mesh.durable.route import Ask, Route
 from mesh.errors import Busy, Closed, MeshError, OutcomeUnknown, StorageFailed
 from mesh.options import StreamOptions

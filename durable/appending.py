@@ -10,7 +10,7 @@ import msgspec
 
 from mesh.durable.appender import Appender, Pending
 from mesh.durable.batch import Batch
-from mesh.durable.partition import NOWHERE
+from mesh.durable.outcomes import OFFSET_UNKNOWN
 from mesh.durable.route import Ask
 from mesh.message import Receipt
 from mesh.options import check_timeout
@@ -184,7 +184,7 @@ def receipt_of(appender: Appender, pending: Pending, index: int | None = None) -
     assert appended is not None
     return Receipt(
         appender.route.partition,
-        None if appended.offset == NOWHERE else appended.offset + (index or 0),
+        None if appended.offset == OFFSET_UNKNOWN else appended.offset + (index or 0),
         appended.count if index is None else 1,
         appended.time_ns,
         "fsynced" if appender.durability == "fsync" else "written",

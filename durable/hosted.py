@@ -23,7 +23,8 @@ from mesh.durable.clerk import Clerk
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.groups import Groups
 from mesh.durable.members import Members
-from mesh.durable.partition import Partition, Refused, Request
+from mesh.durable.outcomes import Refused
+from mesh.durable.partition import Partition, Request
 from mesh.durable.protocol import (
     Batches,
     Fetch,

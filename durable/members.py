@@ -20,7 +20,7 @@ from mesh.durable.deliveries import Delivery
 from mesh.durable.derivations import source_number
 from mesh.durable.groups import Groups
 from mesh.durable.log import Log
-from mesh.durable.partition import Appended, Outcome, Refused
+from mesh.durable.outcomes import Appended, Outcome, Refused
 from mesh.durable.protocol import (
     Delivered,
     Fetch,

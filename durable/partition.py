@@ -18,7 +18,7 @@ import logging
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -26,6 +26,7 @@ from mesh.durable.batch import HEAD_BYTES, HEADER_BYTES, Batch, Flags, Header, b
 from mesh.durable.dedup_ids import Original
 from mesh.durable.derivations import Derived, TooOld
 from mesh.durable.log import SEGMENT_BYTES, Log
+from mesh.durable.outcomes import OFFSET_UNKNOWN, Appended, Code, Opened, Outcome, Refused
 from mesh.durable.producers import NEW, New, Producers, SnapshotDamaged
 from mesh.durable.records import Columns, columns_of
 from mesh.durable.scan import Found
@@ -33,63 +34,17 @@ from mesh.durable.segment import Segment, name_of
 from mesh.durable.snapshot import SnapshotFile
 from mesh.durable.storage import Storage
 from mesh.errors import LogDamaged, StorageFailed
-from mesh.options import Durability, StreamOptions
+from mesh.options import StreamOptions
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
 
 _PLACE: Final = struct.Struct("<QQ")
-NOWHERE: Final = (1 << 64) - 1
-"""Where a record is that is known to be there, but not where."""
+_UNBOUNDED: Final = (1 << 64) - 1
+"""More bytes than any log has."""
 _SEGMENTS_MIN: Final = 4
 """Of a stream that is full."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class Appended(msgspec.Struct, frozen=True, array_like=True, tag="r", gc=False):
-    """A batch is in the log, or was already."""
-
-    offset: int
-    """Of its first record; `NOWHERE` if that is not remembered."""
-    count: int
-    time_ns: int
-    repeated: bool = False
-
-
-class Opened(msgspec.Struct, frozen=True, array_like=True, tag="o"):
-    """A producer's run may write under `epoch`, from `seq` on."""
-
-    epoch: int
-    seq: int
-    durability: Durability = "fsync"
-
-
-Code = Literal[
-    "full",
-    "large",
-    "storage",
-    "damaged",
-    "closed",
-    "missing",
-    "differs",
-    "malformed",
-    "fenced",
-    "unknown",
-    "gap",
-    "old",
-]
-
-
-class Refused(msgspec.Struct, frozen=True, array_like=True, tag="x"):
-    """A batch was not written, and will not be."""
-
-    code: Code
-    text: str
-    seq: int = 0
-    """What its producer's next is, where that is the matter."""
-
-
-Outcome = Appended | Opened | Refused
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -225,7 +180,7 @@ class Partition:
         self, requests: Sequence[Request], now_ns: int
     ) -> tuple[list[Outcome], list[Batch]]:
         offset, time_ns = self.log.end, max(now_ns, self.log.time_ns)
-        room = NOWHERE
+        room = _UNBOUNDED
         if self.options.bytes_max is not None:
             room = self.options.bytes_max - self._record_bytes
         outcomes: list[Outcome] = []
@@ -279,7 +234,7 @@ class Partition:
             return Appended(verdict.offset, count, verdict.time_ns, True), None
         if not isinstance(verdict, New):
             return _refused(verdict), None
-        if header.size > (self.options.bytes_max or NOWHERE):
+        if header.size > (self.options.bytes_max or _UNBOUNDED):
             text = f"a batch of {header.size:,} bytes over the limit of the log (bytes_max)"
             return Refused("large", text), None
         if header.size > room:
@@ -328,7 +283,7 @@ class Partition:
         if original is None and (of := columns.derived) is not None:
             original = self._producers.derivations.seen(of.source, of.offset, of.output)
         if isinstance(original, Derived):
-            return Original(NOWHERE, 0)
+            return Original(OFFSET_UNKNOWN, 0)
         if isinstance(original, TooOld):
             return Refused("old", str(original))
         return original

@@ -16,7 +16,7 @@ from mesh import limits
 from mesh.durable.batch import HEADER_BYTES, Batch, Flags, Header, decode, encode
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import GroupOptions
-from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.message import StreamStats
 from mesh.options import StreamOptions
 from mesh.sockets.frame import Malformed

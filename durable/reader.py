@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 from mesh.durable.cursor import Cursor, Cut, Gap
-from mesh.durable.partition import Refused
+from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
-from mesh.durable.refusals import error_of
 from mesh.durable.route import Ask, LocalRoute, Route, answer
 from mesh.errors import LogDamaged, MeshError, StorageFailed
 from mesh.sockets.frame import Malformed

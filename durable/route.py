@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mesh.durable.batch import Batch
 from mesh.durable.log import Log
-from mesh.durable.partition import Refused
+from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import (
     Append,
     Query,
@@ -23,7 +23,6 @@ from mesh.durable.protocol import (
     encode_message,
     pack_batch,
 )
-from mesh.durable.refusals import error_of
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import MeshError, RemoteError
 from mesh.sockets.calls import Call, Requests

@@ -24,7 +24,7 @@ from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.derivations import OFFSET_END
 from mesh.durable.intervals import Intervals
-from mesh.durable.partition import Refused
+from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import (
     Delivered,
     Fetch,
@@ -36,7 +36,6 @@ from mesh.durable.protocol import (
     read_batch,
 )
 from mesh.durable.reading import Record, run_of
-from mesh.durable.refusals import error_of
 from mesh.durable.route import Ask, Route, answer
 from mesh.durable.waiting import Order
 from mesh.errors import Closed, MeshError, StorageFailed

@@ -33,7 +33,8 @@ from mesh import limits
 from mesh.durable.batch import Batch
 from mesh.durable.clerk import Clerk
 from mesh.durable.hosted import Hosted
-from mesh.durable.partition import Opening, Partition, Refused
+from mesh.durable.outcomes import Refused
+from mesh.durable.partition import Opening, Partition
 from mesh.durable.protocol import (
     Append,
     Fetch,

@@ -19,7 +19,8 @@ from typing import Final
 
 from mesh import limits
 from mesh.durable.batch import HEADER_BYTES, Batch
-from mesh.durable.partition import Outcome, Partition, Refused, Request
+from mesh.durable.outcomes import Outcome, Refused
+from mesh.durable.partition import Partition, Request
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from mesh.admission import REFUSALS
-from mesh.durable.partition import Code
+from mesh.durable.outcomes import Code
 from mesh.sockets import failure
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from mesh.durable.appender import Appender, Pending
 from mesh.durable.appending import await_, receipt_of, wait
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import BYTES, RECORDS
-from mesh.durable.partition import Appended, Code, Opened, Refused
+from mesh.durable.outcomes import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
 from mesh.durable.records import NewRecord, batch_of, columns_of, payloads_of
 from mesh.durable.route import Ask

@@ -14,7 +14,7 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.group import GroupOptions
 from mesh.durable.log import Log
-from mesh.durable.partition import Appended, Opened
+from mesh.durable.outcomes import Appended, Opened
 from mesh.durable.protocol import Joined, Open
 from mesh.durable.reader import PartitionReader, read
 from mesh.durable.route import LocalRoute, answer

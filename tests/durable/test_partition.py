@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.durable.batch import Batch
 from mesh.durable.cursor import Cursor
-from mesh.durable.partition import NOWHERE, Appended, Opened, Opening, Partition, Refused
+from mesh.durable.outcomes import OFFSET_UNKNOWN, Appended, Opened, Refused
+from mesh.durable.partition import Opening, Partition
 from mesh.durable.producers import Producers
 from mesh.durable.records import Derived, batch_of
 from mesh.durable.storage import Disk
@@ -185,9 +186,9 @@ def test_where_it_is_may_be_forgotten_but_not_that_it_is_there(
     for n in range(3):
         partition.commit([writing.batch(record(n, derived=Derived(7, n, 0)))], 0)
     repeat = writing.batch(record(0, derived=Derived(7, 0, 0)))
-    assert appended(partition.commit([repeat], 0)) == Appended(NOWHERE, 1, 0, True)
+    assert appended(partition.commit([repeat], 0)) == Appended(OFFSET_UNKNOWN, 1, 0, True)
     partition = again(partition, disk, "kill")
-    assert appended(partition.commit([repeat], 0)) == Appended(NOWHERE, 1, 0, True)
+    assert appended(partition.commit([repeat], 0)) == Appended(OFFSET_UNKNOWN, 1, 0, True)
 
 
 def test_two_records_cannot_share_a_dedup_id(disk: FakeDisk) -> None:

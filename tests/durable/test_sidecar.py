@@ -13,7 +13,7 @@ import pytest
 
 from mesh.durable.batch import HEADER_BYTES
 from mesh.durable.deliveries import Settlements
-from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.durable.protocol import (
     Append,
     Batches,

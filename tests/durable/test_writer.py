@@ -10,7 +10,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from mesh.durable.partition import Appended, Opened, Opening, Outcome, Partition, Refused
+from mesh.durable.outcomes import Appended, Opened, Outcome, Refused
+from mesh.durable.partition import Opening, Partition
 from mesh.durable.records import batch_of
 from mesh.durable.writer import Writer
 from mesh.options import StreamOptions

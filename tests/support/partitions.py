@@ -8,7 +8,8 @@ import msgspec
 
 from mesh.durable.batch import Batch
 from mesh.durable.cursor import Cursor
-from mesh.durable.partition import Appended, Opened, Opening, Outcome, Partition
+from mesh.durable.outcomes import Appended, Opened, Outcome
+from mesh.durable.partition import Opening, Partition
 from mesh.durable.records import Derived, NewRecord, batch_of, payloads_of
 from mesh.durable.storage import Storage
 from mesh.options import StreamOptions

@@ -1,0 +1,90 @@
+"""What becomes of an append, or of any other question to a sidecar that it refuses; and the error
+that a refusal is to users. Both sides know these: they are sent as they stand here. No I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from mesh.errors import (
+    InvalidOption,
+    LogFull,
+    MeshError,
+    OptionsDiffer,
+    OutcomeUnknown,
+    ProducerFenced,
+    SequenceGap,
+    StorageFailed,
+)
+from mesh.options import Durability
+
+OFFSET_UNKNOWN: Final = (1 << 64) - 1
+"""Of a record that is in the log, where nobody remembers any more at which offset."""
+
+
+class Appended(msgspec.Struct, frozen=True, array_like=True, tag="r", gc=False):
+    """A batch is in the log, or was already."""
+
+    offset: int
+    """Of its first record; `OFFSET_UNKNOWN` if that is not remembered."""
+    count: int
+    time_ns: int
+    repeated: bool = False
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag="o"):
+    """A producer's run may write under `epoch`, from `seq` on."""
+
+    epoch: int
+    seq: int
+    durability: Durability = "fsync"
+
+
+Code = Literal[
+    "full",  # no room now: in the log, on the disk, or in a table with a bound
+    "large",  # more than the log may ever have
+    "storage",  # the disk failed; it may work again
+    "damaged",  # what had been on disk does not read
+    "closed",  # the sidecar ends
+    "missing",  # there is no such stream here
+    "differs",  # the stream or group has other options
+    "malformed",
+    "fenced",  # a later run of this producer has begun
+    "unknown",  # the producer, the group or its member is not known here: open or join again
+    "gap",  # out of its producer's order; `Refused.seq` would be next
+    "old",  # derived from a record so old that what was derived from it is forgotten
+]
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+    """A batch was not written, and will not be; or what else was asked for was not done."""
+
+    code: Code
+    text: str
+    seq: int = 0
+    """What its producer's next is, where that is the matter."""
+
+
+Outcome = Appended | Opened | Refused
+
+_ERRORS: Final[dict[str, type[MeshError]]] = {
+    "full": LogFull,
+    "large": LogFull,
+    "storage": StorageFailed,
+    "damaged": StorageFailed,
+    "closed": StorageFailed,
+    "missing": StorageFailed,
+    "differs": OptionsDiffer,
+    "malformed": InvalidOption,
+    "fenced": ProducerFenced,
+    "unknown": OutcomeUnknown,
+    "gap": SequenceGap,
+    "old": OutcomeUnknown,
+}
+
+
+def error_of(refused: Refused) -> MeshError:
+    """What users are told of it."""
+    return _ERRORS[refused.code](refused.text)
