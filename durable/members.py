@@ -111,7 +111,8 @@ class Members:
             groups.resume(query.group, query.resume)
         room = room_for_batches(min(query.message_bytes_max, self._message_bytes_max))
         if not groups.join(query.group, query.member, query.prefetch, room):
-            answer(Refused("full", f"group {query.group!r} has too many members"))
+            text = f"group {query.group!r} has {limits.GROUP_MEMBERS_MAX:,} members, the limit"
+            answer(Refused("full", text))
             return
         member = self._members.setdefault((query.group, query.member), _Member())
         member.heard_at, member.heard = now, query.said

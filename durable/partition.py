@@ -234,11 +234,12 @@ class Partition:
             return Appended(verdict.offset, count, verdict.time_ns, True), None
         if not isinstance(verdict, New):
             return _refused(verdict), None
-        if header.size > (self.options.bytes_max or _UNBOUNDED):
-            text = f"a batch of {header.size:,} bytes over the limit of the log (bytes_max)"
-            return Refused("large", text), None
+        bytes_max = self.options.bytes_max or _UNBOUNDED
+        if header.size > bytes_max:
+            text = f"a batch of {header.size:,} bytes over the log's limit of {bytes_max:,}"
+            return Refused("large", f"{text} (bytes_max)"), None
         if header.size > room:
-            return Refused("full", _full(self.options.bytes_max or 0, self._record_bytes)), None
+            return Refused("full", _full(bytes_max, self._record_bytes)), None
         if header.column_bytes:
             try:
                 columns = columns_of(header, _beginning(new.body, header.column_bytes))

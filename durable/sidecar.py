@@ -365,7 +365,8 @@ def _file_name(stream: str) -> str:
     """The folder of a stream. Raises `InvalidName`."""
     name = quote(check_name(stream), safe="").replace(".", "%2E")
     if len(name) > _NAME_BYTES_MAX:
-        raise InvalidName(f"stream {stream!r} has a name of {len(name)} bytes as a folder")
+        text = f"{len(name)} bytes as a folder, over the limit of {_NAME_BYTES_MAX}"
+        raise InvalidName(f"stream {stream!r} has a name of {text}")
     return name
 
 

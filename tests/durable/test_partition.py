@@ -220,6 +220,15 @@ def test_at_its_bound_a_partition_refuses_and_goes_on_when_there_is_room(disk: F
     sound(disk)
 
 
+def test_what_a_partition_can_never_have_room_for_is_told_so_with_the_limit(disk: FakeDisk) -> None:
+    partition = open_partition(disk, StreamOptions(bytes_max=2000))
+    batch = Writing(partition, 1).batch(record("x" * 3000))
+    size = batch.header.size
+    assert only(partition.commit([batch], 0)) == Refused(
+        "large", f"a batch of {size:,} bytes over the log's limit of 2,000 (bytes_max)"
+    )
+
+
 def test_a_full_disk_refuses_and_nothing_is_half_written(disk: FakeDisk) -> None:
     partition = open_partition(disk)
     writing = Writing(partition, 1)
