@@ -13,8 +13,8 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
-from mesh.durable.route import Ask, LocalRoute, Route, answer
-from mesh.errors import LogDamaged, MeshError, StorageFailed
+from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
+from mesh.errors import LogDamaged, MeshError
 from mesh.sockets.frame import Malformed
 
 _READ_BYTES: Final = 1 << 20
@@ -69,20 +69,19 @@ class PartitionReader:
             if not (self.follow and reply.code == "closed"):
                 raise error_of(reply)
             return None  # it comes back, or does not
-        if not isinstance(reply, Batches):
-            raise StorageFailed(f"sidecar {self.partition} gave an answer to another question")
-        self.end = max(self.end, reply.end)
-        self.log_epoch = reply.log_epoch or None
-        if reply.cut_at is not None and reply.cut_at < self.offset:
-            cut = Cut(reply.cut_at, self.offset - 1)
-            self.offset = reply.cut_at
+        found = expected(Batches, reply, self.route)
+        self.end = max(self.end, found.end)
+        self.log_epoch = found.log_epoch or None
+        if found.cut_at is not None and found.cut_at < self.offset:
+            cut = Cut(found.cut_at, self.offset - 1)
+            self.offset = found.cut_at
             return cut
-        if reply.gap_end > self.offset:
-            gap = Gap(self.offset, reply.gap_end - 1)
-            self.offset = reply.gap_end
+        if found.gap_end > self.offset:
+            gap = Gap(self.offset, found.gap_end - 1)
+            self.offset = found.gap_end
             return gap
         runs: list[Run] = []
-        for data in reply.batches:
+        for data in found.batches:
             try:
                 header, body = read_batch(data, self._number)
                 run = run_of(self._stream, self.partition, header, body, self.offset)

@@ -23,10 +23,10 @@ from mesh.durable.protocol import Find, Place
 from mesh.durable.reader import Chunk, PartitionReader
 from mesh.durable.recorders import Recorders
 from mesh.durable.records import Origin, headers_of
-from mesh.durable.route import Ask, answer
+from mesh.durable.route import Ask, answer, expected
 from mesh.durable.search import Search
 from mesh.durable.streams import Streams
-from mesh.errors import Closed, MeshError, StorageFailed, Timeout
+from mesh.errors import Closed, MeshError, Timeout
 from mesh.message import Origin as MessageOrigin
 from mesh.message import Run
 from mesh.sockets.frame import Malformed
@@ -82,10 +82,8 @@ class _Source:
             find = Find(self._stream, begin_ns)
             self._finding = route.link.run(partial(route.begin, find))
         if self._finding is not None:
-            place = answer(route, self._finding, _TURN_S, _WHAT)
+            place = expected(Place, answer(route, self._finding, _TURN_S, _WHAT), route)
             self._finding = None
-            if not isinstance(place, Place):
-                raise StorageFailed(f"sidecar {self._partition} gave an answer to another question")
             self._reader = PartitionReader(route, self._stream, self._streams.bytes_max)
             self._reader.offset, self._reader.follow = place.offset, True
             self._search.begun(from_start=place.offset <= place.start)

@@ -27,9 +27,9 @@ from mesh.durable.feeds import Feeds
 from mesh.durable.protocol import Find, Place, Reply
 from mesh.durable.reader import Chunk, PartitionReader, read
 from mesh.durable.reading import Record, Run
-from mesh.durable.route import Route, aanswer, answer
+from mesh.durable.route import Route, aanswer, answer, expected
 from mesh.durable.streams import Streams
-from mesh.errors import Closed, InvalidOption, LogDamaged, StorageFailed, Timeout
+from mesh.errors import Closed, InvalidOption, LogDamaged, Timeout
 from mesh.names import check_node_name
 from mesh.options import check_count, check_timeout
 
@@ -253,9 +253,8 @@ class Replay:
                     return partition, None
         return self._feeds.take()
 
-    def _entered(self, route: Route, place: Reply | None) -> None:
-        if not isinstance(place, Place):
-            raise StorageFailed(f"sidecar {route.partition} gave an answer to another question")
+    def _entered(self, route: Route, reply: Reply | None) -> None:
+        place = expected(Place, reply, route)
         reader = PartitionReader(route, self._stream, self._streams.bytes_max)
         reader.offset, reader.end = self._offset(place), place.end
         reader.log_epoch = place.log_epoch if reader.offset <= place.end else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from threading import get_ident
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mesh.durable.batch import Batch
 from mesh.durable.log import Log
@@ -24,12 +24,14 @@ from mesh.durable.protocol import (
     pack_batch,
 )
 from mesh.durable.sidecar import Sidecar
-from mesh.errors import MeshError, RemoteError
+from mesh.errors import MeshError, RemoteError, StorageFailed
 from mesh.sockets.calls import Call, Requests
 from mesh.sockets.frame import Malformed
 from mesh.sockets.home import Home
 from mesh.sockets.link import Link, Recipient
 from mesh.sockets.single import Message, encode, payload_of
+
+R = TypeVar("R")
 
 
 class Ask(Protocol):
@@ -208,6 +210,13 @@ async def aanswer(
     link, attempt = route.link, _attempt(route, ask, stopped)
     result = await link.wait_async(attempt, timeout, what, slot=ask)
     return _result(route, ask, result)
+
+
+def expected(kind: type[R], reply: object, route: Route) -> R:
+    """`reply`, which has to be of that kind. Raises `StorageFailed`."""
+    if not isinstance(reply, kind):
+        raise StorageFailed(f"sidecar {route.partition} gave an answer to another question")
+    return reply
 
 
 def _attempt(route: Route, ask: Ask, stopped: Callable[[], bool]) -> Callable[[], object]:

@@ -38,14 +38,14 @@ from mesh.durable.encoding import (
     item_of,
 )
 from mesh.durable.producing import Producing
-from mesh.durable.protocol import Find, Inspect, Inspected, Place, Query, Reply
+from mesh.durable.protocol import Find, Inspect, Inspected, Place, Query
 from mesh.durable.reading import Record
 from mesh.durable.records import Item, batch_of
 from mesh.durable.replay import Replay, Start
-from mesh.durable.route import Route, aanswer, answer
+from mesh.durable.route import aanswer, answer, expected
 from mesh.durable.streams import Streams
 from mesh.durable.waiting import Order
-from mesh.errors import InvalidOption, StorageFailed
+from mesh.errors import InvalidOption
 from mesh.message import Receipt, StreamStats
 from mesh.names import check_name
 from mesh.options import StreamOptions, check_count
@@ -282,7 +282,7 @@ class Stream(Handle):
             route = self._streams.route_to(partition)
             ask = route.link.run(partial(route.begin, query))
             reply = answer(route, ask, left_of(deadline), _ANSWER)
-            replies[partition] = _of_kind(kind, reply, route)
+            replies[partition] = expected(kind, reply, route)
         return replies
 
     async def _atold(self, query: Query, kind: type[R], timeout: float | None) -> dict[str, R]:
@@ -292,7 +292,7 @@ class Stream(Handle):
             route = self._streams.route_to(partition)
             ask = route.link.run(partial(route.begin, query))
             reply = await aanswer(route, ask, left_of(deadline), _ANSWER)
-            replies[partition] = _of_kind(kind, reply, route)
+            replies[partition] = expected(kind, reply, route)
         return replies
 
     def consumer(
@@ -352,9 +352,3 @@ class Stream(Handle):
             delay=delay,
             derived=derived_of(derived_from, output),
         )
-
-
-def _of_kind(kind: type[R], reply: Reply | None, route: Route) -> R:
-    if not isinstance(reply, kind):
-        raise StorageFailed(f"sidecar {route.partition} gave an answer to another question")
-    return reply
