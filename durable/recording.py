@@ -25,7 +25,7 @@ from mesh import limits
 from mesh.durable.appending import Appending
 from mesh.durable.batch import HEADER_BYTES
 from mesh.durable.producing import Producing
-from mesh.durable.recorder import Published, Tally
+from mesh.durable.recording_account import Account, Published
 from mesh.durable.records import Origin
 from mesh.errors import Closed, MeshError, PayloadTooLarge, Timeout
 from mesh.names import check_pattern
@@ -64,14 +64,15 @@ class Recorder(Unhurried):
         withdraw: Callable[[int], object],
         send: Callable[[], object],
     ) -> None:
-        """`stream` makes a handle to append by. `offer` tells others of a partition that has some
-        of it, and returns what `withdraw` takes that back with. `send` has leave what waits for a
-        window. Raises `InvalidName`."""
+        """Of node `node`, whose messages have `bytes_max` at most. `producing` makes a new producer
+        for the stream `into`. `offer` tells others of a partition that has some of the recording,
+        and returns the key that `withdraw` takes that back with. `send` sends what a topic still
+        gathers for a batch. Raises `InvalidName`."""
         self.channel = check_pattern(pattern)
         self.into = into
         self.counters = Counters()
         self.link = Link(f"recording of {pattern!r}")
-        self.tally = Tally(limits.RECORDING_BYTES_MAX)
+        self.account = Account(limits.RECORDING_BYTES_MAX)
         self._node = node
         self._bytes_max = bytes_max
         self._producing_of = producing
@@ -96,7 +97,7 @@ class Recorder(Unhurried):
     # -- What is published: under the lock of its topics ---------------------------------------
 
     def has_room(self) -> bool:
-        return self.tally.has_room()
+        return self.account.has_room()
 
     def take(
         self, channel: str, waits: bool, seq: int, time_ns: int, message: Outgoing, missed: int
@@ -105,13 +106,13 @@ class Recorder(Unhurried):
         with self.link.lock:
             if self.link.closed:
                 missed += message.count
-            elif not self.tally.take(Published(origin, message)):
+            elif not self.account.take(Published(origin, message)):
                 self.counters.dropped["not recorded"] += message.count
             elif self._asleep:
                 self._asleep = False
                 self._bell.notify()
             if missed:
-                self.tally.missed(missed)
+                self.account.missed(missed)
                 self.counters.dropped["not recorded"] += missed
 
     # -- The rest of a core --------------------------------------------------------------------
@@ -128,14 +129,14 @@ class Recorder(Unhurried):
     def finish(self) -> None:
         """Record what was taken, however long that takes, and end. Does not block."""
         with self.link.lock:
-            self.tally.end()
+            self.account.end()
             self._bell.notify()
 
     def close(self, linger_ms: int) -> None:
         with contextlib.suppress(Closed):
             self.send()
         with self.link.lock:
-            self.tally.end()
+            self.account.end()
             self._deadline = min(self._deadline, time.monotonic() + linger_ms / 1000)
             self._bell.notify()
 
@@ -160,13 +161,13 @@ class Recorder(Unhurried):
             self.link.close(first=self._conclude)
 
     def _is_over(self) -> bool:
-        return self.tally.over or time.monotonic() >= self._deadline
+        return self.account.over or time.monotonic() >= self._deadline
 
     def _step(self) -> bool:
         """Have the next frame be under way; False if there is none, or it has to wait."""
         if self._producing is None:
             self._producing = self._producing_of()
-        published = self.tally.first()
+        published = self.account.first()
         if len(self._under_way) >= _UNDER_WAY_MAX:
             return False
         try:
@@ -189,7 +190,7 @@ class Recorder(Unhurried):
                 self._first_is_lost(error)
             return True
         with self.link.lock:
-            self.tally.submitted()
+            self.account.submitted()
         self._under_way.append(appending)
         self._bound(appending.partition)
         self._reap()
@@ -203,7 +204,7 @@ class Recorder(Unhurried):
 
     def _first_is_lost(self, error: MeshError) -> None:
         """It was refused before it was under way."""
-        self._settled(self.tally.refused, error)
+        self._settled(self.account.refused, error)
         if not isinstance(error, PayloadTooLarge) and time.monotonic() >= self._refused_until:
             # Its producer can append no more: what is under way is told so as well.
             self._producing, self._refused_until = None, time.monotonic() + _AGAIN_S
@@ -227,9 +228,9 @@ class Recorder(Unhurried):
             try:
                 self._under_way.popleft().wait(0)
             except MeshError as error:
-                self._settled(partial(self.tally.settle, recorded=False), error)
+                self._settled(partial(self.account.settle, recorded=False), error)
             else:
-                self._settled(partial(self.tally.settle, recorded=True), None)
+                self._settled(partial(self.account.settle, recorded=True), None)
 
     def _settled(self, settle: Callable[[], int], error: MeshError | None) -> None:
         with self.link.lock:
@@ -246,7 +247,7 @@ class Recorder(Unhurried):
 
     def _sleep(self) -> None:
         with self._bell:
-            if self.tally.first() is None and not self._is_over():
+            if self.account.first() is None and not self._is_over():
                 self._asleep = True
                 self._bell.wait(None if self._deadline == math.inf else _LOOK_S)
                 self._asleep = False
@@ -255,7 +256,7 @@ class Recorder(Unhurried):
         """Under the lock."""
         for key in self._partitions.values():
             self._withdraw(key)
-        if lost := self.tally.give_up():
+        if lost := self.account.give_up():
             self.counters.dropped["not recorded"] += lost
             logger.warning(
                 "%s into %r ended with %d messages not recorded", self.link.what, self.into, lost
@@ -283,13 +284,13 @@ class Recording:
     @property
     def recorded(self) -> int:
         """How many messages are in the log. Does not block."""
-        return self._core.tally.recorded
+        return self._core.account.recorded
 
     @property
     def lost(self) -> int:
         """How many messages could not be recorded, or are not known to be: no room for those that
         wait for the log, or in the log; no log until the end. Does not block."""
-        return self._core.tally.lost
+        return self._core.account.lost
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
         """Block until all that was published before is recorded, or counted as lost, up to
@@ -317,9 +318,9 @@ class Recording:
 
     def _awaiting(self) -> Callable[[], bool | None]:
         self._core.send()
-        tally = self._core.tally
-        taken = tally.taken
-        return lambda: tally.settled_to >= taken or None
+        account = self._core.account
+        taken = account.taken
+        return lambda: account.settled_to >= taken or None
 
     @property
     def _awaited(self) -> str:

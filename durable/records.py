@@ -65,7 +65,7 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     derived: Derived | None = msgspec.field(name="f", default=None)
     """Likewise."""
     origin: Origin | None = msgspec.field(name="o", default=None)
-    """Of all of them, where a topic carried them: see `mesh.durable.recorder`."""
+    """Of all of them, where a topic carried them: see `mesh.durable.recording`."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode

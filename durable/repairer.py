@@ -21,7 +21,7 @@ from mesh.durable import reading
 from mesh.durable.cursor import Cut, Gap
 from mesh.durable.protocol import Find, Place
 from mesh.durable.reader import Chunk, PartitionReader
-from mesh.durable.recorders import Recorders
+from mesh.durable.recording_finder import RecordingFinder
 from mesh.durable.records import Origin, headers_of
 from mesh.durable.route import Ask, answer, expected
 from mesh.durable.search import Search
@@ -141,8 +141,8 @@ class Repairer:
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._recorders = Recorders()
-        streams.add(self._recorders)
+        self._recordings = RecordingFinder()
+        streams.add(self._recordings)
         self._bell = threading.Event()
         self._wanting: dict[RepairingSubscription, dict[tuple[str, str], _Source]] = {}
         self._lock = threading.Lock()
@@ -220,7 +220,7 @@ class Repairer:
         for want in wants:
             owner, topic = want.flow
             if want.flow not in places:
-                places[want.flow] = self._recorders.of(owner >> 1, topic)
+                places[want.flow] = self._recordings.of(owner >> 1, topic)
             for place in places[want.flow]:
                 by_place.setdefault(place, []).append(want)
         return by_place

@@ -74,7 +74,7 @@ REPAIR_FLOWS_MAX: Final = 4096
 """Topics, each of one sender, in which one subscriber repairs gaps at a time."""
 REPAIR_MESSAGE_BYTES: Final = 100
 """What a message that is held costs besides its bytes."""
-RECORDERS_MET_MAX: Final = 4096
+RECORDINGS_MET_MAX: Final = 4096
 """Recordings of nodes that have gone, which are remembered."""
 RECV_MANY_MAX: Final = 1_000_000
 """Largest `count_max` of a `recv_many`."""

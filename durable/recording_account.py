@@ -41,7 +41,7 @@ class Published(msgspec.Struct, frozen=True, gc=False):
         return batch_of_published(self.origin, payloads, self.count, headers)
 
 
-class Tally:
+class Account:
     """See above. Counts messages."""
 
     def __init__(self, bytes_max: int) -> None:

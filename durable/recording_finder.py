@@ -21,7 +21,7 @@ from mesh.sockets.link import Link
 _REMEMBERED_S: Final = 600.0
 
 
-class Record(msgspec.Struct, frozen=True):
+class FoundRecording(msgspec.Struct, frozen=True):
     """Where a node records topics of a pattern."""
 
     stream: str
@@ -29,7 +29,7 @@ class Record(msgspec.Struct, frozen=True):
     pattern: str
 
 
-class Recorders:
+class RecordingFinder:
     """See above. Asked from any thread."""
 
     kind = "stream"
@@ -39,36 +39,36 @@ class Recorders:
     def __init__(self) -> None:
         self.counters = Counters()
         self.link = Link("recordings")
-        self._live: dict[int, dict[int, Record]] = {}
-        """By node and key."""
-        self._gone: dict[tuple[int, Record], float] = {}
-        """Until when."""
+        self._live: dict[int, dict[int, FoundRecording]] = {}
+        """By node, and the key of its offer."""
+        self._gone: dict[tuple[int, FoundRecording], float] = {}
+        """With the time until which each is remembered; the next to be forgotten comes first."""
 
     def of(self, node: int, topic: str) -> set[tuple[str, str]]:
         """Streams and partitions in which that topic of that node may be."""
         with self.link.lock:
-            records = list(self._live.get(node, {}).values())
-            records += [record for of, record in self._gone if of == node]
-        return {(r.stream, r.partition) for r in records if matches(r.pattern, topic)}
+            found = list(self._live.get(node, {}).values())
+            found += [recording for of, recording in self._gone if of == node]
+        return {(each.stream, each.partition) for each in found if matches(each.pattern, topic)}
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         if not (is_pattern(offer.pattern) and is_node_id(offer.partition)):
             self.counters.dropped["offer"] += 1
             return
         with self.link:
-            record = Record(offer.channel, offer.partition, offer.pattern)
-            self._live.setdefault(peer, {})[offer.key] = record
+            recording = FoundRecording(offer.channel, offer.partition, offer.pattern)
+            self._live.setdefault(peer, {})[offer.key] = recording
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         with self.link:
-            records = self._live.get(peer, {})
-            record = records.pop(key, None)
-            if not records:
+            found = self._live.get(peer, {})
+            recording = found.pop(key, None)
+            if not found:
                 self._live.pop(peer, None)
-            if record is not None:
-                self._gone.pop((peer, record), None)
-                self._gone[peer, record] = time.monotonic() + _REMEMBERED_S
-                if len(self._gone) > limits.RECORDERS_MET_MAX:
+            if recording is not None:
+                self._gone.pop((peer, recording), None)
+                self._gone[peer, recording] = time.monotonic() + _REMEMBERED_S
+                if len(self._gone) > limits.RECORDINGS_MET_MAX:
                     del self._gone[next(iter(self._gone))]
 
     def tick(self) -> None:

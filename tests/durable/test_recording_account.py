@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mesh import limits
 from mesh.durable.reading import Origin as RecordOrigin
 from mesh.durable.reading import run_of
-from mesh.durable.recorder import Published, Tally
+from mesh.durable.recording_account import Account, Published
 from mesh.durable.records import Origin
 from mesh.sockets.outgoing import Outgoing, encode_batch, encode_message
 
@@ -41,55 +41,55 @@ def read(message: Outgoing) -> list[Any]:
 def test_every_message_is_waiting_under_way_recorded_or_lost(
     steps: list[str], bytes_max: int
 ) -> None:
-    tally = Tally(bytes_max)
+    account = Account(bytes_max)
     waiting: list[int] = []
     under_way: list[int] = []
     ends: list[int] = []
     for number, step in enumerate(steps):
         if step == "take":
-            before = tally.has_room()
-            assert tally.take(frame(number % 5 + 1)) == before
+            before = account.has_room()
+            assert account.take(frame(number % 5 + 1)) == before
             if before:
                 waiting.append(number % 5 + 1)
         elif step == "submit" and waiting:
-            tally.submitted()
+            account.submitted()
             under_way.append(waiting.pop(0))
         elif step == "refuse" and waiting:
-            assert tally.refused() == waiting.pop(0)
+            assert account.refused() == waiting.pop(0)
         elif step in ("record", "lose") and under_way:
-            assert tally.settle(recorded=step == "record") == under_way.pop(0)
+            assert account.settle(recorded=step == "record") == under_way.pop(0)
         elif step == "miss":
-            tally.missed(3)
+            account.missed(3)
         elif step == "give up":
-            assert tally.give_up() == sum(waiting) + sum(under_way)
+            assert account.give_up() == sum(waiting) + sum(under_way)
             waiting, under_way = [], []
-        assert tally.taken == tally.recorded + tally.lost + sum(waiting) + sum(under_way)
-        assert (tally.settled_to == tally.taken) == (not waiting and not under_way)
-        ends.append(tally.settled_to)
-        first = tally.first()
+        assert account.taken == account.recorded + account.lost + sum(waiting) + sum(under_way)
+        assert (account.settled_to == account.taken) == (not waiting and not under_way)
+        ends.append(account.settled_to)
+        first = account.first()
         assert (first is None) == (not waiting)
         if not waiting:
-            assert tally.has_room() == (bytes_max > 0), "what is under way takes no room here"
+            assert account.has_room() == (bytes_max > 0), "what is under way takes no room here"
 
 
 def test_what_waits_is_bounded_in_bytes_with_what_a_frame_costs() -> None:
-    tally = Tally(10 * limits.RECORDING_FRAME_BYTES)
-    taken = sum(tally.take(frame(size=1)) for _ in range(100))
+    account = Account(10 * limits.RECORDING_FRAME_BYTES)
+    taken = sum(account.take(frame(size=1)) for _ in range(100))
     assert taken == 10
-    assert (tally.taken, tally.lost) == (100, 90)
+    assert (account.taken, account.lost) == (100, 90)
 
 
 def test_the_end_waits_for_what_was_taken_before_it_and_for_nothing_else() -> None:
-    tally = Tally(1 << 20)
-    tally.take(frame())
-    tally.end()
-    tally.take(frame())
-    assert not tally.over
-    tally.submitted()
-    assert not tally.over
-    tally.settle(recorded=True)
-    assert tally.over
-    assert tally.give_up() == 1
+    account = Account(1 << 20)
+    account.take(frame())
+    account.end()
+    account.take(frame())
+    assert not account.over
+    account.submitted()
+    assert not account.over
+    account.settle(recorded=True)
+    assert account.over
+    assert account.give_up() == 1
 
 
 @pytest.mark.parametrize(
