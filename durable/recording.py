@@ -26,7 +26,7 @@ from mesh.durable.appending import Appending
 from mesh.durable.batch import HEADER_BYTES
 from mesh.durable.producing import Producing
 from mesh.durable.recording_account import Account, Published
-from mesh.durable.records import Origin
+from mesh.durable.records import BatchOrigin
 from mesh.errors import Closed, MeshError, PayloadTooLarge, Timeout
 from mesh.names import check_pattern
 from mesh.options import check_timeout
@@ -102,7 +102,7 @@ class Recorder(Unhurried):
     def take(
         self, channel: str, waits: bool, seq: int, time_ns: int, message: Outgoing, missed: int
     ) -> None:
-        origin = Origin(self._node, channel, seq, time_ns, waits)
+        origin = BatchOrigin(self._node, channel, seq, time_ns, waits)
         with self.link.lock:
             if self.link.closed:
                 missed += message.count

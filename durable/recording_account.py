@@ -15,14 +15,14 @@ import msgspec
 
 from mesh import limits
 from mesh.durable.batch import Batch
-from mesh.durable.records import Origin, batch_of_published
+from mesh.durable.records import BatchOrigin, batch_of_published
 from mesh.sockets.outgoing import Outgoing
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):
     """A frame that has left."""
 
-    origin: Origin
+    origin: BatchOrigin
     """Of its first message."""
     message: Outgoing
 

@@ -39,7 +39,7 @@ class Derived(msgspec.Struct, frozen=True, array_like=True):
     output: int
 
 
-class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class BatchOrigin(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a topic carried: the records of a batch are messages `seq`, ``seq + 1`` … of one sender
     on one topic, and left together."""
 
@@ -64,7 +64,7 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the only record."""
     derived: Derived | None = msgspec.field(name="f", default=None)
     """Likewise."""
-    origin: Origin | None = msgspec.field(name="o", default=None)
+    origin: BatchOrigin | None = msgspec.field(name="o", default=None)
     """Of all of them, where a topic carried them: see `mesh.durable.recording`."""
 
 
@@ -169,7 +169,7 @@ def _record(item: Plain) -> NewRecord:
 
 
 def batch_of_published(
-    origin: Origin, payloads: Sequence[Bytes], count: int, headers: bytes | None
+    origin: BatchOrigin, payloads: Sequence[Bytes], count: int, headers: bytes | None
 ) -> Batch:
     """A batch of what a topic carried in one frame. `payloads`: the array of them, packed, in
     pieces; `headers`: those of the only one, packed."""

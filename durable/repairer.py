@@ -22,13 +22,12 @@ from mesh.durable.cursor import Cut, Gap
 from mesh.durable.protocol import Find, Place
 from mesh.durable.reader import Chunk, PartitionReader
 from mesh.durable.recording_finder import RecordingFinder
-from mesh.durable.records import Origin, headers_of
+from mesh.durable.records import BatchOrigin, headers_of
 from mesh.durable.route import Ask, answer, expected
 from mesh.durable.search import Search
 from mesh.durable.streams import Streams
 from mesh.errors import Closed, MeshError, Timeout
-from mesh.message import Origin as MessageOrigin
-from mesh.message import Run
+from mesh.message import Origin, Run
 from mesh.sockets.frame import Malformed
 from mesh.sockets.home import node_text
 from mesh.sockets.repairing import RepairingSubscription
@@ -236,7 +235,7 @@ def _last_of(want: Want) -> int:
     return want.last
 
 
-def _as_published(run: reading.Run, origin: Origin) -> Run:
+def _as_published(run: reading.Run, origin: BatchOrigin) -> Run:
     """As if it had come from the publisher."""
     flat = run.source.columns.headers
     try:
@@ -246,9 +245,7 @@ def _as_published(run: reading.Run, origin: Origin) -> Run:
     return Run(
         run.payloads,
         run.first,
-        MessageOrigin(
-            origin.channel, node_text(origin.sender), origin.seq, origin.time_ns, headers
-        ),
+        Origin(origin.channel, node_text(origin.sender), origin.seq, origin.time_ns, headers),
     )
 
 

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh import limits
-from mesh.durable.reading import Origin as RecordOrigin
-from mesh.durable.reading import run_of
+from mesh.durable.reading import Origin, run_of
 from mesh.durable.recording_account import Account, Published
-from mesh.durable.records import Origin
+from mesh.durable.records import BatchOrigin
 from mesh.sockets.outgoing import Outgoing, encode_batch, encode_message
 
-ORIGIN = Origin(7, "sensors/a", 41, 123)
+ORIGIN = BatchOrigin(7, "sensors/a", 41, 123)
 
 
 def frame(count: int = 1, size: int = 10) -> Published:
@@ -106,7 +105,7 @@ def test_a_message_is_recorded_as_it_was_sent(payload: Any, headers: dict[str, A
     (record,) = read(encode_message(payload, headers, 1 << 20))
     assert record.payload == payload
     assert dict(record.headers) == (headers or {})
-    assert record.origin == RecordOrigin("0000000000000007", "sensors/a", 41, 123)
+    assert record.origin == Origin("0000000000000007", "sensors/a", 41, 123)
 
 
 @pytest.mark.parametrize("headers", [None, {"k": "v"}])
