@@ -37,7 +37,7 @@ from mesh.durable.protocol import (
     Settle,
     room_for_batches,
 )
-from mesh.durable.retention import Kept, Sealed, trim_to
+from mesh.durable.retention import Keep, Sealed, trim_to
 from mesh.durable.writer import Writer
 from mesh.errors import LogDamaged
 from mesh.message import StreamStats
@@ -328,7 +328,7 @@ class Hosted:
         segments, storage = log.segments, log.storage
         if len(segments) < 2:
             return None
-        kept = Kept(
+        keep = Keep(
             bytes_max=options.keep_bytes, age_s_max=options.keep_s, count_max=options.keep_count
         )
         acked = None
@@ -342,4 +342,4 @@ class Hosted:
         except (LogDamaged, OSError) as error:
             logger.error("stream %r: nothing is given up: %s", self.name, error)
             return None
-        return trim_to(sealed, segments[-1].size, log.end, kept, time.time_ns(), acked)
+        return trim_to(sealed, segments[-1].size, log.end, keep, time.time_ns(), acked)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a log is kept. What several of these allow to go, goes."""
+class Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a log is keep. What several of these allow to go, goes."""
 
     bytes_max: int | None = None
     """Bytes of all segments. None: as many as come."""
@@ -29,7 +29,7 @@ class Sealed(msgspec.Struct, frozen=True):
 
 
 def trim_to(
-    sealed: Sequence[Sealed], last_bytes: int, end: int, kept: Kept, now_ns: int, acked: int | None
+    sealed: Sequence[Sealed], last_bytes: int, end: int, keep: Keep, now_ns: int, acked: int | None
 ) -> int | None:
     """The offset below which records may go now; None if all have to stay.
 
@@ -41,9 +41,9 @@ def trim_to(
     offset = None
     for segment in sealed:
         if not (
-            (kept.bytes_max is not None and size > kept.bytes_max)
-            or (kept.count_max is not None and end - segment.end >= kept.count_max)
-            or (kept.age_s_max is not None and now_ns - segment.time_ns > kept.age_s_max * 1e9)
+            (keep.bytes_max is not None and size > keep.bytes_max)
+            or (keep.count_max is not None and end - segment.end >= keep.count_max)
+            or (keep.age_s_max is not None and now_ns - segment.time_ns > keep.age_s_max * 1e9)
             or (acked is not None and segment.end <= acked)
         ):
             break

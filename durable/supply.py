@@ -19,10 +19,10 @@ import msgspec
 
 from mesh import limits
 from mesh.durable.batch import Header, encode
+from mesh.durable.batch_cache import BatchCache
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import Delivery
 from mesh.durable.group import DeadLetter, Grant, Group
-from mesh.durable.kept import Kept
 from mesh.durable.log import Log
 from mesh.durable.records import columns_of
 from mesh.durable.scan import Found
@@ -75,7 +75,7 @@ class Supply:
         """Why nothing more can be delivered."""
         self._log = log
         self._cursor = Cursor(log, group.end)
-        self._kept = Kept(log)
+        self._cache = BatchCache(log)
         self._gaps: dict[str, tuple[int, int, int]] = {}
         self._record_bytes = 1.0
         """Of a record, as told of lately."""
@@ -130,7 +130,7 @@ class Supply:
             open_to = {member for member in open_to if not parcels[member].full}
             if not whole or not group.room(open_to) or not self._tell(now, now_ns):
                 break
-        self._kept.forget(group.committed)
+        self._cache.forget(group.committed)
         outcomes: dict[str, Delivery | LogDamaged] = {}
         for member, parcel in parcels.items():
             if parcel.grants or member in self._gaps:
@@ -147,7 +147,7 @@ class Supply:
             parcel, first = parcels[grant.member], grant.first
             while first < grant.end and not parcel.full and not failed:
                 try:
-                    found = self._kept.find(first)
+                    found = self._cache.find(first)
                 except (LogDamaged, OSError) as error:
                     self._unreadable(error)
                     failed = True
@@ -179,7 +179,7 @@ class Supply:
         letters = []
         for dead in self.group.dead_letters():
             try:
-                found = self._kept.find(dead.offset)
+                found = self._cache.find(dead.offset)
             except LogDamaged as error:  # it stays unsettled
                 self.group.counters["dead and damaged"] += 1
                 logger.error("group %r: dead letter %d: %s", self.name, dead.offset, error)
@@ -206,7 +206,7 @@ class Supply:
             for member in self.prefetch:
                 first, _, count = self._gaps.get(member, (gap.first, 0, 0))
                 self._gaps[member] = first, gap.last, count + gap.count
-        self._kept.forget(start)
+        self._cache.forget(start)
 
     def _tell(self, now: float, now_ns: int) -> bool:
         """Tell the group of more records, if there are more that it may look at."""
@@ -231,7 +231,7 @@ class Supply:
         group = self.group
         before = group.end
         keyed = group.options.order == "key"
-        self._kept.add(found)
+        self._cache.add(found)
         for each in found:
             header, first = each.header, group.end
             columns = columns_of(header, each.body)

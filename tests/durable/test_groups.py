@@ -371,8 +371,8 @@ def out_of_files(*_: Any) -> list[Found]:
 
 
 def test_what_was_kept_no_more_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.durable.kept._KEPT_BYTES", 200)
-    monkeypatch.setattr("mesh.durable.kept._AGAIN_BYTES", 200)
+    monkeypatch.setattr("mesh.durable.batch_cache._KEPT_BYTES", 200)
+    monkeypatch.setattr("mesh.durable.batch_cache._AGAIN_BYTES", 200)
     setting = Setting()
     fill(setting.log, *numbered(60), per_batch=2)
     assert setting.deliver() == numbered(60)
@@ -386,12 +386,12 @@ def test_nothing_is_kept_of_what_is_settled() -> None:
     setting = Setting()
     fill(setting.log, *numbered(10))
     setting.deliver()
-    kept = setting.groups._groups["g"].supply._kept
-    assert kept._told
+    cache = setting.groups._groups["g"].supply._cache
+    assert cache._told
     setting.ack(*range(10))
     setting.deliver()
-    assert not kept._told
-    assert kept._bytes == 0
+    assert not cache._told
+    assert cache._bytes == 0
 
 
 def test_a_dead_letter_that_cannot_be_read_keeps_no_other() -> None:
@@ -399,7 +399,7 @@ def test_a_dead_letter_that_cannot_be_read_keeps_no_other() -> None:
     fill(setting.log, *numbered(60))
     setting.deliver()
     last = setting.log.segments[-1].base
-    setting.groups._groups["g"].supply._kept.forget(60)
+    setting.groups._groups["g"].supply._cache.forget(60)
     file = setting.disk.open(setting.log.segments[0].name)
     file._content.shown[70] ^= 1
     rejects = ((0, "unreadable"), (last, "good"))
@@ -621,7 +621,7 @@ def test_of_what_retention_took_a_part_the_rest_is_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also if it took it just now, and has not said so."""
-    monkeypatch.setattr("mesh.durable.kept._KEPT_BYTES", 200)
+    monkeypatch.setattr("mesh.durable.batch_cache._KEPT_BYTES", 200)
     setting = Setting()
     fill(setting.log, *numbered(60))
     assert setting.deliver() == numbered(60)
@@ -635,12 +635,12 @@ def test_of_what_retention_took_a_part_the_rest_is_delivered(
 def test_what_is_kept_is_bounded_and_what_is_not_is_read_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mesh.durable.kept._KEPT_BYTES", 3000)
+    monkeypatch.setattr("mesh.durable.batch_cache._KEPT_BYTES", 3000)
     setting = Setting()
     fill(setting.log, *numbered(100))
     assert setting.deliver() == numbered(100)
-    kept = setting.groups._groups["g"].supply._kept
-    assert 2500 < kept._bytes == sum(each.header.size for each in kept._told) <= 3000
+    cache = setting.groups._groups["g"].supply._cache
+    assert 2500 < cache._bytes == sum(each.header.size for each in cache._told) <= 3000
     reads = 0
     read = Cursor.read
 

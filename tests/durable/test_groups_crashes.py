@@ -30,8 +30,8 @@ SMALL = {
     "mesh.limits.GROUP_WINDOW": 16,
     "mesh.durable.supply._TELL_BYTES": 300,
     "mesh.limits.DELIVERY_BYTES": 500,
-    "mesh.durable.kept._KEPT_BYTES": 400,
-    "mesh.durable.kept._AGAIN_BYTES": 200,
+    "mesh.durable.batch_cache._KEPT_BYTES": 400,
+    "mesh.durable.batch_cache._AGAIN_BYTES": 200,
     "mesh.durable.journal._GROWN_BYTES": 300,
 }
 """So that the bounds are met."""

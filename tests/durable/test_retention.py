@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.durable.retention import Kept, Sealed, trim_to
+from mesh.durable.retention import Keep, Sealed, trim_to
 
 S = 1_000_000_000
 # Three segments of 100 bytes and 10 records, one every 10 s, and the last with 50 bytes, 5 records.
@@ -12,31 +12,31 @@ SEALED = [Sealed(100, 10, 10 * S), Sealed(100, 20, 20 * S), Sealed(100, 30, 30 *
 
 
 @pytest.mark.parametrize(
-    ("kept", "acked", "offset"),
+    ("keep", "acked", "offset"),
     [
-        (Kept(), None, None),
-        (Kept(bytes_max=350), None, None),
-        (Kept(bytes_max=349), None, 10),
-        (Kept(bytes_max=150), None, 20),
-        (Kept(bytes_max=0), None, 30),
-        (Kept(count_max=26), None, None),
-        (Kept(count_max=25), None, 10),
-        (Kept(count_max=0), None, 30),
-        (Kept(age_s_max=30), None, None),
-        (Kept(age_s_max=29), None, 10),
-        (Kept(age_s_max=19), None, 20),
-        (Kept(), 9, None),
-        (Kept(), 10, 10),
-        (Kept(), 35, 30),
-        (Kept(bytes_max=250, age_s_max=29), 15, 10),
-        (Kept(bytes_max=350, age_s_max=29), 20, 20),
+        (Keep(), None, None),
+        (Keep(bytes_max=350), None, None),
+        (Keep(bytes_max=349), None, 10),
+        (Keep(bytes_max=150), None, 20),
+        (Keep(bytes_max=0), None, 30),
+        (Keep(count_max=26), None, None),
+        (Keep(count_max=25), None, 10),
+        (Keep(count_max=0), None, 30),
+        (Keep(age_s_max=30), None, None),
+        (Keep(age_s_max=29), None, 10),
+        (Keep(age_s_max=19), None, 20),
+        (Keep(), 9, None),
+        (Keep(), 10, 10),
+        (Keep(), 35, 30),
+        (Keep(bytes_max=250, age_s_max=29), 15, 10),
+        (Keep(bytes_max=350, age_s_max=29), 20, 20),
     ],
 )
 def test_whole_segments_go_from_the_front_as_soon_as_one_reason_is_there(
-    kept: Kept, acked: int | None, offset: int | None
+    keep: Keep, acked: int | None, offset: int | None
 ) -> None:
-    assert trim_to(SEALED, 50, 35, kept, 40 * S, acked) == offset
+    assert trim_to(SEALED, 50, 35, keep, 40 * S, acked) == offset
 
 
 def test_the_last_segment_never_goes() -> None:
-    assert trim_to([], 50, 35, Kept(bytes_max=0, count_max=0, age_s_max=0), 40 * S, 35) is None
+    assert trim_to([], 50, 35, Keep(bytes_max=0, count_max=0, age_s_max=0), 40 * S, 35) is None

@@ -1,6 +1,6 @@
 """The batches that a group was told of and may have to deliver yet, so that they are read once.
 
-What is not kept any more is read again, some batches at a time, as those that follow are often
+What is not here any more is read again, some batches at a time, as those that follow are often
 wanted next. For one thread.
 """
 
@@ -17,10 +17,10 @@ from mesh.durable.scan import Found
 _KEPT_BYTES: Final = 1 << 21
 """For each group; or its latest batch, if that is larger."""
 _AGAIN_BYTES: Final = 1 << 16
-"""Read at one time of what was not kept."""
+"""Read at one time of what is not here any more."""
 
 
-class Kept:
+class BatchCache:
     """See above. Both lists ascend."""
 
     def __init__(self, log: Log) -> None:
