@@ -42,7 +42,7 @@ OFFSET_END: Final = 1 << 63
 """Below that is every offset."""
 
 
-class Derived(msgspec.Struct, frozen=True):
+class DerivedSomewhere(msgspec.Struct, frozen=True):
     """It is there, though nobody remembers where: its output is not among the latest."""
 
 
@@ -135,7 +135,9 @@ class Derivations:
         """How many are remembered, of all sources together."""
         return self._intervals
 
-    def seen(self, source: int, offset: int, output: int = 0) -> Original | Derived | TooOld | None:
+    def seen(
+        self, source: int, offset: int, output: int = 0
+    ) -> Original | DerivedSomewhere | TooOld | None:
         """What became of that output of the input at `offset` of `source`; None: it is new.
 
         Raises `InvalidOption` for a position that cannot be one.
@@ -149,7 +151,7 @@ class Derivations:
         if offset not in inputs:
             return None
         latest = self._latest.get((source, output, offset))
-        return Derived() if latest is None else Original(latest.offset, latest.time_ns)
+        return DerivedSomewhere() if latest is None else Original(latest.offset, latest.time_ns)
 
     def add(self, source: int, offset: int, output: int, at_offset: int, time_ns: int) -> None:
         """The record at `at_offset` of this partition, in a batch of that time, is that output of

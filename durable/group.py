@@ -77,7 +77,7 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-class Gap(msgspec.Struct, frozen=True, gc=False):
+class Trimmed(msgspec.Struct, frozen=True, gc=False):
     """Retention removed `count` records that were not settled, the first and the last of them."""
 
     first: int
@@ -172,7 +172,7 @@ class Group:
         self.end = end
         return end
 
-    def trimmed(self, start: int) -> Gap | None:
+    def trimmed(self, start: int) -> Trimmed | None:
         """Records below `start` are gone from the log. What of them was lost without having been
         settled, if anything."""
         lost = self._pass_over(start)
@@ -180,7 +180,7 @@ class Group:
             return None
         count = sum(end - first for first, end in lost)
         self.counters["trimmed"] += count
-        return Gap(lost[0][0], lost[-1][1] - 1, count)
+        return Trimmed(lost[0][0], lost[-1][1] - 1, count)
 
     def resume(self, offset: int) -> None:
         """All records below `offset`, which the log has or had, are done with, whoever has them:

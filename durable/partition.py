@@ -24,7 +24,7 @@ import msgspec
 
 from mesh.durable.batch import HEAD_BYTES, HEADER_BYTES, Batch, Flags, Header, batch
 from mesh.durable.dedup_ids import Original
-from mesh.durable.derivations import Derived, TooOld
+from mesh.durable.derivations import DerivedSomewhere, TooOld
 from mesh.durable.log import SEGMENT_BYTES, Log
 from mesh.durable.outcomes import OFFSET_UNKNOWN, Appended, Code, Opened, Outcome, Refused
 from mesh.durable.producers import NEW, New, Producers, SnapshotDamaged
@@ -278,12 +278,12 @@ class Partition:
             return None
         if header.count != 1:
             raise Malformed("malformed")
-        original: Original | Derived | TooOld | None = None
+        original: Original | DerivedSomewhere | TooOld | None = None
         if columns.dedup_id is not None:
             original = self._producers.dedup_ids.seen(columns.dedup_id, time_ns)
         if original is None and (of := columns.derived) is not None:
             original = self._producers.derivations.seen(of.source, of.offset, of.output)
-        if isinstance(original, Derived):
+        if isinstance(original, DerivedSomewhere):
             return Original(OFFSET_UNKNOWN, 0)
         if isinstance(original, TooOld):
             return Refused("old", str(original))

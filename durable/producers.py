@@ -73,7 +73,7 @@ class SnapshotDamaged(Exception):
     users: the log makes the table anew from its batches."""
 
 
-class Opened(msgspec.Struct, frozen=True):
+class NewRun(msgspec.Struct, frozen=True):
     """What a new run of a producer writes under, and the number of its next record."""
 
     epoch: int
@@ -166,13 +166,13 @@ class Producers:
 
     # -- What is decided ---------------------------------------------------------------------
 
-    def open(self, producer_id: int, now_ns: int) -> Opened:
+    def open(self, producer_id: int, now_ns: int) -> NewRun:
         """What a new run of that producer is to get. It holds once it is written and `opened`."""
         producer = self._producers.get(producer_id)
         if producer is not None:
-            return Opened(producer.epoch + 1, producer.next_seq)
+            return NewRun(producer.epoch + 1, producer.next_seq)
         clock_s = min(now_ns // NS_PER_S, FIRST_EPOCH_MAX)
-        return Opened(max(clock_s, self._epoch_forgotten_max + 1), 0)
+        return NewRun(max(clock_s, self._epoch_forgotten_max + 1), 0)
 
     def check(self, producer_id: int, epoch: int, seq: int, count: int) -> Verdict:
         """What a batch of `count` records, 1 or more, from `seq` on, is to the log."""

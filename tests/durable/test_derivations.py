@@ -13,8 +13,8 @@ from mesh.durable.dedup_ids import Original
 from mesh.durable.derivations import (
     OFFSET_END,
     Derivations,
-    Derived,
     DerivedOutputs,
+    DerivedSomewhere,
     Inputs,
     TooOld,
 )
@@ -59,7 +59,7 @@ def test_a_repeat_is_known_after_all_that_followed_which_take_one_interval(
     for offset in range(100_000):
         derivations.add(SOURCE, offset, 0, offset, 1000)
     assert derivations.intervals == 1
-    assert derivations.seen(SOURCE, 0) == Derived()
+    assert derivations.seen(SOURCE, 0) == DerivedSomewhere()
     assert derivations.seen(SOURCE, 99_999) == Original(99_999, 1000)
     assert derivations.seen(SOURCE, 100_000) is None
 
@@ -71,7 +71,7 @@ def test_only_the_latest_are_known_with_their_place(
     for offset in range(5):
         derivations.add(SOURCE, offset, 0, offset + 10, 1000)
     seen = [derivations.seen(SOURCE, offset) for offset in range(6)]
-    assert seen[:2] == [Derived(), Derived()]
+    assert seen[:2] == [DerivedSomewhere(), DerivedSomewhere()]
     assert seen[2:5] == [Original(offset + 10, 1000) for offset in (2, 3, 4)]
     assert seen[5] is None
     assert len(derivations.latest()) == 3
@@ -89,7 +89,7 @@ def test_a_group_s_whole_window_is_known_though_every_other_input_has_no_output(
     for offset in range(0, end, 2):
         derivations.add(SOURCE, offset, 0, offset, 1000)
         lowest = max(0, offset - GROUP_WINDOW + 2)
-        assert isinstance(derivations.seen(SOURCE, lowest), Original | Derived)
+        assert isinstance(derivations.seen(SOURCE, lowest), Original | DerivedSomewhere)
     for offset in range(end - GROUP_WINDOW, end):
         seen = derivations.seen(SOURCE, offset)
         assert (seen is None) == (offset % 2 == 1), offset

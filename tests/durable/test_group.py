@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from mesh import limits
-from mesh.durable.group import DeadLetter, Gap, Grant, Group, GroupOptions
+from mesh.durable.group import DeadLetter, Grant, Group, GroupOptions, Trimmed
 from mesh.durable.progress import Progress
 from mesh.durable.waiting import Order
 from mesh.errors import InvalidOption
@@ -578,7 +578,7 @@ def test_what_retention_took_is_told_as_a_gap() -> None:
     group.ack("a", 0, 1)
     group.ack("a", 3, 5)
     assert group.trimmed(1) is None, "all of it was settled"
-    assert group.trimmed(7) == Gap(1, 6, 4)
+    assert group.trimmed(7) == Trimmed(1, 6, 4)
     assert group.counters["trimmed"] == 4
     assert group.committed == 7
     assert group.in_flight == 0
@@ -593,7 +593,7 @@ def test_retention_forgets_what_waits_is_delayed_or_dead(order: Order) -> None:
     group.take(0.0)
     group.reject("a", 2, "no")
     group.nak("a", 0, 0.0, 10.0)
-    assert group.trimmed(5) == Gap(0, 4, 5)
+    assert group.trimmed(5) == Trimmed(0, 4, 5)
     assert group.dead_letters() == []
     group.buried(2)
     assert group.next_at() is None
@@ -602,7 +602,7 @@ def test_retention_forgets_what_waits_is_delayed_or_dead(order: Order) -> None:
 
 def test_retention_may_take_what_the_group_never_saw() -> None:
     group = group_of(3, "a")
-    assert group.trimmed(100_000_000) == Gap(0, 99_999_999, 100_000_000)
+    assert group.trimmed(100_000_000) == Trimmed(0, 99_999_999, 100_000_000)
     assert group.end == group.committed == 100_000_000
     group.appended(100_000_002)
     assert taken(group) == [("a", 100_000_000, 100_000_002, 1)]

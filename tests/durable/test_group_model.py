@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from mesh import limits
-from mesh.durable.group import Gap, Group, GroupOptions
+from mesh.durable.group import Group, GroupOptions, Trimmed
 from mesh.durable.progress import Progress
 from mesh.durable.waiting import Order
 
@@ -170,7 +170,7 @@ class Machine(RuleBasedStateMachine):
         lost = [o for o in self.unsettled() if o < start]
         for offset in lost:
             self.log[offset].settle()
-        gap = Gap(lost[0], lost[-1], len(lost)) if lost else None
+        gap = Trimmed(lost[0], lost[-1], len(lost)) if lost else None
         assert self.group.trimmed(start) == gap
 
     # -- Members

@@ -19,7 +19,7 @@ from mesh.durable.producers import (
     NEW,
     Fenced,
     Gap,
-    Opened,
+    NewRun,
     Producers,
     SnapshotDamaged,
     Unknown,
@@ -123,7 +123,7 @@ def test_a_record_turned_away_uses_up_its_number_and_names_the_original(
 def test_a_new_run_goes_on_where_the_last_one_stood(producers: Producers) -> None:
     first = open_anew(producers, P)
     producers.appended(P, first, 0, 3, 100, 7)
-    assert producers.open(P, NOW_NS) == Opened(first + 1, 3)
+    assert producers.open(P, NOW_NS) == NewRun(first + 1, 3)
 
 
 def test_an_opening_that_was_not_written_changes_nothing(producers: Producers) -> None:
@@ -169,7 +169,7 @@ def test_an_epoch_that_nobody_was_given_is_unknown(producers: Producers) -> None
 )
 def test_the_first_epoch_is_the_clock_s(producers: Producers, now_ns: int, epoch: int) -> None:
     """Above any before it, though the table that knew of those be lost."""
-    assert producers.open(P, now_ns) == Opened(epoch, 0)
+    assert producers.open(P, now_ns) == NewRun(epoch, 0)
 
 
 # What is forgotten
