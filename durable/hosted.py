@@ -286,7 +286,7 @@ class Hosted:
         if self._members is not None:
             now = time.monotonic()
             self._members.serve_all(now, time.time_ns())
-            self._members.tire(now)
+            self._members.end_waits(now)
             self._plan()
 
     def _plan(self) -> None:

@@ -180,14 +180,14 @@ class Members:
         self.serve({group for group, _ in self._members}, now, now_ns)
 
     def next_at(self) -> float | None:
-        """When to `serve_all`, and to `tire`, if nothing happens before."""
+        """When to `serve_all`, and to `end_waits`, if nothing happens before."""
         times = [each.waiting.until for each in self._members.values() if each.waiting is not None]
         due = self._groups.next_at()
         if due is not None and self._members:
             times.append(due)
         return min(times, default=None)
 
-    def tire(self, now: float) -> None:
+    def end_waits(self, now: float) -> None:
         """Those who have waited long enough are told that there is nothing."""
         for member in self._members.values():
             if member.waiting is not None and member.waiting.until <= now:
