@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import count, repeat
 from typing import Final
@@ -78,7 +78,8 @@ class ConsumedRecord(Record, frozen=True, gc=False):
 
     def nak(self, *, delay: float = 0.0) -> None:
         """It could not be done: deliver it again, to whoever has room, but not within `delay`
-        seconds. Does not block."""
+        seconds. In a group with an order, what is behind it in that goes with it. Does not
+        block."""
         self._seat.nak(self, delay)
 
     def extend(self) -> None:
@@ -152,8 +153,8 @@ class Seat:
         """Number of it."""
         self._heard = 0
         """And of the last that the sidecar had heard when it sent what came last."""
-        self.handed_back: dict[bytes, tuple[int, int]] = {}
-        """By key, or of all: the offset, and the number under which that is said."""
+        self.handed_back: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        """By key, or of all: the offset, and the number under which that is said, which ascend."""
         self._say_at = max(1, prefetch // 4)
         self._said: deque[Ask] = deque()
         self._thread = threading.Thread(
@@ -183,27 +184,35 @@ class Seat:
         with self._lock:
             if self._cuts and self._is_gone(record.offset, record.log_epoch):
                 return
-            self._naks.append((record.offset, delay_s))
-            self._unsaid += 1
             lane = self._lane_of(record)
             if lane is not None:
+                if self.recalled(record):
+                    return  # or it is taken back once more, as it is here again, or under way
+                self._all_taken(record._heard)
+                self.handed_back.pop(lane, None)
                 self.handed_back[lane] = record.offset, self._last_said + 1
+            self._naks.append((record.offset, delay_s))
+            self._unsaid += 1
         self.say()
 
     def recalled(self, record: ConsumedRecord) -> bool:
-        """Whether it came with one before it that was handed back: it comes again behind that."""
+        """Whether it was handed back, or one before it, with which it goes: it comes again."""
         lane = self._lane_of(record)
         if lane is None:
             return False
         offset, number = self.handed_back.get(lane, (0, 0))
-        return record._heard < number and record.offset > offset
+        return record._heard < number and record.offset >= offset
 
     def nothing_here(self) -> None:
         """The consumer has taken all that came."""
         with self._lock:
-            for lane, (_, number) in list(self.handed_back.items()):
-                if number <= self._heard:
-                    del self.handed_back[lane]
+            self._all_taken(self._heard)
+
+    def _all_taken(self, heard: int) -> None:
+        """The consumer has taken all that was sent before so much was heard. Under `_lock`."""
+        handed_back = self.handed_back
+        while handed_back and handed_back[first := next(iter(handed_back))][1] <= heard:
+            del handed_back[first]
 
     def _lane_of(self, record: ConsumedRecord) -> bytes | None:
         return record.key if self._order == "key" else b"" if self._order == "exclusive" else None
