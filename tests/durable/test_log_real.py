@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -25,6 +25,7 @@ from tests.support.faults import (
     JOURNAL_KEPT,
     JOURNAL_LOST,
     LoopDisk,
+    before_call,
     fail_at,
     fail_from,
     filled,
@@ -108,35 +109,6 @@ def test_acknowledged_records_survive_sigkill_at_every_opcode(tmp_path: Path, fi
 
 
 # -- Power that fails
-
-
-@contextlib.contextmanager
-def before_call(nth: int, action: Callable[[], object]) -> Iterator[None]:
-    """Do that before this process changes something on a disk for the nth time."""
-    left = nth
-
-    def counted(function: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object) -> object:
-            nonlocal left
-            left -= 1
-            if not left:
-                action()
-            return function(*arguments)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "pwritev",
-            "posix_fallocate",
-            "fdatasync",
-            "fsync",
-            "rename",
-            "unlink",
-            "ftruncate",
-        ):
-            patch.setattr(os, name, counted(getattr(os, name)))
-        yield
 
 
 class Closing(Journal):

@@ -39,9 +39,10 @@ import sys
 import tempfile
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -178,6 +179,53 @@ def _problem(tool: str, *arguments: str | Path) -> str:
 def _run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [shutil.which(tool, path=_PATH) or tool, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+
+
+# -- Calls -------------------------------------------------------------------------------------
+
+CHANGING: Final = (
+    "mkdir",
+    "pwritev",
+    "posix_fallocate",
+    "fdatasync",
+    "fsync",
+    "rename",
+    "unlink",
+    "ftruncate",
+)
+"""Of `os`: what this process changes something on a disk with."""
+
+
+@contextlib.contextmanager
+def before_each_call(action: Callable[[], object], *more: str) -> Iterator[None]:
+    """Do that before this process changes something on a disk, or calls any of `more` of `os`."""
+
+    def preceded(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            action()
+            return function(*arguments)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in (*CHANGING, *more):
+            stack.enter_context(patch.object(os, name, preceded(getattr(os, name))))
+        yield
+
+
+@contextlib.contextmanager
+def before_call(nth: int, action: Callable[[], object]) -> Iterator[None]:
+    """Likewise, before the nth time only."""
+    left = nth
+
+    def count_down() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            action()
+
+    with before_each_call(count_down):
+        yield
 
 
 # -- Processes ---------------------------------------------------------------------------------

@@ -16,15 +16,26 @@ def before_opcode(
     """For `sys.settrace`. What `action` raises, is raised there."""
     left = nth
 
-    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+    def count_down() -> None:
         nonlocal left
+        left -= 1
+        if not left:
+            action()
+
+    return before_each_opcode(files, count_down)
+
+
+def before_each_opcode(
+    files: Collection[str | None], action: Callable[[], object]
+) -> TraceFunction:
+    """Likewise, before all of them."""
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
         if frame.f_code.co_filename not in files:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
-            left -= 1
-            if not left:
-                action()
+            action()
         return trace
 
     return trace

@@ -1,0 +1,214 @@
+"""What a sidecar with producers and groups promises on real disks: killed wherever it is, out of
+power, or with a disk that fails. Each record is there once, under its first receipt, and what was
+confirmed to be settled is; nothing else is, and retention takes nothing else."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mesh.durable.storage import Disk
+from mesh.errors import StorageFailed
+from tests.support.account import Account, Ended, Telling, copy_of, encode_account, heard
+from tests.support.faults import (
+    JOURNAL_KEPT,
+    JOURNAL_LOST,
+    LoopDisk,
+    before_call,
+    fail_at,
+    fail_from,
+    kill_at,
+    loop_disk,
+    traced,
+)
+from tests.support.log_process import room_for_work
+from tests.support.planted import PLANTED
+from tests.support.sidecar_process import OPCODES, WORK
+from tests.support.sidecar_trials import holds_and_goes_on, new_account, work
+
+pytestmark = pytest.mark.slow
+
+CALLS = ("pwritev2", "fallocate", "fdatasync", "fsync", "ftruncate", "rename", "unlink", "mkdir")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """In memory, where there is room: processes that are killed need no better."""
+    with tempfile.TemporaryDirectory(dir=room_for_work() or tmp_path) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """What is torn, failed or given up is logged each time."""
+    caplog.set_level(logging.CRITICAL)
+
+
+def run(path: Path, account: Account, fault: str) -> int:
+    """One process, which works there with that fault. What it said is in the account then."""
+    (said := path / "account").write_bytes(encode_account(account))
+    ran = traced(WORK, path / "sidecar", said, inject=[fault], watch=CALLS)
+    assert ran.status in (0, -signal.SIGKILL), ran.err
+    assert heard(account, ran.out.splitlines(keepends=True))
+    return ran.status
+
+
+# -- Processes that are killed
+
+
+def killed(path: Path, call: str, nth: int) -> bool:
+    path.mkdir(exist_ok=True)
+    account = new_account()
+    status = run(path, account, kill_at(call, nth))
+    holds_and_goes_on(Disk(path / "sidecar"), account)
+    return status != 0
+
+
+def test_a_sidecar_survives_sigkill_at_a_system_call(path: Path) -> None:
+    assert killed(path, "rename", 12)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(1, 5))
+@pytest.mark.parametrize("call", CALLS)
+def test_a_sidecar_survives_sigkill_at_every_system_call(path: Path, call: str, first: int) -> None:
+    last = next(nth for nth in range(first, 1000, 4) if not killed(path / str(nth), call, nth))
+    assert last > 4
+
+
+@pytest.mark.long
+def test_a_sidecar_survives_one_sigkill_after_another(path: Path) -> None:
+    """At once, while it opens, and later, in one directory that goes on."""
+    luck, account = Random(1), new_account()
+    for _ in range(60):
+        run(path, account, kill_at(luck.choice(CALLS), luck.choice((1, 2, 4, 10, 30))))
+        if luck.random() < 0.2:
+            holds_and_goes_on(Disk(path / "sidecar"), account)
+    holds_and_goes_on(Disk(path / "sidecar"), account)
+    assert account.series["goes on"].end > 200
+
+
+def at_opcodes(path: Path, first: int, step: int, planted: str = "") -> str:
+    """What is found, or how many opcodes leave something else than the one before."""
+    command = [sys.executable, "-c", OPCODES, str(path), str(first), str(step), planted]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=55)
+    return ran.stdout if ran.returncode == 0 else ran.stderr
+
+
+def test_a_sidecar_survives_sigkill_at_some_opcodes(path: Path) -> None:
+    assert int(at_opcodes(path, 7, 150)) > 500
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(6))
+def test_a_sidecar_survives_sigkill_at_every_opcode(path: Path, first: int) -> None:
+    """That leaves something else than the one before."""
+    assert int(at_opcodes(path, first, 6)) > 500
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("settled_before_it_is_written", "forgot"),
+        ("journal_anew_in_place", "is gone"),
+        ("trim_before_the_snapshot", "is not known here"),
+        ("dedup_in_memory_only", "is not known here"),
+        ("no_notes_of_repeats", "is not known here"),
+        ("snapshot_not_read", "another receipt"),
+        ("snapshot_ahead_of_the_log", "was to be at"),
+    ],
+)
+def test_what_does_not_survive_sigkill_is_found_out(path: Path, planted: str, found: str) -> None:
+    assert found in at_opcodes(path, 0, 3, planted)
+
+
+# -- Power that fails
+
+
+def lose_power(disk: LoopDisk, account: Account, nth: int, flag: int) -> None:
+    """Before that call of the work, or behind the last."""
+    tell = Telling(account)
+
+    def fail() -> None:
+        disk.cut_power(flag)
+        tell.ended = True
+
+    with suppress(Ended, OSError, StorageFailed), before_call(nth, fail):
+        work(Disk(disk.path / "sidecar"), tell)
+    if not tell.ended:
+        fail()
+    disk.restore_power()
+    account.ends("power")
+
+
+def power_losses(tmp_path: Path, seed: int, cycles: int, planted: str = "") -> Account:
+    luck, account = Random(seed), new_account()
+    with loop_disk(tmp_path) as disk, PLANTED[planted]() if planted else nullcontext():
+        for _ in range(cycles):
+            nth = luck.randint(1, luck.choice((60, 500)))
+            lose_power(disk, account, nth, luck.choice((JOURNAL_LOST, JOURNAL_KEPT)))
+        holds_and_goes_on(Disk(disk.path / "sidecar"), account)
+    return account
+
+
+def test_a_sidecar_survives_some_power_losses(tmp_path: Path) -> None:
+    power_losses(tmp_path, 0, 4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_sidecar_survives_many_power_losses(tmp_path: Path, seed: int) -> None:
+    account = power_losses(tmp_path, seed, 50)
+    assert account.series["goes on"].end > 100
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("journal_anew_without_its_directory", "is gone"),
+        ("trim_before_the_journal_is_synced", "has not settled what is gone"),
+    ],
+)
+def test_what_does_not_survive_a_power_loss_is_found_out(
+    tmp_path: Path, planted: str, found: str
+) -> None:
+    with pytest.raises(AssertionError, match=found):
+        power_losses(tmp_path, 1, 100, planted)
+
+
+# -- Disks that fail
+
+
+def failed(path: Path, fault: str) -> Account:
+    path.mkdir(exist_ok=True)
+    account = new_account()
+    assert run(path, account, fault) == 0
+    holds_and_goes_on(Disk(path / "sidecar"), copy_of(account))
+    return account
+
+
+def test_a_sync_that_fails_costs_nothing_that_was_confirmed(path: Path) -> None:
+    assert failed(path, fail_at("fdatasync", 30)).series["goes on"].end > 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(1, 5))
+@pytest.mark.parametrize("fault", [fail_at, fail_from, partial(fail_at, error="ENOSPC")])
+@pytest.mark.parametrize("call", ["pwritev2", "fdatasync", "fsync", "rename"])
+def test_each_call_that_fails_costs_nothing_that_was_confirmed(
+    path: Path, call: str, fault: Callable[[str, int], str], first: int
+) -> None:
+    for nth in range(first, 60, 4):
+        failed(path / str(nth), fault(call, nth))

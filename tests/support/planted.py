@@ -1,0 +1,161 @@
+"""Faults of a sidecar, planted on purpose: the trials of `tests.support.sidecar_trials` have to
+find each of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+from unittest.mock import patch
+
+from mesh.durable.batch import Batch
+from mesh.durable.groups import Groups
+from mesh.durable.hosted import Hosted
+from mesh.durable.journal import MAGIC, Beginning, Journal, _encode
+from mesh.durable.members import Members
+from mesh.durable.partition import Outcome, Partition, Request
+from mesh.durable.producers import Producers
+from mesh.durable.progress import Progress
+from mesh.durable.snapshot import SnapshotFile
+from mesh.durable.storage import Disk
+
+Planting = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+@contextlib.contextmanager
+def settled_before_it_is_written() -> Iterator[None]:
+    """What a member said is written with what comes next."""
+    settle = Members.settle
+
+    def hasty(*arguments: Any) -> None:
+        with patch.object(Groups, "write", lambda groups: None):
+            settle(*arguments)
+
+    with patch.object(Members, "settle", hasty):
+        yield
+
+
+@contextlib.contextmanager
+def journal_anew_in_place() -> Iterator[None]:
+    """Instead of beside it, and renamed."""
+    original = Journal.begin
+
+    def begin(journal: Journal, beginning: Beginning, snapshot: Progress) -> None:
+        if journal._name not in journal._storage.names():
+            original(journal, beginning, snapshot)
+            return
+        journal.close()
+        data = MAGIC + journal._entry(_encode(beginning)) + journal._entry(_encode(snapshot))
+        journal._file = file = journal._storage.open(journal._name)
+        file.truncate(0)
+        file.append([data])
+        file.sync()
+        journal._size = journal._snapshot_bytes = len(data)
+        journal._unsynced = False
+
+    with patch.object(Journal, "begin", begin):
+        yield
+
+
+@contextlib.contextmanager
+def journal_anew_without_its_directory() -> Iterator[None]:
+    """The name may be that of the old file again."""
+    original = Journal.begin
+
+    def begin(*arguments: Any) -> None:
+        with patch.object(Disk, "sync", lambda disk: None):
+            original(*arguments)
+
+    with patch.object(Journal, "begin", begin):
+        yield
+
+
+@contextlib.contextmanager
+def trim_before_the_journal_is_synced() -> Iterator[None]:
+    original = Hosted.tick
+
+    def acked_to(groups: Groups) -> int | None:
+        return min((held.group.committed for held in groups._groups.values()), default=None)
+
+    def tick(hosted: Hosted) -> None:
+        with patch.object(Groups, "sync", Groups.write), patch.object(Groups, "acked_to", acked_to):
+            original(hosted)
+        if hosted._members is not None:  # the writer trims in between
+            hosted._clerk.run(partial(hosted._clerk.run, hosted._members._groups.sync))
+
+    with patch.object(Hosted, "tick", tick):
+        yield
+
+
+@contextlib.contextmanager
+def trim_before_the_snapshot() -> Iterator[None]:
+    """Of a segment that was begun just before the process was killed."""
+    remembered = Partition._remembered
+
+    def lazy(*arguments: Any) -> Producers:
+        with patch.object(SnapshotFile, "write", lambda *_: None):
+            return remembered(*arguments)
+
+    def trim(partition: Partition, offset: int) -> int:
+        return partition.log.trim(offset)
+
+    with patch.object(Partition, "_remembered", lazy), patch.object(Partition, "trim", trim):
+        yield
+
+
+def dedup_in_memory_only() -> contextlib.AbstractContextManager[object]:
+    def remembered(partition: Partition, tail: object) -> Producers:
+        return Producers()
+
+    return patch.object(Partition, "_remembered", remembered)
+
+
+def no_notes_of_repeats() -> contextlib.AbstractContextManager[object]:
+    """Nor of openings: they are there, and nobody reads them."""
+    original = Partition._observe
+
+    def observe(partition: Partition, *batch: Any) -> None:
+        if batch[0].count:
+            original(partition, *batch)
+
+    return patch.object(Partition, "_observe", observe)
+
+
+def snapshot_not_read() -> contextlib.AbstractContextManager[object]:
+    return patch.object(SnapshotFile, "read", lambda file: None)
+
+
+@contextlib.contextmanager
+def snapshot_ahead_of_the_log() -> Iterator[None]:
+    """It has what is about to be appended, and is believed, although the log ends before that."""
+    decide = Partition._decide
+
+    def ahead(
+        partition: Partition, requests: Sequence[Request], now_ns: int
+    ) -> tuple[list[Outcome], list[Batch]]:
+        decided = decide(partition, requests, now_ns)
+        partition._snapshot.write(partition.log.segments[-1].base, partition._producers.snapshot())
+        return decided
+
+    with (
+        patch.object(Partition, "_decide", ahead),
+        patch.object(Partition, "_observe", lambda *_: None),
+    ):
+        yield
+
+
+PLANTED: Final[dict[str, Planting]] = {
+    planting.__name__: planting
+    for planting in (
+        settled_before_it_is_written,
+        journal_anew_in_place,
+        journal_anew_without_its_directory,
+        trim_before_the_journal_is_synced,
+        trim_before_the_snapshot,
+        dedup_in_memory_only,
+        no_notes_of_repeats,
+        snapshot_not_read,
+        snapshot_ahead_of_the_log,
+    )
+}
