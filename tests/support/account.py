@@ -243,7 +243,7 @@ class Account(msgspec.Struct):
                 else:
                     assert (name, number) not in at, f"{name} {number} is there a second time"
             for each in series.pending:
-                if each.refused:
+                if each.refused and each.first not in series.there:
                     assert (name, each.first) not in at, f"{name} {each.first} was refused"
         for (name, number), receipt in at.items():
             series = self.series[name]

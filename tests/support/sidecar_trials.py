@@ -59,7 +59,7 @@ _SEGMENT_BYTES = 1100
 _FIRST_RUN = 1000
 """Producers of what is unique have their number from here on, each run another."""
 _SOURCE = 77
-_PASSING = frozenset({"full", "storage", "gap", "closed"})
+_PASSING = frozenset({"full", "storage", "missing", "gap"})
 
 
 def new_account() -> Account:
@@ -238,8 +238,11 @@ class Client:
         """What its member gets, which it holds then."""
         self._number += 1
         reply = self._ask(Fetch(STREAM, group, MEMBER, self._number), wait_s=0.01)
-        if isinstance(reply, Refused) and reply.code == "unknown":
-            self.joins(group)
+        if isinstance(reply, Refused):
+            if reply.code == "unknown":
+                self.joins(group)
+            else:
+                self._refused(reply)
             return []
         assert isinstance(reply, Delivered), reply
         self._look_at_journal(group)
