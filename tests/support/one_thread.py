@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from unittest.mock import patch
 
-from mesh.durable.partition import Partition, Refused
+from mesh.durable.outcomes import Refused
+from mesh.durable.partition import Partition
 from mesh.durable.writer import Writer
 
 Action = Callable[[], object]
@@ -18,9 +19,9 @@ _CLOSED = Refused("closed", "the log was closed before that was written")
 
 SMALL = {
     "mesh.durable.supply._TELL_BYTES": 300,
-    "mesh.durable.supply._DELIVERY_BYTES": 500,
-    "mesh.durable.kept._KEPT_BYTES": 400,
-    "mesh.durable.kept._AGAIN_BYTES": 200,
+    "mesh.limits.DELIVERY_BYTES": 500,
+    "mesh.durable.batch_cache._KEPT_BYTES": 400,
+    "mesh.durable.batch_cache._AGAIN_BYTES": 200,
     "mesh.durable.journal._GROWN_BYTES": 300,
 }
 """So that the bounds are met."""
@@ -52,8 +53,9 @@ class Turns:
     def every(self, interval_s: float, action: Action) -> None:
         self._every.append(action)
 
-    def close(self, timeout: float = 0.0) -> None:
+    def close(self, timeout: float | None = 0.0) -> bool:
         self.go()
+        return True
 
     def go(self) -> None:
         """Everybody does what there is to do."""
@@ -94,9 +96,9 @@ class TurnWriter(Writer):
             action(_CLOSED)
         return bool(group or actions)
 
-    def close(self, timeout: float = 0.0) -> bool:
-        super().close(timeout)
-        if timeout:
+    def close(self, timeout: float | None = 0.0) -> bool:
+        super().close(0.0)
+        if timeout != 0:
             while self.turn():
                 pass
             self.partition.close()

@@ -14,7 +14,8 @@ from mesh.durable.groups import Groups
 from mesh.durable.hosted import Hosted
 from mesh.durable.journal import MAGIC, Beginning, Journal, _encode
 from mesh.durable.members import Members
-from mesh.durable.partition import Outcome, Partition, Request
+from mesh.durable.outcomes import Outcome
+from mesh.durable.partition import Partition, Request
 from mesh.durable.producers import Producers
 from mesh.durable.progress import Progress
 from mesh.durable.snapshot import SnapshotFile

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from mesh.durable.batch import Batch
-from mesh.durable.cursor import Cursor, Gap
+from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.hosted import Hosted
-from mesh.durable.partition import Appended, Opened, Refused
+from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.durable.protocol import (
     Delivered,
     Fetch,
@@ -341,7 +341,7 @@ def _batches(hosted: Hosted) -> Iterator[FoundBatch]:
     """Those with records, all there are."""
     with contextlib.closing(Cursor(hosted.log, hosted.log.start)) as cursor:
         while found := cursor.read(1 << 20):
-            assert not isinstance(found, Gap)
+            assert not isinstance(found, Gap | Cut), found
             yield from (each for each in found if each.header.count)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mesh.durable import recorders
-from mesh.durable.recorders import Recorders
+from mesh.durable import recording_finder
 from mesh.durable.recording import Recorder
+from mesh.durable.recording_finder import RecordingFinder
 from mesh.sockets.control import Offer
 
 P, Q = "0" * 15 + "1", "0" * 15 + "2"
@@ -20,7 +20,7 @@ def offer(key: int, stream: str = "s", partition: str = P, pattern: str = "a/*")
 
 
 def test_a_topic_is_looked_for_where_its_node_records_it() -> None:
-    known = Recorders()
+    known = RecordingFinder()
     known.attach(1, offer(1), "")
     known.attach(1, offer(2, "t", Q, "**"), "")
     known.attach(2, offer(1, "u"), "")
@@ -34,9 +34,9 @@ def test_what_has_gone_is_remembered_for_a_while_and_no_more_of_it_than_the_boun
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock: Any = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(recorders, "time", clock)
-    monkeypatch.setattr("mesh.limits.RECORDERS_MET_MAX", 2)
-    known = Recorders()
+    monkeypatch.setattr(recording_finder, "time", clock)
+    monkeypatch.setattr("mesh.limits.RECORDINGS_MET_MAX", 2)
+    known = RecordingFinder()
     for node in (1, 2, 3):
         known.attach(node, offer(7), "")
         known.detach(node, 7, "died")
@@ -52,7 +52,7 @@ def test_what_has_gone_is_remembered_for_a_while_and_no_more_of_it_than_the_boun
 
 
 def test_what_is_no_recording_is_dropped_and_counted() -> None:
-    known = Recorders()
+    known = RecordingFinder()
     known.attach(1, offer(1, pattern=""), "")
     known.attach(1, offer(2, pattern="a//b"), "")
     known.attach(1, offer(3, partition="../x"), "")
