@@ -78,7 +78,7 @@ class Hosted:
         self._clerk = clerk
         self._bury = bury
         self._writer: Writer | None = None
-        """From its first append on."""
+        """From the first append on, or the first that retention lets go."""
         self._lock = threading.Lock()
         self._closing = False
         self._woken = False
@@ -96,16 +96,17 @@ class Hosted:
         self, request: Request, answer: Answer, *, patient: bool = True, lone: bool = False
     ) -> Callable[[], None] | None:
         """Have it written, or be given what does so: see `Writer.submit`."""
-        writer = self._writer
-        if writer is None:
-            with self._lock:
-                if self._writer is None and not self._closing:
-                    self._writer = Writer(self._partition, self.name, appended=self._appended)
-                writer = self._writer
+        writer = self._writer or self._begin_to_write()
         if writer is None:
             answer(_CLOSED)
             return None
         return writer.submit(request, answer, patient=patient, lone=lone)
+
+    def _begin_to_write(self) -> Writer | None:
+        with self._lock:
+            if self._writer is None and not self._closing:
+                self._writer = Writer(self._partition, self.name, appended=self._appended)
+            return self._writer
 
     def begin_to_close(self) -> None:
         """Take no more appends. Does not block."""
@@ -309,13 +310,12 @@ class Hosted:
             self._members.tick(time.monotonic(), time.time_ns())
         offset = self._trim_to()
         if offset is not None and self.log.segment_of(offset) is not self.log.segments[0]:
-            if self._writer is None:
-                self._trim(offset)
-            else:
-                self._writer.run(partial(self._trim, offset))
+            writer = self._writer or self._begin_to_write()
+            if writer is not None:
+                writer.run(partial(self._trim, offset))
 
     def _trim(self, offset: int) -> None:
-        """In the writer's thread, if there is one."""
+        """In the writer's thread."""
         if self._partition.trim(offset) and self._members is not None:
             self._clerk.run(self._trimmed)
 

@@ -9,9 +9,9 @@ Guarantee: every request is answered once, by a receipt or by a refusal that say
 that is damaged refuses, and the others go on. One process has the directory at a time, by its lock.
 
 A stream is opened when somebody asks for it, and has a thread that writes (`mesh.durable.writer`),
-from its first append on. One more, the *clerk*, reads for those who ask, keeps those waiting who
-want what comes next, and gives up what retention lets go. It also looks after the streams that
-nobody has asked for: one in a second, all of them anew after an hour.
+from its first append on, or the first that retention takes. One more, the *clerk*, reads for those
+who ask, keeps those waiting who want what comes next, and sees what retention lets go. It also
+looks after the streams that nobody has asked for: one in a second, all of them anew after an hour.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class Sidecar:
             opened = self._open(name, None, False)
             if isinstance(opened, Hosted):
                 opened.tick()
-                opened.close(0)
+                opened.close(None)
 
     def _may_go(self, name: str) -> bool:
         """Whether something of it may be due: looked at without reading its log."""

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import threading
+from queue import SimpleQueue
 from random import Random
+
+import pytest
 
 from mesh.durable.clerk import Clerk
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.groups import Groups
 from mesh.durable.hosted import Hosted
-from mesh.durable.partition import Partition
+from mesh.durable.partition import Appended, Partition
+from mesh.durable.protocol import Reply
 from mesh.options import StreamOptions
 from tests.durable.test_groups import contents, deliver, fill, numbered
 from tests.support.fake_disk import FakeDisk
-from tests.support.logs import PARTITION
+from tests.support.logs import PARTITION, sound
+from tests.support.partitions import Writing, payloads, record
+from tests.support.waiting import until
 
 
 def test_what_is_appended_in_place_of_a_lost_record_is_delivered() -> None:
@@ -43,3 +51,43 @@ def test_what_is_appended_in_place_of_a_lost_record_is_delivered() -> None:
             assert contents(deliver(groups, "a")) == [(3, "other")]
     clerk.close()
     assert lost
+
+
+def test_who_appends_first_does_so_when_what_is_to_go_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One thread at a time changes a log: also while there is none that writes it."""
+    options = StreamOptions(keep_count=1)
+    disk = FakeDisk()
+    partition = Partition(disk, PARTITION, options, now_ns=0, segment_bytes=500)
+    writing = Writing(partition, 7)
+    for n in range(20):
+        writing.append(n)
+    clerk = Clerk("test")
+    hosted = Hosted("s", options, partition, clerk, lambda *_: None)
+    replies: SimpleQueue[Reply] = SimpleQueue()
+    trimming, appended = threading.Event(), threading.Event()
+
+    def remove(disk: FakeDisk, name: str) -> None:
+        trimming.set()
+        appended.wait(0.2)
+        raise OSError(errno.EIO, "the disk's own")
+
+    def submit() -> None:
+        for n in range(20, 30):
+            hosted.submit(writing.batch(record(n)), replies.put)
+        for _ in range(10):
+            assert isinstance(replies.get(timeout=10), Appended)
+        appended.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDisk, "remove", remove)
+        clerk.run(hosted.tick)
+        assert trimming.wait(10)
+        submit()
+        clerk.run(trimming.clear)
+        until(lambda: not trimming.is_set())
+        assert payloads(partition) == list(range(30))
+    clerk.close()
+    assert hosted.close(10)
+    sound(disk)
