@@ -40,8 +40,10 @@ _BESIDE_BYTES: Final = 5
 """Before a payload, at most, in MessagePack."""
 _COLUMNS_BYTES: Final = 100
 """Likewise before all that stands beside a payload; and what of that has a fixed size."""
-_AROUND_BYTES: Final = 2 * HEADER_BYTES + 10
-"""Of a batch, and of what it travels in."""
+AROUND_BYTES: Final = limits.NAME_BYTES_MAX + 32
+"""Of what a batch travels in, besides it: at most, with the stream's name."""
+_ALONE_BYTES: Final = HEADER_BYTES + 10 + AROUND_BYTES
+"""Around a record that has a batch of its own."""
 
 
 def item_of(
@@ -72,7 +74,7 @@ def item_of(
         )
         beside = len(item.key or b"") + header_bytes + len(item.dedup_id or b"")
         size = len(item.payload) + beside + _COLUMNS_BYTES
-    _check_size(size + _AROUND_BYTES, bytes_max)
+    _check_size(size + _ALONE_BYTES, bytes_max)
     return item, size
 
 
@@ -97,7 +99,7 @@ def batches_of(
             yield batch_of(items)
             items, size = [], 0
         if item_bytes > size_max:
-            _check_size(item_bytes + _AROUND_BYTES, bytes_max)
+            _check_size(item_bytes + _ALONE_BYTES, bytes_max)
         items.append(item)
         size += item_bytes
     if items:

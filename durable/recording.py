@@ -23,7 +23,7 @@ from typing import Final
 
 from mesh import limits
 from mesh.durable.appending import Appending
-from mesh.durable.batch import HEADER_BYTES
+from mesh.durable.encoding import AROUND_BYTES
 from mesh.durable.producing import Producing
 from mesh.durable.recording_account import Account, Published
 from mesh.durable.records import BatchOrigin
@@ -178,7 +178,7 @@ class Recorder(Unhurried):
             if time.monotonic() < self._refused_until:
                 raise MeshError("the log refused before")
             batch = published.batch()
-            if (size := batch.header.size + HEADER_BYTES) > self._bytes_max:
+            if (size := batch.header.size + AROUND_BYTES) > self._bytes_max:
                 raise PayloadTooLarge(f"record of {size:,} bytes over {self._bytes_max:,}")
             appending = self._producing.submit(batch, _LOOK_S)
         except Timeout:

@@ -13,7 +13,8 @@ from mesh.durable.clerk import Clerk
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.groups import Groups
 from mesh.durable.hosted import Hosted
-from mesh.durable.partition import Appended, Partition
+from mesh.durable.outcomes import Appended
+from mesh.durable.partition import Partition
 from mesh.durable.protocol import Reply
 from mesh.options import StreamOptions
 from tests.durable.test_groups import contents, deliver, fill, numbered
@@ -64,7 +65,7 @@ def test_who_appends_first_does_so_when_what_is_to_go_has_gone(
     for n in range(20):
         writing.append(n)
     clerk = Clerk("test")
-    hosted = Hosted("s", options, partition, clerk, lambda *_: None)
+    hosted = Hosted("s", options, partition, clerk, lambda *_: None, 1 << 26)
     replies: SimpleQueue[Reply] = SimpleQueue()
     trimming, appended = threading.Event(), threading.Event()
 
