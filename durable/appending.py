@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from copy import copy
 from typing import Any, Final
 
 import msgspec
@@ -179,7 +180,7 @@ def _progress(appender: Appender, ask: Ask | None) -> Callable[[], bool | None]:
 def receipt_of(appender: Appender, pending: Pending, index: int | None = None) -> Receipt:
     """Of one whose outcome is known, or of one record in it. Raises that, if it is an error."""
     if pending.error is not None:
-        raise type(pending.error)(*pending.error.args)
+        raise copy(pending.error)
     appended = pending.appended
     assert appended is not None
     return Receipt(

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from copy import copy
 from itertools import takewhile
 from typing import Final
 
@@ -90,7 +91,7 @@ class Consuming:
         """Likewise, for the link to wait with. Raises what ended it."""
         record = self.pop()
         if record is None and self._error is not None:
-            raise type(self._error)(*self._error.args)
+            raise copy(self._error)
         return record
 
     def give_back(self, record: ConsumedRecord) -> None:

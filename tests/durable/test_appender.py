@@ -17,7 +17,7 @@ from mesh.durable.outcomes import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
 from mesh.durable.records import NewRecord, batch_of, columns_of, payloads_of
 from mesh.durable.route import Ask
-from mesh.errors import Busy, LogFull, MeshError, Timeout
+from mesh.errors import Busy, LogFull, MeshError, RemoteError, Timeout
 from mesh.sockets.flusher import Batching, Flusher
 from mesh.sockets.link import Link, Recipient
 from tests.support.waiting import until
@@ -28,7 +28,7 @@ class _Ask:
 
     def __init__(self, batch: Batch | None = None) -> None:
         self.batch = batch
-        self.reply: Reply | None = None
+        self.reply: Reply | MeshError | None = None
 
 
 class _Route:
@@ -59,7 +59,7 @@ class _Route:
     def look(self, ask: Ask | None) -> None:
         """Answers are there by themselves."""
 
-    def reply(self, ask: Ask) -> Reply | None:
+    def reply(self, ask: Ask) -> Reply | MeshError | None:
         assert isinstance(ask, _Ask)
         return ask.reply
 
@@ -311,6 +311,15 @@ def test_a_full_way_is_tried_again(appender: Appender, route: _Route) -> None:
     route.busy = False
     assert appender.close_batches()
     assert route.payloads() == [[b"a"], [b"b"], [b"c"]]
+
+
+def test_whatever_the_answer_was_is_told_each_time(appender: Appender, route: _Route) -> None:
+    ((pending, index),) = items(appender, b"a")
+    route.asked[0].reply = RemoteError("Malformed", "the answer is none", "")
+    appender.advance(None)
+    for _ in range(2):
+        with pytest.raises(RemoteError, match="is none"):
+            receipt_of(appender, pending, index)
 
 
 # -- Waiting
