@@ -297,9 +297,10 @@ class Sidecar:
         if new and not make:
             return Refused("missing", f"there is no stream {name!r} here")
         try:
-            folder = self._streams.folder(_file_name(name))
+            file_name = _file_name(name)
             if new and len(self._names) >= limits.STREAMS_MAX:
                 return Refused("full", f"there are {limits.STREAMS_MAX} streams here")
+            folder = self._streams.folder(file_name)
             if not bases(folder.names()):  # it is new, or was when the machine failed
                 if not make:  # or it would get other options than whoever makes it asks for
                     return Refused("missing", f"there is no stream {name!r} here yet")

@@ -249,6 +249,16 @@ def test_streams_may_have_any_name_that_channels_have(disk: FakeDisk, name: str)
     again.close()
 
 
+def test_a_stream_that_is_one_too_many_leaves_nothing(
+    disk: FakeDisk, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or whoever asks for ever more names fills the disk with folders."""
+    monkeypatch.setattr("mesh.limits.STREAMS_MAX", 1)
+    assert isinstance(asking.append("a"), Appended)
+    assert code_of(asking.told(Open("more", 7))) == "full"
+    assert disk.folder("streams").names() == ["orders"]
+
+
 # -- Streams that nobody asks for
 
 
