@@ -229,7 +229,7 @@ class Consumer(Receiving[ConsumedRecord]):
     @property
     def committed(self) -> dict[str, int]:
         """Of each partition the offset below which the group has settled all, as it was heard last:
-        see `flush`. Never goes back."""
+        see `flush`. Goes back only where a log has lost its tail: see `cuts`."""
         return {seat.partition: seat.committed for seat in list(self._core._seats.values())}
 
     @property

@@ -156,7 +156,7 @@ class Seat:
         self.handed_back: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
         """By key, or of all: the offset, and the number under which that is said, which ascend."""
         self._say_at = max(1, prefetch // 4)
-        self._said: deque[Ask] = deque()
+        self._said: deque[tuple[Ask, Settle]] = deque()
         self._thread = threading.Thread(
             target=self._work, name=f"mesh consumer {group} {self.partition}", daemon=True
         )
@@ -243,7 +243,7 @@ class Seat:
     @property
     def settled(self) -> bool:
         """Whether all that was done was said, and is remembered. Under the link's lock."""
-        self.route.look(self._said[0] if self._said else None)
+        self.route.look(self._said[0][0] if self._said else None)
         self._hear()
         return not self._said and not self._unsaid
 
@@ -266,7 +266,7 @@ class Seat:
         query = Settle(
             self._stream, self.group, self._member, log_epoch, said, leave, self._last_said
         )
-        self._said.append(self.route.begin(query))
+        self._said.append((self.route.begin(query), query))
 
     def _gather(self) -> None:
         if self._done_end > self._done_first:
@@ -275,7 +275,11 @@ class Seat:
 
     def _is_gone(self, offset: int, log_epoch: int) -> bool:
         """Whether a record was cut off since it was delivered. Under `_lock`."""
-        return any(log_epoch < epoch and offset >= at for epoch, at in self._cuts)
+        return offset >= self._kept_since(log_epoch)
+
+    def _kept_since(self, log_epoch: int) -> int:
+        """Below that nothing was cut off since the log had that epoch. Under `_lock`."""
+        return min((at for epoch, at in self._cuts if log_epoch < epoch), default=OFFSET_END)
 
     def _cut(self, at: int, log_epoch: int) -> None:
         """What was delivered from there on was cut off before that epoch: what was done about it
@@ -290,10 +294,25 @@ class Seat:
 
     def _hear(self) -> None:
         """Forget what was confirmed. Under the link's lock."""
-        while self._said and (reply := self.route.reply(self._said[0])) is not None:
-            self._said.popleft()
-            if isinstance(reply, Settled):
-                self.committed = reply.committed
+        while self._said and (reply := self.route.reply(self._said[0][0])) is not None:
+            _, query = self._said.popleft()
+            if not isinstance(reply, Settled):
+                self._say_again(query)
+                continue
+            with self._lock:
+                if query.log_epoch == self._log_epoch:
+                    self.committed = max(self.committed, reply.committed)
+
+    def _say_again(self, query: Settle) -> None:
+        """That was refused: by a sidecar that is about to close, say. What it was to take back it
+        does by itself."""
+        acks, rejects = query.said.acks, query.said.rejects
+        with self._lock:
+            kept = self._kept_since(query.log_epoch)
+            for first, end in acks:
+                self._acks.add(first, min(end, kept))
+            self._rejects[:0] = [each for each in rejects if each[0] < kept]
+            self._unsaid += len(acks) + len(rejects)
 
     # -- What comes: its own thread ----------------------------------------------------------
 
@@ -342,7 +361,6 @@ class Seat:
         if isinstance(reply, Joined):
             self.ack_wait_s = reply.options.ack_wait_s
             self._order = reply.options.order
-            self.committed = reply.committed
             self._joined(reply)
             self.say()
             return True
@@ -354,6 +372,8 @@ class Seat:
         cut: Cut | None = None
         with self._lock:
             self._log_epoch = reply.log_epoch
+            known = self.committed if reply.cut_at is None else 0
+            self.committed = max(known, reply.committed)
             if reply.cut_at is not None and reply.cut_at < self._end:
                 cut = Cut(reply.cut_at, self._end - 1)
                 self._end = cut.first

@@ -1,27 +1,80 @@
-"""What a consumer makes of a sidecar that sends nonsense: it is told, and waits for nothing."""
+"""What a consumer makes of what its sidecar answers: nonsense, a refusal, something out of turn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 import pytest
 
 from mesh.durable.deliveries import AskedOptions, Delivery
 from mesh.durable.group import GroupOptions
-from mesh.durable.protocol import Delivered, Join, Joined, Query, Reply
+from mesh.durable.partition import Refused
+from mesh.durable.protocol import Delivered, Join, Joined, Query, Reply, Settle, Settled
 from mesh.durable.route import Ask, LocalRoute
-from mesh.durable.seat import Seat, Taken
+from mesh.durable.seat import ConsumedRecord, Seat, Taken
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import StorageFailed
 from mesh.sockets.link import Recipient
+from tests.durable.test_sidecar import Asking
 from tests.support.fake_disk import FakeDisk
+from tests.support.waiting import until
 
 
 class _Answered:
     waiter: Recipient | None = None
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply | None) -> None:
         self.outcome = reply
+
+
+def seat_at(route: LocalRoute, hand_over: Callable[[Taken], object]) -> Seat:
+    return Seat(
+        route,
+        "orders",
+        "billing",
+        "member",
+        prefetch=10,
+        options=AskedOptions(),
+        from_ns=None,
+        resume=None,
+        message_bytes_max=1 << 26,
+        hand_over=lambda _, taken: hand_over(taken),
+    )
+
+
+class Sitting:
+    """A seat at a sidecar that has ten records, all of them taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sidecar = Sidecar(FakeDisk())
+        Asking(self.sidecar).append(*range(10))
+        self.route = LocalRoute(self.sidecar)
+        self.instead: Callable[[Query], Ask | None] = lambda query: None
+        """What is answered in place of the sidecar."""
+        begin = self.route.begin
+        monkeypatch.setattr(self.route, "begin", lambda query: self.instead(query) or begin(query))
+        monkeypatch.setattr(self.route, "reply", lambda ask: ask.outcome)
+        self.records: list[ConsumedRecord] = []
+        self.seat = seat_at(self.route, self._take)
+        self.seat.start()
+        until(lambda: len(self.records) == 10)
+
+    def _take(self, taken: Taken) -> None:
+        assert isinstance(taken, list), taken
+        self.records += taken
+
+    @property
+    def settled(self) -> bool:
+        return self.route.link.run(lambda: self.seat.settled)
+
+
+@pytest.fixture
+def sitting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sitting]:
+    sitting = Sitting(monkeypatch)
+    yield sitting
+    sitting.seat.close()
+    sitting.sidecar.close()
 
 
 @pytest.mark.parametrize(
@@ -44,21 +97,35 @@ def test_who_consumes_is_told_of_a_sidecar_that_sends_nonsense(
     monkeypatch.setattr(route, "begin", begin)
     monkeypatch.setattr(route, "reply", lambda ask: ask.outcome)
     handed: SimpleQueue[Taken] = SimpleQueue()
-    seat = Seat(
-        route,
-        "orders",
-        "billing",
-        "member",
-        prefetch=10,
-        options=AskedOptions(),
-        from_ns=None,
-        resume=None,
-        message_bytes_max=1 << 26,
-        hand_over=lambda _, taken: handed.put(taken),
-    )
+    seat = seat_at(route, handed.put)
     seat.start()
     error = handed.get(timeout=10)
     assert isinstance(error, StorageFailed)
     assert text in str(error)
     seat.close()
     sidecar.close()
+
+
+def test_what_a_sidecar_refused_to_hear_is_said_again(sitting: Sitting) -> None:
+    """By one that closes, say: it is not remembered, and so nobody is told that it is."""
+    refused = _Answered(Refused("closed", "the sidecar is closed"))
+    sitting.instead = lambda query: refused if isinstance(query, Settle) else None
+    for record in sitting.records:
+        record.ack()
+    sitting.seat.say()
+    assert not sitting.settled
+    sitting.instead = lambda query: None
+    sitting.seat.say()
+    until(lambda: sitting.settled)
+    assert sitting.seat.committed == 10
+
+
+def test_what_is_committed_does_not_go_back_by_an_answer_that_comes_late(sitting: Sitting) -> None:
+    late = _Answered(None)
+    sitting.instead = lambda query: late if isinstance(query, Settle) else None
+    sitting.records[0].ack()
+    sitting.seat.say()
+    sitting.seat._joined(Joined(GroupOptions(), 9, sitting.records[0].log_epoch))
+    late.outcome = Settled(1)
+    assert sitting.settled
+    assert sitting.seat.committed == 9
