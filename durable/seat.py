@@ -394,9 +394,12 @@ class Seat:
                 return
 
     def _ask(self, query: Callable[[], Join | Fetch]) -> Reply | None:
-        """`query` is made under the link's lock, so that nothing is said meanwhile."""
+        """`query` is made under the link's lock, so that nothing is said meanwhile, nor anything
+        asked once it has left. None: it is closed."""
         route = self.route
-        ask = route.link.run(lambda: route.begin(query()))
+        ask = route.link.run(lambda: None if self._closed else route.begin(query()))
+        if ask is None:
+            return None
         return answer(route, ask, None, "records", stopped=lambda: self._closed, refused=False)
 
     def _deliver(self, reply: Delivered) -> None:

@@ -10,7 +10,17 @@ import pytest
 from mesh.durable.deliveries import AskedOptions, Delivery
 from mesh.durable.group import GroupOptions
 from mesh.durable.partition import Refused
-from mesh.durable.protocol import Delivered, Join, Joined, Query, Reply, Settle, Settled
+from mesh.durable.protocol import (
+    Delivered,
+    Inspect,
+    Inspected,
+    Join,
+    Joined,
+    Query,
+    Reply,
+    Settle,
+    Settled,
+)
 from mesh.durable.route import Ask, LocalRoute
 from mesh.durable.seat import ConsumedRecord, Seat, Taken
 from mesh.durable.sidecar import Sidecar
@@ -28,12 +38,14 @@ class _Answered:
         self.outcome = reply
 
 
-def seat_at(route: LocalRoute, hand_over: Callable[[Taken], object]) -> Seat:
+def seat_at(
+    route: LocalRoute, hand_over: Callable[[Taken], object], member: str = "member"
+) -> Seat:
     return Seat(
         route,
         "orders",
         "billing",
-        "member",
+        member,
         prefetch=10,
         options=AskedOptions(),
         from_ns=None,
@@ -129,3 +141,14 @@ def test_what_is_committed_does_not_go_back_by_an_answer_that_comes_late(sitting
     late.outcome = Settled(1)
     assert sitting.settled
     assert sitting.seat.committed == 9
+
+
+def test_who_has_left_does_not_join_any_more(sitting: Sitting) -> None:
+    """Closed just as its thread is about to join: it would be a member that asks for nothing, with
+    the turn of all others, maybe."""
+    late = seat_at(sitting.route, lambda taken: None, "late")
+    late.close()
+    assert not late._join()
+    inspected = Asking(sitting.sidecar).told(Inspect("orders"))
+    assert isinstance(inspected, Inspected)
+    assert inspected.stats.groups["billing"].members == 1
