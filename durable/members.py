@@ -8,6 +8,7 @@ gets that answer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -31,10 +32,18 @@ from mesh.durable.protocol import (
     Settled,
     room_for_batches,
 )
-from mesh.durable.records import Derived, NewRecord, batch_of, columns_of, raw_payloads_of
+from mesh.durable.records import (
+    Derived,
+    NewRecord,
+    batch_of,
+    columns_of,
+    headers_of,
+    raw_payloads_of,
+)
 from mesh.durable.supply import Letter
 from mesh.errors import InvalidName, InvalidOption, LogDamaged, LogFull, OptionsDiffer
 from mesh.message import GroupStats
+from mesh.sockets.codec import Headers
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -287,7 +296,7 @@ class Members:
 
 def dead_letter(stream: str, partition: int, letter: Letter) -> Batch:
     """The record as it is appended to the dead letters: with its payload, key and headers, and
-    where it came from. Raises `Malformed`."""
+    where it came from. Headers that nobody can read are left out. Raises `Malformed`."""
     header, body = letter.found.header, letter.found.body
     index = letter.dead.offset - header.offset
     columns = columns_of(header, body)
@@ -299,14 +308,15 @@ def dead_letter(stream: str, partition: int, letter: Letter) -> Batch:
         "mesh-deliveries": letter.dead.deliveries,
         "mesh-reason": letter.dead.reason,
     }
-    flat = [] if columns.headers is None else columns.headers[index] or []
-    own = [item for pair in zip(flat[::2], flat[1::2], strict=True) if pair[0] not in origin
-           for item in pair]  # fmt: skip
+    own: Headers = {}
+    with contextlib.suppress(Malformed):
+        own = headers_of(None if columns.headers is None else columns.headers[index])
+    headers = {key: value for key, value in own.items() if key not in origin} | origin
     source = source_number(stream, partition, header.log_epoch, letter.group)
     record = NewRecord(
         raw_payloads_of(header, body)[index],
         None if columns.keys is None else columns.keys[index],
-        [*own, *(item for pair in origin.items() for item in pair)],
+        [item for pair in headers.items() for item in pair],
         derived=Derived(source, letter.dead.offset, 0),
     )
     return batch_of([record])

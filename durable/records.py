@@ -72,6 +72,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Columns).decode
 _decode_raw: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _NONE: Final = Columns()
+_HEADERS_MAX: Final = limits.HEADERS_MAX + limits.LETTER_HEADERS
 
 
 class NewRecord(msgspec.Struct, frozen=True, gc=False):
@@ -236,5 +237,5 @@ def raw_payloads_of(header: Header, body: bytes | memoryview) -> list[bytes]:
 
 
 def headers_of(flat: list[Any] | None) -> Headers:
-    """Of one record. Raises `Malformed`."""
-    return EMPTY if flat is None else codec.read_headers(flat)
+    """Of one record, which may be a dead letter. Raises `Malformed`."""
+    return EMPTY if flat is None else codec.read_headers(flat, _HEADERS_MAX)

@@ -27,6 +27,8 @@ FRAME_OVERHEAD_BYTES_MAX: Final = 128 * 1024
 FRAME_MESSAGES_MAX: Final = 4096
 HEADERS_MAX: Final = 64
 """Entries in one message's headers."""
+LETTER_HEADERS: Final = 6
+"""What a dead letter says of itself, beside those of its record."""
 HEADERS_BYTES_MAX: Final = 32 * 1024
 """All of them, as encoded."""
 CONTROL_BYTES_MAX: Final = 1024 * 1024

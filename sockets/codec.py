@@ -352,19 +352,19 @@ def _too_long(what: str, items: int, items_max: int) -> str:
     return f"has a {what} of {items:,} items over the limit of {items_max:,}"
 
 
-def read_headers(flat: Any) -> Headers:
+def read_headers(flat: Any, entries_max: int = limits.HEADERS_MAX) -> Headers:
     """Headers out of the flat array that `pack_headers` makes. Raises `Malformed`."""
     if flat is None:
         return EMPTY
-    if type(flat) is not list or _header_fault(flat) is not None:
+    if type(flat) is not list or _header_fault(flat, entries_max) is not None:
         raise Malformed("malformed")
     return dict(zip(flat[0::2], flat[1::2], strict=True))
 
 
-def _header_fault(flat: list[Any]) -> str | None:
+def _header_fault(flat: list[Any], entries_max: int = limits.HEADERS_MAX) -> str | None:
     keys, values = flat[0::2], flat[1::2]
-    if len(keys) != len(values) or len(keys) > limits.HEADERS_MAX:
-        return f"have {len(keys)} entries over the limit of {limits.HEADERS_MAX}"
+    if len(keys) != len(values) or len(keys) > entries_max:
+        return f"have {len(keys)} entries over the limit of {entries_max}"
     if any(type(key) is not str for key in keys) or len(set(keys)) != len(keys):
         return "must have distinct str keys"
     for value in values:

@@ -36,10 +36,11 @@ from mesh.durable.protocol import (
     pack_batch,
     read_batch,
 )
-from mesh.durable.records import batch_of, payloads_of
+from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import LogLocked
 from mesh.options import StreamOptions
+from mesh.sockets import codec
 from tests.durable.test_writer import Gate
 from tests.support.fake_disk import Content, FakeDisk, Stopped
 from tests.support.partitions import numbered, record
@@ -72,7 +73,8 @@ class Asking:
             opened = self.told(Open(stream, 7))
             assert isinstance(opened, Opened), opened
             self.epoch = opened.epoch
-        batch = numbered(batch_of([record(each) for each in payloads]), 7, self.epoch, self.seq)
+        records = [each if isinstance(each, NewRecord) else record(each) for each in payloads]
+        batch = numbered(batch_of(records), 7, self.epoch, self.seq)
         self.seq += len(payloads)
         return self.told(Append(stream, memoryview(pack_batch(batch))))
 
@@ -365,6 +367,21 @@ def test_the_members_of_a_node_that_is_gone_hold_nothing(asking: Asking, sidecar
     given = other.answer()
     assert isinstance(given, Delivered)
     assert given.delivery.grants == ((0, 2, 2),)
+
+
+def test_what_is_rejected_is_a_dead_letter_though_its_headers_are_none(
+    asking: Asking, sidecar: Sidecar
+) -> None:
+    """Some producer of its own making may send such."""
+    asking.append(NewRecord(codec.pack("a"), headers=["odd"]))
+    joined = asking.told(Join("orders", "billing", NODE, 1))
+    assert isinstance(joined, Joined)
+    asking.told(Fetch("orders", "billing", NODE, 1))
+    said = Settlements(rejects=((0, "no"),))
+    asking.told(Settle("orders", "billing", NODE, joined.log_epoch, said))
+    until(lambda: "orders.dead" in sidecar.streams)
+    letter = asking.told(Read("orders.dead", 0, wait_ms=10_000))
+    assert payloads_in(letter, sidecar) == ["a"]
 
 
 def test_what_a_node_asked_before_it_died_makes_it_no_member(disk: FakeDisk) -> None:

@@ -13,7 +13,15 @@ import pytest
 
 from mesh import Node
 from mesh.durable.consumer import Consumer
-from mesh.errors import Closed, InvalidName, InvalidOption, LogFull, OptionsDiffer, Timeout
+from mesh.errors import (
+    Closed,
+    InvalidName,
+    InvalidOption,
+    LogFull,
+    OptionsDiffer,
+    Timeout,
+)
+from mesh.limits import HEADERS_MAX
 from mesh.options import StreamOptions
 from tests.mesh.test_streams import SIDECAR, kill_and_start_again, sound
 from tests.support.processes import Programs
@@ -177,6 +185,18 @@ def test_what_cannot_be_done_becomes_a_dead_letter(node: Node) -> None:
     assert second.headers["mesh-deliveries"] == 2
     with orders.consumer("billing") as consumer:
         assert has_nothing(consumer)
+
+
+def test_a_dead_letter_says_why_beside_as_many_headers_as_a_record_may_have(node: Node) -> None:
+    orders = node.stream("orders")
+    headers = {f"h{n}": n for n in range(HEADERS_MAX)}
+    orders.append("a", headers=headers)
+    with orders.consumer("billing") as consumer:
+        consumer.recv(10).reject("no")
+        with node.stream("orders.dead").consumer("people") as people:
+            letter = people.recv(10)
+            assert letter.headers["mesh-reason"] == "no"
+            assert {**letter.headers, **headers} == letter.headers
 
 
 def test_a_delayed_record_waits_for_its_time(node: Node) -> None:
