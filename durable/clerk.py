@@ -20,7 +20,7 @@ Action = Callable[[], object]
 
 
 class Clerk:
-    """See above. Started with it."""
+    """See above. Started with it. However much it is given, what is due is done when it is."""
 
     def __init__(self, name: str) -> None:
         self._inbox: deque[Action] = deque()
@@ -65,22 +65,15 @@ class Clerk:
 
     def _work(self) -> None:
         while True:
-            if self._inbox:
+            left_s = self._due[0][0] - time.monotonic() if self._due else None
+            if left_s is not None and left_s <= 0 and not self._closing:
+                self._do(heapq.heappop(self._due)[2])
+            elif self._inbox:
                 self._do(self._inbox.popleft())
             elif self._closing:
                 return
             else:
-                self._wait()
-
-    def _wait(self) -> None:
-        """Until something is due, and do that, or until it rings."""
-        left_s = -1.0
-        if self._due:
-            left_s = self._due[0][0] - time.monotonic()
-            if left_s <= 0:
-                self._do(heapq.heappop(self._due)[2])
-                return
-        self._bell.acquire(timeout=left_s)
+                self._bell.acquire(timeout=-1.0 if left_s is None else left_s)
 
     def _do(self, action: Action) -> None:
         try:
