@@ -222,7 +222,8 @@ class Sidecar:
             self._closing = True
         deadline = time.monotonic() + timeout
         self.dismiss()
-        self._each(Hosted.begin_to_close)
+        for hosted in list(self._hosted.values()):
+            hosted.begin_to_close()
         if not (self._clerk.close() and self._close_logs(deadline)):
             logger.error("a log was not closed within %g s: its disk does not answer", timeout)
             with contextlib.suppress(RuntimeError):  # the process ends, and the lock with it
@@ -242,8 +243,9 @@ class Sidecar:
         self._close_logs(None)
 
     def _each(self, action: Callable[[Hosted], object]) -> None:
+        """Of the clerk: what goes wrong with one of them is no other's matter."""
         for hosted in list(self._hosted.values()):
-            action(hosted)
+            self._clerk.run(partial(action, hosted))
 
     def _tick(self) -> None:
         self._each(Hosted.tick)

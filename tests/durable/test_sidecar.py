@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from random import Random
+from threading import Event
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 
 from mesh.durable.batch import HEADER_BYTES
 from mesh.durable.deliveries import Settlements
+from mesh.durable.hosted import Hosted
 from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.durable.protocol import (
     Append,
@@ -227,6 +229,24 @@ def test_a_damaged_stream_refuses_and_others_go_on(asking: Asking, disk: FakeDis
     assert code_of(again.told(Read("orders", 0))) == "damaged"
     assert isinstance(again.append("x", stream="others"), Appended)
     sidecar.close()
+
+
+def test_a_stream_that_cannot_be_looked_after_holds_up_no_other(
+    asking: Asking, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking.append("a")
+    Asking(sidecar).append("b", stream="others")
+    looked_after = Event()
+
+    def tick(hosted: Hosted) -> None:
+        if hosted.name == "orders":
+            raise OSError("it cannot be read")
+        looked_after.set()
+
+    monkeypatch.setattr(Hosted, "tick", tick)
+    monkeypatch.setattr(sidecar._rounds, "next", lambda names, now: None)
+    sidecar._clerk.run(sidecar._tick)
+    assert looked_after.wait(10)
 
 
 def test_a_directory_is_one_sidecars(sidecar: Sidecar, disk: FakeDisk) -> None:
