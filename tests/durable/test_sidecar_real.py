@@ -4,7 +4,9 @@ confirmed to be settled is; nothing else is, and retention takes nothing else.""
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -27,6 +30,7 @@ from tests.support.faults import (
     before_call,
     fail_at,
     fail_from,
+    failing,
     kill_at,
     loop_disk,
     traced,
@@ -223,11 +227,32 @@ def test_a_sync_that_fails_costs_nothing_that_was_confirmed(path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("first", range(1, 5))
 @pytest.mark.parametrize("fault", [fail_at, fail_from, partial(fail_at, error="ENOSPC")])
 @pytest.mark.parametrize("call", ["pwritev2", "fdatasync", "fsync", "rename"])
-def test_each_call_that_fails_costs_nothing_that_was_confirmed(
-    path: Path, call: str, fault: Callable[[str, int], str], first: int
+def test_system_calls_that_fail_cost_nothing_that_was_confirmed(
+    path: Path, call: str, fault: Callable[[str, int], str]
 ) -> None:
-    for nth in range(first, 60, 4):
+    for nth in (1, 4, 11, 18, 30, 38):
         failed(path / str(nth), fault(call, nth))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("for_ever", [False, True])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize(
+    "name", ["pwritev", "fdatasync", "fsync", "rename", "unlink", "ftruncate", "mkdir"]
+)
+def test_each_call_that_fails_costs_nothing_that_was_confirmed(
+    path: Path, name: str, error: int, for_ever: bool
+) -> None:
+    for nth in count(1):
+        account, disk = new_account(), path / str(nth)
+        with (
+            suppress(OSError, StorageFailed),
+            failing(name, nth, error, for_ever=for_ever) as calls,
+        ):
+            work(Disk(disk), Telling(account))
+        holds_and_goes_on(Disk(disk), account)
+        if not calls:
+            break
+        shutil.rmtree(disk)

@@ -228,6 +228,24 @@ def before_call(nth: int, action: Callable[[], object]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def failing(name: str, nth: int, error: int, *, for_ever: bool = False) -> Iterator[list[int]]:
+    """That function of `os` fails the nth time it is called, and perhaps from then on. The list has
+    the numbers of the calls that failed."""
+    function, called, failed = getattr(os, name), 0, list[int]()
+
+    def call(*arguments: object) -> object:
+        nonlocal called
+        called += 1
+        if called == nth or (for_ever and called > nth):
+            failed.append(called)
+            raise OSError(error, os.strerror(error))
+        return function(*arguments)
+
+    with patch.object(os, name, call):
+        yield failed
+
+
 # -- Processes ---------------------------------------------------------------------------------
 
 
