@@ -126,6 +126,8 @@ def test_a_sidecar_survives_sigkill_at_every_opcode(path: Path, first: int) -> N
     ("planted", "found"),
     [
         ("settled_before_it_is_written", "forgot"),
+        ("delivered_before_it_is_written", "deliveries are forgotten"),
+        ("settled_with_its_neighbour", "nobody settled"),
         ("journal_anew_in_place", "is gone"),
         ("trim_before_the_snapshot", "is not known here"),
         ("dedup_in_memory_only", "is not known here"),
@@ -200,6 +202,7 @@ def test_a_sidecar_survives_a_power_loss_at_every_call(path: Path, flag: int, fi
 @pytest.mark.parametrize(
     ("planted", "flag", "found"),
     [
+        ("receipt_before_the_sync", JOURNAL_LOST, "was said, None is there"),
         ("journal_anew_without_its_directory", JOURNAL_LOST, "is gone"),
         ("trim_before_the_journal_is_synced", JOURNAL_KEPT, "has not settled what is gone"),
     ],

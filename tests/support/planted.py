@@ -10,9 +10,11 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from mesh.durable.batch import Batch
+from mesh.durable.group import Group
 from mesh.durable.groups import Groups
 from mesh.durable.hosted import Hosted
 from mesh.durable.journal import MAGIC, Beginning, Journal, _encode
+from mesh.durable.log import Log
 from mesh.durable.members import Members
 from mesh.durable.outcomes import Outcome
 from mesh.durable.partition import Partition, Request
@@ -35,6 +37,32 @@ def settled_before_it_is_written() -> Iterator[None]:
 
     with patch.object(Members, "settle", hasty):
         yield
+
+
+@contextlib.contextmanager
+def delivered_before_it_is_written() -> Iterator[None]:
+    serve = Members.serve
+
+    def hasty(*arguments: Any) -> None:
+        with patch.object(Groups, "write", lambda groups: None):
+            serve(*arguments)
+
+    with patch.object(Members, "serve", hasty):
+        yield
+
+
+def settled_with_its_neighbour() -> contextlib.AbstractContextManager[object]:
+    """What nobody acknowledged."""
+    ack = Group.ack
+
+    def more(group: Group, member: str, first: int, end: int) -> int:
+        return ack(group, member, first, end + 1)
+
+    return patch.object(Group, "ack", more)
+
+
+def receipt_before_the_sync() -> contextlib.AbstractContextManager[object]:
+    return patch.object(Log, "sync", Log._show)
 
 
 @contextlib.contextmanager
@@ -150,6 +178,9 @@ PLANTED: Final[dict[str, Planting]] = {
     planting.__name__: planting
     for planting in (
         settled_before_it_is_written,
+        delivered_before_it_is_written,
+        settled_with_its_neighbour,
+        receipt_before_the_sync,
         journal_anew_in_place,
         journal_anew_without_its_directory,
         trim_before_the_journal_is_synced,
