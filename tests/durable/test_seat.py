@@ -9,7 +9,7 @@ import pytest
 
 from mesh.durable.deliveries import AskedOptions, Delivery
 from mesh.durable.group import GroupOptions
-from mesh.durable.partition import Refused
+from mesh.durable.outcomes import Refused
 from mesh.durable.protocol import (
     Delivered,
     Inspect,
