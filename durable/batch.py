@@ -76,7 +76,7 @@ class Flags:
     """No record: the one with that `seq` is there already, at the offset and of the time that the
     body says."""
     SNAPSHOT: Final = 8
-    """No record: the body is all that notes had told of producers, which were left out since."""
+    """No record: the body is a snapshot of what notes had said, and takes the place of them."""
     ALL: Final = UNIQUE | OPENED | REPEATED | SNAPSHOT
 
 

@@ -47,12 +47,12 @@ class Cursor:
     """See above. It may stand at the end, and read on when there is more."""
 
     def __init__(self, log: Log, offset: int, log_epoch: int | None = None) -> None:
-        """`log_epoch`: of the log when all below `offset` was there that was read."""
+        """`log_epoch`: the log's when what is below `offset` was read; None if nothing was."""
         self.offset = offset
         """Of the next record to be read."""
         self.log_epoch = log_epoch
-        """Of the log when it was read last: all below `offset` was there then. None where that is
-        beyond its end."""
+        """The log's when it was read last, when all below `offset` was there: a cut since then is
+        noticed by it. None where `offset` is beyond the log's end."""
         self._log = log
         self._place: _Place | None = None
 

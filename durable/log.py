@@ -1,7 +1,8 @@
 """A partition's log: batches appended to segments, read by offset or time, given up from the front.
 
 Guarantee: what was synced is there after any crash, in its place and unchanged, or reading it
-raises `LogDamaged`; offsets are dense, and none is given twice. One thread appends (and syncs,
+raises `LogDamaged`; offsets are dense, and that of a synced record is never given to another. One
+thread appends (and syncs,
 rolls, trims, closes); any number of threads read, without a lock, and disturb nothing: they look at
 `tip` and `segments`, each of which is replaced as a whole.
 
@@ -47,7 +48,8 @@ _MARK: Final = Header(body_check=0, body_bytes=0, count=0)
 
 
 class _Failing:
-    """What is done inside ``with``, a log is failed by: a generator would cost an append 2 µs."""
+    """Inside ``with`` any error fails the log (`Log.fail`); a failed log raises at its beginning.
+    A class, as a generator would cost an append 2 µs."""
 
     __slots__ = ("_log",)
 
@@ -104,7 +106,7 @@ class Log:
         self._synced = found.index.size
         self._synced_end = found.index.end
         self._good = found.index.size
-        """After a failure: so much of the last segment is what it should be."""
+        """Bytes of the last segment that `mend` keeps after a failure."""
         self._reserved = 0
         """Bytes of the last segment that are there, used or not; 0: it ends where its data do."""
         self._begun = False
@@ -253,7 +255,9 @@ class Log:
             raise StorageFailed(f"{self.segments[-1].name}: {self._failed}") from self._failed
 
     def fail(self, error: BaseException) -> None:
-        """Whatever it is: how far the writing came is not known, nor what is read of it."""
+        """Append nothing more until `mend`, and show no more than what was synced. Whatever the
+        error is, it left unknown how much was written. An `OSError` is raised anew, as
+        `StorageFailed`."""
         self._failed = error
         self.failures += 1
         size = HEAD_BYTES if self._condensing else self._synced
@@ -291,8 +295,8 @@ class Log:
         )
 
     def condense(self, note: Batch) -> None:
-        """Have that note in place of all that the last segment has, which is no record: so nobody
-        stands there. Raises `StorageFailed`."""
+        """Have `note` take the place of all notes of the last segment, which has no record yet, so
+        that no reader is in it. Raises `StorageFailed`."""
         with self._failing:
             self._sync()
             self._trim_reserve()
@@ -318,9 +322,9 @@ class Log:
         write_state(self.storage, State(self.log_epoch, self._synced_end))
 
     def mend(self) -> None:
-        """After a failure: cut off what did not get there, or may not be on disk, and go on. Whose
-        appends those were, has not been told that they are on disk. Raises `StorageFailed`,
-        `LogDamaged`."""
+        """After a failure: cut off what was not written as a whole, or may not be on disk, and go
+        on. Nobody was told that what is cut off is on disk. Raises `StorageFailed`, `LogDamaged`.
+        """
         if self._failed is None:
             return
         try:
@@ -354,7 +358,8 @@ class Log:
         self._show()
 
     def _settle_roll(self) -> None:
-        """However it ended, it was done or it was not: the last segment is synced as a whole."""
+        """A roll has failed midway: remove the new segment, unless it is the last one already.
+        Whichever is the last now, all of it was synced."""
         last = self.segments[-1]
         if self._stray != last.name:  # or it would be found there, and hide what is appended now
             with contextlib.suppress(FileNotFoundError):
@@ -373,7 +378,7 @@ class Log:
                 self.segments = tuple(rest)
                 self._remove(first)
             except BaseException as error:
-                # Whatever it is: those behind it may not go before it.
+                # Whatever the error is: the segments behind this one may not go before it.
                 self.segments = (first, *rest)
                 if not isinstance(error, OSError):
                     raise
@@ -412,8 +417,8 @@ class Log:
     # -- Reading: any thread -----------------------------------------------------------------
 
     def kept_since(self, log_epoch: int) -> int:
-        """What was below that offset when the log had that epoch, is what is there now; what was
-        behind it was cut off. Raises `LogDamaged`, `OSError`."""
+        """An offset: what was below it when the log had that epoch is there still; what was behind
+        it then was cut off. Raises `LogDamaged`, `OSError`."""
         tip = self.tip
         if log_epoch >= tip.log_epoch:
             return tip.offset
@@ -431,7 +436,8 @@ class Log:
         return self._look(partial(places.at_time, time_ns))
 
     def _look(self, look: Callable[[places.Shown, Storage], int]) -> int:
-        """What is found there, while nothing of it is given up or cut off."""
+        """What `look` finds in that part of the log which may be read; again, if some of it was
+        given up or cut off meanwhile."""
         while True:
             segments, tip = self.segments, self.tip
             shown = [

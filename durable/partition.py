@@ -76,7 +76,7 @@ class Partition:
         self._ahead = False
         """Whether what is remembered may say more than the log has."""
         self._condensed_bytes = 0
-        """What the last segment begins with, where notes were left out of it."""
+        """Of the note that the last segment begins with, in place of those that were left out."""
         if options.bytes_max is not None:  # or what is to go would be in the last segment for ever
             segment_bytes = min(segment_bytes, options.bytes_max // _SEGMENTS_MIN)
         self._snapshot = SnapshotFile(storage)
@@ -203,7 +203,8 @@ class Partition:
 
     @property
     def _record_bytes(self) -> int:
-        """What `StreamOptions.bytes_max` bounds: whoever opens producers only, fills no stream."""
+        """What `StreamOptions.bytes_max` bounds. Notes do not count: who only opens producers fills
+        no stream."""
         return self.log.size - self.log.note_bytes
 
     def _open(self, opening: Opening, time_ns: int) -> tuple[Outcome, Batch]:
@@ -298,8 +299,9 @@ class Partition:
     # -- What is remembered ------------------------------------------------------------------
 
     def _remembered(self, tail: Iterable[tuple[Header, bytes]] | None) -> Producers:
-        """The table, from the last snapshot and what the log has after it. `tail`: what the last
-        segment has, if that was read already."""
+        """The table, from the last snapshot and what the log has after it. `tail`: the batches of
+        the last segment, if that was read already: when the log was opened. None after a failure.
+        """
         window_s = self.options.dedup_window_s
         self._producers, base = Producers(dedup_window_s=window_s), self.log.start
         *sealed, last = self.log.segments
@@ -308,12 +310,12 @@ class Partition:
             with contextlib.suppress(SnapshotDamaged):
                 self._producers = Producers.restore(found[1], dedup_window_s=window_s)
                 base = found[0]
-        if tail is not None:  # else it may have failed to get to the disk just now
+        if tail is not None:  # after a failure the snapshot may not be on disk yet
             self._snapshot.safe_to = base
         for segment in sealed:
             if segment.base >= base:
                 self._observe_segment(segment)
-        if self._snapshot.safe_to < last.base:  # or retention takes what else nobody can tell
+        if self._snapshot.safe_to < last.base:  # else retention would have to stop at `base`
             self._snapshot.write(last.base, self._producers.snapshot())
         if tail is None:
             self._observe_segment(last)
@@ -356,7 +358,7 @@ class Partition:
 
 
 def _noted(found: Found) -> tuple[Header, bytes]:
-    """What of a batch is looked at when a log is opened."""
+    """What `_observe` needs of a batch: only those with flags say something in their bodies."""
     return found.header, bytes(found.body) if found.header.flags else b""
 
 

@@ -66,7 +66,7 @@ class Read(Wire, frozen=True, tag="R"):
     """About so many; at least one batch, if there is one."""
     wait_ms: Annotated[int, msgspec.Meta(ge=0, le=limits.READ_WAIT_MS_MAX)] = 0
     log_epoch: Natural = 0
-    """Of the log when all below `offset` was there that was read. 0: not known."""
+    """The log's when what is below `offset` was read. 0: not known."""
     message_bytes_max: Natural = limits.MESSAGE_BYTES_MAX
     """What who asks lets in. A batch by itself may be as large."""
 
@@ -91,7 +91,7 @@ class Join(Wire, frozen=True, tag="J"):
     resume: Natural | None = None
     """All below that offset is done with: its member keeps account of that. None: it does not."""
     log_epoch: Natural = 0
-    """Of the log when this member joined before. 0: it did not."""
+    """The log's when this member joined before. 0: it did not."""
     said: Natural = 0
     """Number of the last `Settle` before this."""
     message_bytes_max: Natural = limits.MESSAGE_BYTES_MAX
@@ -117,7 +117,7 @@ class Settle(Wire, frozen=True, tag="S"):
     group: Text
     member: Text
     log_epoch: Natural
-    """Of the log when this member joined."""
+    """The log's when this member joined."""
     said: Settlements
     leave: bool = False
     """It goes, and what it holds otherwise is for others."""

@@ -7,8 +7,8 @@ thread or task at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
+from mesh import limits
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
@@ -16,10 +16,6 @@ from mesh.durable.reading import Run, run_of
 from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
 from mesh.errors import LogDamaged, MeshError
 from mesh.sockets.frame import Malformed
-
-_READ_BYTES: Final = 1 << 20
-_WAIT_MS: Final = 20_000
-"""A sidecar that has nothing new says so after that long, and is asked again."""
 
 Chunk = list[Run] | Gap | Cut
 
@@ -34,7 +30,7 @@ class PartitionReader:
         self.partition = route.partition
         self.offset = 0
         self.log_epoch: int | None = None
-        """Of the log when all below `offset` was there that was read: see `Cursor.log_epoch`."""
+        """The log's when what is below `offset` was read: see `Cursor.log_epoch`."""
         self.end = 0
         """As of the last answer: behind the last record there."""
         self.follow = False
@@ -48,12 +44,12 @@ class PartitionReader:
     def asking(self) -> Ask:
         """The question that is to be answered next. Under the lock of the route's link."""
         if self._ask is None:
-            wait_ms = _WAIT_MS if self.follow else 0
+            wait_ms = limits.READ_WAIT_MS if self.follow else 0
             self._ask = self.route.begin(
                 Read(
                     self._stream,
                     self.offset,
-                    _READ_BYTES,
+                    limits.READ_BYTES,
                     wait_ms,
                     self.log_epoch or 0,
                     self._message_bytes_max,
@@ -112,7 +108,7 @@ class PartitionReader:
         if (cursor.offset, cursor.log_epoch) != (self.offset, self.log_epoch):  # it has asked since
             cursor.move(self.offset)
             cursor.log_epoch = self.log_epoch
-        found = cursor.read(_READ_BYTES)
+        found = cursor.read(limits.READ_BYTES)
         self.log_epoch = cursor.log_epoch
         if not isinstance(found, list):
             self.offset = cursor.offset

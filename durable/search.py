@@ -32,9 +32,9 @@ class Search:
         """The time that reading began with. None: it did not, or has to begin again."""
         self._from_start = False
         self._done: dict[FlowKey, int] = {}
-        """The last sequence of each topic that was read by."""
+        """The last sequence of each topic that reading has come past."""
         self._known: dict[FlowKey, int] = {}
-        """The last sequence that was wanted when it might be read by."""
+        """The last sequence of each topic that was wanted before reading could come past it."""
         self._at_end_since: float | None = None
 
     def begin(self, wants: Sequence[Want]) -> int | None:
@@ -56,7 +56,7 @@ class Search:
         self._from_start = from_start
 
     def _is_behind(self, want: Want) -> bool:
-        """Whether what is wanted may have been read by before it was wanted."""
+        """Whether reading may have come past what is wanted before it was wanted."""
         known = self._known.get(want.flow, 0)
         if want.last <= known:
             return False
@@ -69,8 +69,8 @@ class Search:
         return slack is not None and want.since_ns - slack < self._begun_ns
 
     def read(self, flow: FlowKey, first: int, last: int, wants: Sequence[Want]) -> bool:
-        """Those come next of that topic, of which that is wanted, in order; False if reading began
-        too late, and begins again."""
+        """Messages `first` to `last` of that topic stand next in the log; `wants` is what of the
+        topic is missing, in order. False if reading began too late, and has to `begin` again."""
         self._at_end_since = None
         if flow not in self._done:
             if wants and first > wants[0].first and self._further_back():

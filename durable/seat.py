@@ -43,7 +43,6 @@ from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
 
-_WAIT_MS: Final = 20_000
 _AGAIN_S: Final = 0.2
 """Before a sidecar that refused for the time being is asked again."""
 _SETTLES_MAX: Final = 64
@@ -132,12 +131,12 @@ class Seat:
         self._number = int(route.partition, 16)
         self._fetches = count(1)
         self._log_epoch = 0
-        """Of the log when this joined; 0 before."""
+        """The log's when this joined; 0 before."""
         self._end = 0
         """Behind all that was delivered and is there still."""
         self._cuts: list[tuple[int, int]] = []
-        """Under `_lock`. Log epochs before which something was cut off, and where: what was written
-        earlier, and is not below that, is gone. Both ascend."""
+        """Under `_lock`. A log epoch, and an offset: records from there on that were written under
+        an earlier epoch were cut off. Both ascend."""
         self._closed = False
         self._pause = threading.Event()
         # What was done, and not said yet. Under `_lock`.
@@ -150,11 +149,13 @@ class Seat:
         self._rejects: list[tuple[int, str]] = []
         self._unsaid = 0
         self._last_said = 0
-        """Number of it."""
+        """Number of the last `Settle` that was made."""
         self._heard = 0
-        """And of the last that the sidecar had heard when it sent what came last."""
+        """Number of the last `Settle` that the sidecar had heard when it sent the latest records.
+        """
         self.handed_back: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
-        """By key, or of all: the offset, and the number under which that is said, which ascend."""
+        """By lane, which is a key, or ``b""`` for all with ``order="exclusive"``: the offset that
+        was handed back, and the number of the `Settle` that says so. Numbers ascend."""
         self._say_at = max(1, prefetch // 4)
         self._said: deque[tuple[Ask, Settle]] = deque()
         self._thread = threading.Thread(
@@ -384,7 +385,9 @@ class Seat:
     def _fetch(self) -> None:
         """Until it has to join again, or is closed."""
         while not self._closed:
-            query = Fetch(self._stream, self.group, self._member, next(self._fetches), _WAIT_MS)
+            query = Fetch(
+                self._stream, self.group, self._member, next(self._fetches), limits.READ_WAIT_MS
+            )
             reply = self._ask(lambda query=query: query)  # type: ignore[misc]
             if isinstance(reply, Delivered):
                 self._deliver(reply)

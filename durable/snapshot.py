@@ -1,9 +1,11 @@
-"""The file with what tells repeated appends, as of the start of a segment, in front of which that
-stands as eight bytes, little endian.
+"""The file `producers`: what tells repeated appends from new ones, as of the start of a segment.
 
-With it a log is opened without reading all of it; and once retention has taken what came before
-that segment, only this file knows of it. So `safe_to` says how far retention may go. It does not
-know what it holds.
+    0  u64  base      of that segment: the offset of its first record; little endian
+    8       snapshot  see `mesh.durable.producers`
+
+With it a log is opened without reading all segments. Once retention has taken those before `base`,
+this file alone knows what they said: so `safe_to` says how far retention may go. Must not know what
+a snapshot says.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ class SnapshotFile:
 
     def __init__(self, storage: Storage) -> None:
         self.safe_to = 0
-        """What the log had below that is here, on disk, or is in the log still."""
+        """Retention may take what is below this offset: the file on disk knows what it said."""
         self._storage = storage
         self._unsaved: tuple[int, bytes] | None = None
         """What could not be written yet."""
 
     def read(self) -> tuple[int, bytes] | None:
-        """Where that segment begins, and what was known then; None if nothing reads. Raises
+        """The base, and the snapshot; None if there is no file, or it is too short. Raises
         `OSError`."""
         try:
             file = self._storage.open_to_read(_NAME)

@@ -10,11 +10,11 @@ class Tip(msgspec.Struct, frozen=True, gc=False):
     """How far a log may be read."""
 
     offset: int
-    """Of the first record that may not be."""
+    """Of the first record that may not be read yet."""
     base: int
-    """The segment that is in."""
+    """Of the segment that this record is in, or will be: the offset of its first record."""
     size: int
-    """And where."""
+    """Bytes of that segment which may be read."""
     log_epoch: int
 
     def holds(self, now: Tip) -> bool:

@@ -56,9 +56,9 @@ class Writer:
         self._bytes = 0
         self._lock = threading.Lock()
         self._turn = threading.Lock()
-        """Of whoever writes right now. Taken before `_lock`."""
+        """Held by whoever writes right now. Taken before `_lock`."""
         self._took_s = 0.0
-        """The last group that was written."""
+        """How long writing the last group took."""
         self._room = threading.Condition(self._lock)
         self._bell = threading.Lock()
         """Released to wake the writer: what `Condition` costs is what a short append takes."""
@@ -75,9 +75,9 @@ class Writer:
         self, request: Request, answer: Answer, *, patient: bool = True, lone: bool = False
     ) -> Callable[[], None] | None:
         """Have it written, and be told what became of it. Blocks while too much waits, if
-        `patient`: who is not, bounds what it submits by itself. `lone`: nothing else is about to be
-        submitted; if a function is returned then, to call that is what writes it, or has it
-        written."""
+        `patient`: who is not, bounds what it submits by itself. `lone`: the caller is about to
+        submit nothing else. Then a function may be returned, which the caller has to call: it
+        writes the request in the caller's thread, or leaves that to the writer."""
         size = _size(request)
         with self._lock:
             while patient and self._bytes > self._queue_bytes_max and not self._closing:

@@ -144,6 +144,9 @@ READ_BYTES: Final = 1 << 20
 READ_BYTES_MAX: Final = 16 << 20
 DELIVERY_BYTES: Final = 2 << 20
 """Of records that a member of a group is sent at one time."""
+READ_WAIT_MS: Final = 20_000
+"""A sidecar that has nothing new for a reader or member says so after that long, and is asked
+again."""
 READ_WAIT_MS_MAX: Final = 60_000
 LOG_READERS_MAX: Final = 10_000
 """That wait for what comes next in one partition."""

@@ -251,8 +251,8 @@ def test_who_reads_a_log_in_its_process_is_told_what_a_failed_sync_has_cost() ->
 def test_who_reads_on_in_its_process_after_a_pause_reads_nothing_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mesh.durable.reader._WAIT_MS", 1)
-    monkeypatch.setattr("mesh.durable.reader._READ_BYTES", 1)
+    monkeypatch.setattr("mesh.limits.READ_WAIT_MS", 1)
+    monkeypatch.setattr("mesh.limits.READ_BYTES", 1)
     sidecar = Sidecar(FakeDisk())
     asking = Asking(sidecar)
     appended(sidecar, asking, 0)

@@ -132,7 +132,7 @@ def test_who_follows_in_asyncio_is_told_the_same(host: Host) -> None:
 def test_a_finite_replay_ends_where_what_it_had_before_it_is_lost(
     host: Host, monkeypatch: pytest.MonkeyPatch, read_before: int
 ) -> None:
-    monkeypatch.setattr("mesh.durable.reader._READ_BYTES", 1)
+    monkeypatch.setattr("mesh.limits.READ_BYTES", 1)
 
     def rest_of(replay: Replay) -> list[object]:
         records = iter(replay)
@@ -155,7 +155,7 @@ def test_a_finite_replay_ends_where_what_it_had_before_it_is_lost(
 def test_a_finite_replay_in_asyncio_ends_there_as_well(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.durable.reader._READ_BYTES", 1)
+    monkeypatch.setattr("mesh.limits.READ_BYTES", 1)
 
     async def main(orders: Stream) -> None:
         size = kept_and_lost(orders, host)
