@@ -20,7 +20,7 @@ import msgspec
 
 from mesh import limits
 from mesh.durable.batch import HEADER_BYTES, Batch
-from mesh.durable.encoding import BYTES, RECORDS
+from mesh.durable.encoding import BATCH_BYTES, BATCH_RECORDS
 from mesh.durable.outcomes import Appended, Opened, Refused, error_of
 from mesh.durable.protocol import Open
 from mesh.durable.records import Item, NewRecord, batch_of
@@ -91,7 +91,7 @@ class Appender:
         self._now = now
         self._pause_s = 0.0
         self._paused_until = 0.0
-        self._open_bytes_max = min(BYTES, bytes_max // 2)
+        self._open_bytes_max = min(BATCH_BYTES, bytes_max // 2)
         self._epoch = 0
         self._opening: Ask | None = None
         self._claimed: list[Ask | None] = []
@@ -129,7 +129,7 @@ class Appender:
             return self.submit(batch_of([item])), 0
         last = self._queue[-1] if self._queue else None
         if last is not None and last.items is not None and self._failed is None:
-            if len(last.items) < RECORDS and last.size + size <= self._open_bytes_max:
+            if len(last.items) < BATCH_RECORDS and last.size + size <= self._open_bytes_max:
                 last.items.append(item)
                 last.size += size
                 self.bytes_waiting += size

@@ -43,7 +43,8 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
         return self._pending.done
 
     def wait(self, timeout: float | None = None) -> Receipt:
-        """Block until its outcome is known. Raises what `Stream.append` raises."""
+        """Block until its outcome is known, up to `timeout` seconds (None: for ever). Raises what
+        `Stream.append` raises. From any thread, any number of times."""
         wait(self._appender, self._pending, check_timeout(timeout))
         return receipt_of(self._appender, self._pending, self._index)
 

@@ -219,6 +219,7 @@ class Consumer(Receiving[ConsumedRecord]):
 
     @property
     def group(self) -> str:
+        """Its name."""
         return self._core.group
 
     @property
@@ -296,8 +297,8 @@ class Consumer(Receiving[ConsumedRecord]):
         self._core.resume(done)
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
-        """Block until all that was acknowledged and the like is remembered. Raises `Timeout`,
-        `Closed`."""
+        """Block until all that was said of records (`ack`, `nak`, `extend`, `reject`) is remembered
+        by their sidecars, up to `timeout` seconds (None: for ever). Raises `Timeout`, `Closed`."""
         self._check_open()
         self._core.say()
         self._core.link.wait(

@@ -32,10 +32,10 @@ from mesh.errors import InvalidOption, PayloadTooLarge
 from mesh.options import check_count
 from mesh.sockets.codec import Headers
 
-RECORDS: Final = 1024
-"""Of many in one batch."""
-BYTES: Final = 256 * 1024
-"""Likewise."""
+BATCH_RECORDS: Final = 1024
+"""Most records that share a batch."""
+BATCH_BYTES: Final = 256 * 1024
+"""Of them; or one record, if that is larger."""
 _BESIDE_BYTES: Final = 5
 """Before a payload, at most, in MessagePack."""
 _COLUMNS_BYTES: Final = 100
@@ -87,7 +87,7 @@ def batches_of(
 ) -> Iterator[Batch]:
     """Batches of them, as they come. Raises what `item_of` raises, and what `key` does."""
     items: list[Item] = []
-    size, size_max = 0, min(BYTES, bytes_max // 2)
+    size, size_max = 0, min(BATCH_BYTES, bytes_max // 2)
     for payload in payloads:
         item: Item
         if key is None:
@@ -95,7 +95,7 @@ def batches_of(
             item_bytes = len(plain) + _BESIDE_BYTES
         else:
             item, item_bytes = item_of(payload, bytes_max=bytes_max, key=key(payload))
-        if items and (len(items) >= RECORDS or size + item_bytes > size_max):
+        if items and (len(items) >= BATCH_RECORDS or size + item_bytes > size_max):
             yield batch_of(items)
             items, size = [], 0
         if item_bytes > size_max:

@@ -53,6 +53,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def stream(self) -> str:
+        """The name of the stream that it was read from."""
         return self._source.stream
 
     @property
@@ -62,7 +63,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def offset(self) -> int:
-        """Its position there: dense, from 0, never used twice."""
+        """Its position there: dense, from 0, and never that of another record, unless `log_epoch`
+        says so."""
         return self._source.offset + self._index
 
     @property
@@ -79,6 +81,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def key(self) -> bytes | None:
+        """What it was appended with as `key`, text as UTF-8; None if it has none."""
         keys = self._source.columns.keys
         return None if keys is None else keys[self._index]
 

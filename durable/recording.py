@@ -274,6 +274,7 @@ class Recording:
 
     @property
     def pattern(self) -> str:
+        """Of the topics that are recorded."""
         return self._core.channel
 
     @property

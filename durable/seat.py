@@ -69,6 +69,7 @@ class ConsumedRecord(Record, frozen=True, gc=False):
 
     @property
     def group(self) -> str:
+        """The name of the group that it was delivered to."""
         return self._seat.group
 
     def ack(self) -> None:

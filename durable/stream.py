@@ -146,9 +146,10 @@ class Stream(Handle):
         timeout: float | None = 10.0,
     ) -> Appending:
         """Begin to append one record, and return something to wait for it with. Blocks, for
-        `timeout` seconds at most, only while there is no sidecar or 16 MiB are under way. Plain
-        ones that come closely behind each other share a batch, for which half a millisecond is
-        waited (`batch_window_ms`): they are written, or refused, together."""
+        `timeout` seconds at most, only while there is no sidecar or 16 MiB are under way. Those
+        that come closely behind each other share a batch, for which half a millisecond is
+        waited (`batch_window_ms`): they are written, or refused, together. Arguments and errors are
+        those of `append`; what comes of the append itself is for `Appending` to raise."""
         item, size = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         return self._writing().begin(
             lambda appender: appender.submit_item(item, size), timeout, derived_from
@@ -203,7 +204,8 @@ class Stream(Handle):
         return receipts
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
-        """Block until nothing is under way any more. Raises `Timeout`, `Closed`."""
+        """Block until nothing is under way any more, up to `timeout` seconds (None: for ever).
+        Raises `Timeout`, `Closed`. What became of each append, its `Appending` says."""
         deadline = deadline_of(timeout)
         for appender in self._producing.appenders:
             flush(appender, left_of(deadline), f"end of appends to {self._what}")
@@ -253,8 +255,8 @@ class Stream(Handle):
 
     def bounds(self, *, timeout: float | None = 10.0) -> dict[str, tuple[int, int]]:
         """Of each partition that is there: the offset of its first record, and that of its next
-        one. Blocks until they have answered. Raises `NoSidecar`, `Timeout`, `StorageFailed`,
-        `Closed`."""
+        one. Blocks until they have answered, up to `timeout` seconds (None: for ever). Raises
+        `NoSidecar`, `Timeout`, `StorageFailed`, `Closed`."""
         places = self._told(Find(self.name), Place, timeout)
         return {partition: (each.start, each.end) for partition, each in places.items()}
 
@@ -265,7 +267,7 @@ class Stream(Handle):
 
     def stats(self, *, timeout: float | None = 10.0) -> dict[str, StreamStats]:
         """Of each partition that is there: what it holds, what was refused or went wrong, and how
-        far each group has come. Blocks until they have answered. Raises what `bounds` raises."""
+        far each group has come. Blocks and raises as `bounds` does."""
         found = self._told(Inspect(self.name), Inspected, timeout)
         return {partition: each.stats for partition, each in found.items()}
 

@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 from weakref import WeakSet
 
 from mesh.durable.appender import Appender
@@ -22,6 +23,9 @@ _HELP = (
     "give a node a directory (Node(durable=...)), or start a sidecar on this host "
     "(mesh sidecar DIRECTORY)"
 )
+_LOOK_S: Final = 0.25
+"""How often who waits for a sidecar or a partition looks again: not all that it looks at wakes it,
+as a stream does not that is new at the sidecar in this process."""
 
 
 class Streams:
@@ -65,7 +69,7 @@ class Streams:
         hosts = self.hosts(stream)
         try:
             return self._logs.link.wait(
-                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=0.25
+                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=_LOOK_S
             )
         except Timeout:
             raise self._none(home, timeout) from None
@@ -77,7 +81,7 @@ class Streams:
         hosts = self.hosts(stream)
         try:
             return await self._logs.link.wait_async(
-                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=0.25
+                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=_LOOK_S
             )
         except Timeout:
             raise self._none(home, timeout) from None
@@ -88,7 +92,7 @@ class Streams:
         finder = self.hosts(stream)
         try:
             return finder.link.wait(
-                lambda: self._have(finder, only, count), timeout, "partition", retry_s=0.25
+                lambda: self._have(finder, only, count), timeout, "partition", retry_s=_LOOK_S
             )
         except Timeout:
             raise self._too_few(stream, only, count, timeout) from None
@@ -100,7 +104,7 @@ class Streams:
         finder = self.hosts(stream)
         try:
             return await finder.link.wait_async(
-                lambda: self._have(finder, only, count), timeout, "partition", retry_s=0.25
+                lambda: self._have(finder, only, count), timeout, "partition", retry_s=_LOOK_S
             )
         except Timeout:
             raise self._too_few(stream, only, count, timeout) from None

@@ -5,7 +5,7 @@
     MeshError
     ├── InvalidName        (ValueError)    a channel, pattern or node name is malformed
     ├── InvalidOption      (ValueError)    an option has a value that cannot work
-    ├── OptionsDiffer      (ValueError)    the same channel was opened with other options
+    ├── OptionsDiffer      (ValueError)    a channel, stream or group has other options already
     ├── NotSerializable    (TypeError)     a payload MessagePack has no form for
     ├── PayloadTooLarge    (ValueError)    a message over ``message_bytes_max``
     ├── Timeout            (TimeoutError)  a wait reached its deadline
@@ -22,7 +22,7 @@
     ├── LogDamaged                         what had been on disk does not read any more
     ├── LogFormat                          a log of another version
     ├── LogLocked                          another process, or this one, has that log open
-    ├── StorageFailed                      a write or sync failed before: nothing more is written
+    ├── StorageFailed                      a log could not be written or read; nothing was appended
     └── UnsafeRuntimeDir   (PermissionError)  others could reach this node's sockets
 
 Misuse by the caller is an error; a fault of a peer is never one: it is dropped and counted
@@ -45,7 +45,8 @@ class InvalidOption(MeshError, ValueError):
 
 
 class OptionsDiffer(MeshError, ValueError):
-    """A channel is open in this node already, with other options."""
+    """A channel is open in this node already, or a stream or group was created, with other options;
+    of a stream or group the text says which."""
 
 
 class NotSerializable(MeshError, TypeError):
@@ -143,8 +144,9 @@ class LogLocked(MeshError):
 
 
 class StorageFailed(MeshError):
-    """A file was not written, because an earlier write or sync of it failed; the text names both.
-    What is on the disk is known once it has been opened anew."""
+    """A log could not be written or read, here or at its sidecar, or that is closing: the text says
+    why. Nothing was appended. A file of which a write or sync has failed is not written again: what
+    is on the disk is known once it has been opened anew."""
 
 
 class UnsafeRuntimeDir(MeshError, PermissionError):

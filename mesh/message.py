@@ -304,6 +304,7 @@ class StreamStats(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def records(self) -> int:
+        """How many are there."""
         return self.end - self.start
 
 

@@ -299,8 +299,8 @@ class Node:
         when_full: Literal["refuse", "wait"] = "refuse",
         options: StreamOptions | None = None,
     ) -> Stream:
-        """A handle to the stream `name`: to append to it, replay it and consume it. It is made by
-        its first append, or its first consumer, at the sidecar that gets that.
+        """A handle to the stream `name`: to append to it, replay it and consume it. The stream is
+        made by its first append, at the sidecar that gets that.
 
         `producer`: the name that its sequence is kept under across runs; one run at a time may
         write under it. None: a new producer. `home`: the sidecar that all appends go to, by its

@@ -12,7 +12,7 @@ import pytest
 from mesh.durable.appender import Appender, Pending
 from mesh.durable.appending import await_, receipt_of, wait
 from mesh.durable.batch import Batch
-from mesh.durable.encoding import BYTES, RECORDS
+from mesh.durable.encoding import BATCH_BYTES, BATCH_RECORDS
 from mesh.durable.outcomes import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
 from mesh.durable.records import NewRecord, batch_of, columns_of, payloads_of
@@ -173,11 +173,11 @@ def test_a_record_that_may_be_there_already_has_a_batch_of_its_own(
 
 
 def test_a_batch_has_no_more_than_it_may(appender: Appender, route: _Route) -> None:
-    items(appender, *([b"x"] * (RECORDS + 2)))
-    assert [len(each) for each in route.payloads()] == [1, RECORDS]
-    items(appender, b"y" * (BYTES - 100), b"z" * 200)
+    items(appender, *([b"x"] * (BATCH_RECORDS + 2)))
+    assert [len(each) for each in route.payloads()] == [1, BATCH_RECORDS]
+    items(appender, b"y" * (BATCH_BYTES - 100), b"z" * 200)
     appender.close_batches()
-    assert [len(each) for each in route.payloads()] == [1, RECORDS, 2, 1]
+    assert [len(each) for each in route.payloads()] == [1, BATCH_RECORDS, 2, 1]
 
 
 def test_without_anybody_to_close_batches_each_leaves_by_itself(
