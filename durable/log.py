@@ -1,10 +1,9 @@
 """A partition's log: batches appended to segments, read by offset or time, given up from the front.
 
 Guarantee: what was synced is there after any crash, in its place and unchanged, or reading it
-raises `LogDamaged`; offsets are dense, and that of a synced record is never given to another. One
-thread appends (and syncs,
-rolls, trims, closes); any number of threads read, without a lock, and disturb nothing: they look at
-`tip` and `segments`, each of which is replaced as a whole.
+raises `LogDamaged`; offsets are dense, and that of a synced record is given to no other. One thread
+appends (and syncs, rolls, trims, closes); any number of threads read, without a lock, and disturb
+nothing: they look at `tip` and `segments`, each of which is replaced as a whole.
 
 A failed write or sync leaves the log *failed*: nothing more is appended until `mend` has cut off
 what is not known to be on disk. A failed sync is never repeated: the kernel may have thrown away
@@ -48,8 +47,7 @@ _MARK: Final = Header(body_check=0, body_bytes=0, count=0)
 
 
 class _Failing:
-    """Inside ``with`` any error fails the log (`Log.fail`); a failed log raises at its beginning.
-    A class, as a generator would cost an append 2 µs."""
+    """Inside ``with`` any error fails the log. A generator would cost an append 2 µs."""
 
     __slots__ = ("_log",)
 
@@ -99,7 +97,8 @@ class Log:
         """Records that were cut off, because they could not be synced."""
         self._file: File = found.file
         self._index: Index = found.index
-        self._time_ns = found.time_ns
+        self.time_ns = found.time_ns
+        """Of the last batch; the next will not be before it."""
         self.segment_bytes = segment_bytes
         self.keeps_all = shown_when_synced
         """Whether what readers have seen is there for good, whatever happens."""
@@ -132,11 +131,6 @@ class Log:
     def end(self) -> int:
         """Offset of the next record."""
         return self._index.end
-
-    @property
-    def time_ns(self) -> int:
-        """Of the last batch; the next will not be before it."""
-        return self._time_ns
 
     @property
     def synced_end(self) -> int:
@@ -181,7 +175,7 @@ class Log:
 
     def _write(self, batches: Sequence[Batch], now_ns: int) -> list[Header]:
         index, offset = self._index, self._index.end
-        self._time_ns = time_ns = max(now_ns, self._time_ns)
+        self.time_ns = time_ns = max(now_ns, self.time_ns)
         written: list[Header] = []
         pieces: list[Bytes] = []
         for each in batches:
@@ -247,7 +241,7 @@ class Log:
             return
         with self._failing:
             self._sync()
-            self._write([Batch(_MARK, ())], self._time_ns)
+            self._write([Batch(_MARK, ())], self.time_ns)
             self._marked = True
 
     def check_failed(self) -> None:
@@ -255,9 +249,8 @@ class Log:
             raise StorageFailed(f"{self.segments[-1].name}: {self._failed}") from self._failed
 
     def fail(self, error: BaseException) -> None:
-        """Append nothing more until `mend`, and show no more than what was synced. Whatever the
-        error is, it left unknown how much was written. An `OSError` is raised anew, as
-        `StorageFailed`."""
+        """Append nothing until `mend`, and show what was synced alone: whatever the error is, how
+        much was written is not known. Raises `StorageFailed` for an `OSError`."""
         self._failed = error
         self.failures += 1
         size = HEAD_BYTES if self._condensing else self._synced
@@ -271,7 +264,7 @@ class Log:
         self._trim_reserve()
         base = self._index.end
         self._stray = name_of(base)
-        head = self._head(max(now_ns, self._time_ns))
+        head = self._head(max(now_ns, self.time_ns))
         file, old, sealed = begin(self.storage, head), self._file, self.segments[-1]
         index = Index(base, HEAD_BYTES)
         self.segments = (*self.segments, Segment(self.partition, base, HEAD_BYTES, index))
@@ -301,7 +294,7 @@ class Log:
             self._sync()
             self._trim_reserve()
             self._condensing = True
-            head, last = self._head(self._time_ns), self.segments[-1]
+            head, last = self._head(self.time_ns), self.segments[-1]
             header = msgspec.structs.replace(
                 note.header, offset=last.base, time_ns=head.time_ns, log_epoch=head.log_epoch
             )
@@ -323,8 +316,7 @@ class Log:
 
     def mend(self) -> None:
         """After a failure: cut off what was not written as a whole, or may not be on disk, and go
-        on. Nobody was told that what is cut off is on disk. Raises `StorageFailed`, `LogDamaged`.
-        """
+        on: nobody was told that it is on disk. Raises `StorageFailed`, `LogDamaged`."""
         if self._failed is None:
             return
         try:

@@ -1,4 +1,5 @@
-"""Brokerless messaging: nodes find each other and exchange messages over topics, queues, services.
+"""Brokerless messaging: nodes find each other and exchange messages over topics, queues, services
+and streams.
 
 Start with `Node`. Names are loaded when first used, so that ``import mesh`` costs nothing.
 """
@@ -15,37 +16,55 @@ if TYPE_CHECKING:
         Forked,
         InvalidName,
         InvalidOption,
+        LogDamaged,
+        LogFormat,
+        LogFull,
+        LogLocked,
         MeshError,
+        NoSidecar,
         NotSerializable,
         OptionsDiffer,
+        OutcomeUnknown,
         PayloadTooLarge,
         PeerLost,
+        ProducerFenced,
         RemoteError,
+        SequenceGap,
+        StorageFailed,
         Timeout,
         UnsafeRuntimeDir,
     )
     from mesh.message import (
         Array,
+        GroupStats,
         Loss,
         Message,
         Messages,
         PeerEvent,
         PeerInfo,
+        Receipt,
         Stats,
+        StreamStats,
         TasksLost,
         Untrusted,
     )
     from mesh.node import InsecureWarning, Node
+    from mesh.options import StreamOptions
 
 __version__ = "0.1.0.dev0"
 
 _WHERE = {
     "mesh.errors": (
-        "Busy Closed Forked InvalidName InvalidOption MeshError NotSerializable OptionsDiffer "
-        "PayloadTooLarge PeerLost RemoteError Timeout UnsafeRuntimeDir"
+        "Busy Closed Forked InvalidName InvalidOption LogDamaged LogFormat LogFull LogLocked "
+        "MeshError NoSidecar NotSerializable OptionsDiffer OutcomeUnknown PayloadTooLarge PeerLost "
+        "ProducerFenced RemoteError SequenceGap StorageFailed Timeout UnsafeRuntimeDir"
     ),
-    "mesh.message": "Array Loss Message Messages PeerEvent PeerInfo Stats TasksLost Untrusted",
+    "mesh.message": (
+        "Array GroupStats Loss Message Messages PeerEvent PeerInfo Receipt Stats StreamStats "
+        "TasksLost Untrusted"
+    ),
     "mesh.node": "InsecureWarning Node",
+    "mesh.options": "StreamOptions",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 
@@ -54,22 +73,35 @@ __all__ = [
     "Busy",
     "Closed",
     "Forked",
+    "GroupStats",
     "InsecureWarning",
     "InvalidName",
     "InvalidOption",
+    "LogDamaged",
+    "LogFormat",
+    "LogFull",
+    "LogLocked",
     "Loss",
     "MeshError",
     "Message",
     "Messages",
+    "NoSidecar",
     "Node",
     "NotSerializable",
     "OptionsDiffer",
+    "OutcomeUnknown",
     "PayloadTooLarge",
     "PeerEvent",
     "PeerInfo",
     "PeerLost",
+    "ProducerFenced",
+    "Receipt",
     "RemoteError",
+    "SequenceGap",
     "Stats",
+    "StorageFailed",
+    "StreamOptions",
+    "StreamStats",
     "TasksLost",
     "Timeout",
     "UnsafeRuntimeDir",

@@ -34,6 +34,7 @@ class Client(Handle):
 
     @property
     def channel(self) -> str:
+        """The name of the service."""
         return self._core.channel
 
     @property

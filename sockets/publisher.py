@@ -49,6 +49,7 @@ class Publisher(Sending):
 
     @property
     def channel(self) -> str:
+        """The name of the topic."""
         return self._topic.name
 
     @property

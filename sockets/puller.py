@@ -296,10 +296,12 @@ class Puller(Receiving[Message]):
 
     @property
     def channel(self) -> str:
+        """The name of the queue."""
         return self._core.channel
 
     @property
     def prefetch(self) -> int:
+        """How many tasks of each pusher may be here at a time."""
         return self._core.prefetch
 
     def recv(self, timeout: float | None = None) -> Message:

@@ -45,6 +45,7 @@ class Pusher(Sending):
 
     @property
     def channel(self) -> str:
+        """The name of the queue."""
         return self._core.channel
 
     @property

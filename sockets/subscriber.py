@@ -33,6 +33,7 @@ class Subscriber(Receiving[Message]):
 
     @property
     def pattern(self) -> str:
+        """Of the topics that are subscribed to."""
         return self._core.channel
 
     @property
