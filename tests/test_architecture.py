@@ -243,3 +243,11 @@ def test_all_lists_what_the_package_shows() -> None:
         and thing.__module__.split(".")[0] == "mesh"
     }
     assert shown - set(mesh.__all__) == set()
+
+
+def test_the_map_of_the_log_names_each_of_its_modules_once() -> None:
+    """There are too many of them for the folder's listing to tell."""
+    drawn = ast.get_docstring(ast.parse((ROOT / "durable/__init__.py").read_text())) or ""
+    named = re.findall(r"^ {6}(\w+) {2,}\S", drawn, re.MULTILINE)
+    there = {path.stem for path in sources("durable")} - {"__init__"}
+    assert sorted(named) == sorted(there)
