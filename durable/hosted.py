@@ -23,9 +23,10 @@ from mesh.durable.clerk import Clerk
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.groups import Groups
 from mesh.durable.members import Members
-from mesh.durable.outcomes import Refused
+from mesh.durable.outcomes import CLOSED, Refused, refused_for
 from mesh.durable.partition import Partition, Request
 from mesh.durable.protocol import (
+    Answer,
     Batches,
     Fetch,
     Find,
@@ -33,7 +34,6 @@ from mesh.durable.protocol import (
     Join,
     Place,
     Read,
-    Reply,
     Settle,
     room_for_batches,
 )
@@ -45,9 +45,9 @@ from mesh.options import StreamOptions
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[Reply], object]
 _GROUPS: Final = "groups"
-_CLOSED: Final = Refused("closed", "the sidecar is closed")
+_PLAN_S: Final = 0.001
+"""Least wait before the clerk comes back: it would spin on what is due already."""
 
 
 class _Reader(msgspec.Struct, frozen=True, eq=False):
@@ -98,7 +98,7 @@ class Hosted:
         """Have it written, or be given what does so: see `Writer.submit`."""
         writer = self._writer or self._begin_to_write()
         if writer is None:
-            answer(_CLOSED)
+            answer(CLOSED)
             return None
         return writer.submit(request, answer, patient=patient, lone=lone)
 
@@ -223,14 +223,14 @@ class Hosted:
     def _unreadable(self, error: Exception) -> Refused:
         logger.error("stream %r cannot be read: %s", self.name, error)
         text = f"stream {self.name!r} cannot be read: {error}"
-        return Refused("damaged" if isinstance(error, LogDamaged) else "storage", text)
+        return refused_for(error, text)
 
     # -- Groups ------------------------------------------------------------------------------
 
     def member_asks(self, query: Join | Fetch | Settle, answer: Answer) -> None:
         now, now_ns = time.monotonic(), time.time_ns()
         if self._dismissed:
-            answer(_CLOSED)
+            answer(CLOSED)
             return
         if isinstance(query, Join) and query.resume is not None and not self.log.keeps_all:
             has = f"durability='fsync', not {self.options.durability!r}"
@@ -262,7 +262,7 @@ class Hosted:
         self._dismissed = True
         readers, self._readers = self._readers, []
         for reader in readers:
-            reader.answer(_CLOSED)
+            reader.answer(CLOSED)
         if self._members is not None:
             self._members.dismiss()
 
@@ -296,7 +296,7 @@ class Hosted:
         due, now = self._members.next_at(), time.monotonic()
         if due is None or (now < self._wake_at <= due):
             return
-        self._wake_at = max(due, now + 0.001)
+        self._wake_at = max(due, now + _PLAN_S)
         self._clerk.at(self._wake_at, self._wake)
 
     def tick(self) -> None:

@@ -21,8 +21,9 @@ from mesh.durable.deliveries import Delivery
 from mesh.durable.derivations import source_number
 from mesh.durable.groups import Groups
 from mesh.durable.log import Log
-from mesh.durable.outcomes import Appended, Outcome, Refused
+from mesh.durable.outcomes import CLOSED, Appended, Outcome, Refused, refused_for
 from mesh.durable.protocol import (
+    Answer,
     Delivered,
     Fetch,
     Join,
@@ -48,11 +49,9 @@ from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[Reply], object]
 _SILENT_S: Final = 2 * limits.READ_WAIT_MS_MAX / 1000
 """A member asks again at the latest when its last question was answered with nothing."""
 _NOTHING: Final = Delivery((), ())
-_CLOSED: Final = Refused("closed", "the sidecar is closed")
 
 
 class _Waiting(msgspec.Struct, frozen=True):
@@ -113,8 +112,7 @@ class Members:
             answer(Refused("full", str(error)))
             return
         except (LogDamaged, OSError) as error:
-            code = "damaged" if isinstance(error, LogDamaged) else "storage"
-            answer(Refused(code, f"group {query.group!r}: {error}"))  # type: ignore[arg-type]
+            answer(refused_for(error, f"group {query.group!r}: {error}"))
             return
         if query.resume is not None:
             groups.resume(query.group, query.resume)
@@ -232,7 +230,7 @@ class Members:
         for member in self._members.values():
             if member.waiting is not None:
                 waiting, member.waiting = member.waiting, None
-                waiting.answer(_CLOSED)
+                waiting.answer(CLOSED)
 
     def close(self) -> None:
         self.dismiss()

@@ -10,6 +10,8 @@ import msgspec
 
 from mesh.errors import (
     InvalidOption,
+    LogDamaged,
+    LogFormat,
     LogFull,
     MeshError,
     OptionsDiffer,
@@ -67,6 +69,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="x"):
     """What its producer's next is, where that is the matter."""
 
 
+CLOSED: Final = Refused("closed", "the sidecar is closed")
 Outcome = Appended | Opened | Refused
 
 _ERRORS: Final[dict[str, type[MeshError]]] = {
@@ -83,6 +86,11 @@ _ERRORS: Final[dict[str, type[MeshError]]] = {
     "gap": SequenceGap,
     "old": OutcomeUnknown,
 }
+
+
+def refused_for(error: Exception, text: str) -> Refused:
+    """The refusal of what `error` has kept a sidecar from."""
+    return Refused("damaged" if isinstance(error, LogDamaged | LogFormat) else "storage", text)
 
 
 def error_of(refused: Refused) -> MeshError:

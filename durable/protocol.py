@@ -7,6 +7,7 @@ log (`mesh.durable.batch`): its producer's own check covers it from end to end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Final
 from zlib import crc32
 
@@ -185,6 +186,9 @@ class Settled(Wire, frozen=True, tag="s"):
 
 Query = Open | Append | Find | Read | Inspect | Join | Fetch | Settle
 Reply = Opened | Appended | Refused | Place | Batches | Inspected | Joined | Delivered | Settled
+
+Answer = Callable[[Reply], object]
+"""Called once with what a question is answered, in whichever thread knows that."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_query: Final = msgspec.msgpack.Decoder(Query).decode

@@ -198,16 +198,9 @@ def answer(
     return _result(route, ask, result, refused)
 
 
-async def aanswer(
-    route: Route,
-    ask: Ask,
-    timeout: float | None,
-    what: str,
-    *,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Reply | None:
+async def aanswer(route: Route, ask: Ask, timeout: float | None, what: str) -> Reply | None:
     """`answer` for asyncio."""
-    link, attempt = route.link, _attempt(route, ask, stopped)
+    link, attempt = route.link, _attempt(route, ask)
     result = await link.wait_async(attempt, timeout, what, slot=ask)
     return _result(route, ask, result)
 
@@ -219,7 +212,9 @@ def expected(kind: type[R], reply: object, route: Route) -> R:
     return reply
 
 
-def _attempt(route: Route, ask: Ask, stopped: Callable[[], bool]) -> Callable[[], object]:
+def _attempt(
+    route: Route, ask: Ask, stopped: Callable[[], bool] = lambda: False
+) -> Callable[[], object]:
     def attempt() -> object:
         if stopped():
             return False

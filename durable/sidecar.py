@@ -33,9 +33,11 @@ from mesh import limits
 from mesh.durable.batch import Batch
 from mesh.durable.clerk import Clerk
 from mesh.durable.hosted import Hosted
-from mesh.durable.outcomes import Refused
+from mesh.durable.log import SEGMENT_BYTES
+from mesh.durable.outcomes import CLOSED, Refused, refused_for
 from mesh.durable.partition import Opening, Partition
 from mesh.durable.protocol import (
+    Answer,
     Append,
     Fetch,
     Find,
@@ -60,11 +62,10 @@ from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[Reply], object]
 _IDENTITY: Final = "identity"
 _STREAMS: Final = "streams"
 _OPTIONS: Final = "options"
-NODE_ID_CHARACTERS: Final = 16
+_NODE_ID_CHARACTERS: Final = 16
 """A member's name begins with the id of its node."""
 _TICK_S: Final = 1.0
 _ROUND_S: Final = 3600.0
@@ -86,13 +87,13 @@ class Sidecar:
         *,
         hosts: Callable[[str], object] = lambda stream: None,
         is_present: Callable[[str], bool] = lambda node: True,
-        segment_bytes: int | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
         message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
     ) -> None:
         """Open what is in `storage`, or begin there. `hosts` is called with the name of a stream
-        that is new here; `is_present` says whether a node is there still. `message_bytes_max`: of
-        an answer. Raises `LogLocked`,
-        `LogDamaged`, `OSError`."""
+        that is new here; `is_present` says whether a node is there still; `message_bytes_max` is
+        that of an answer. `number` is that of the partition, whose name is the same in hexadecimal.
+        Raises `LogLocked`, `LogDamaged`, `OSError`."""
         self._storage = storage
         storage.lock()
         try:
@@ -105,7 +106,7 @@ class Sidecar:
         self._hosts = hosts
         self._is_present = is_present
         self._message_bytes_max = message_bytes_max
-        self._segment_bytes = {} if segment_bytes is None else {"segment_bytes": segment_bytes}
+        self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
         self._hosted: dict[str, Hosted] = {}
         self._closing = False
@@ -182,7 +183,7 @@ class Sidecar:
                 found.read(query, answer)
             case Inspect():
                 found.inspect(answer)
-            case Join() | Fetch() if not self._is_present(query.member[:NODE_ID_CHARACTERS]):
+            case Join() | Fetch() if not self._is_present(query.member[:_NODE_ID_CHARACTERS]):
                 # What a node asked just before it died, is not to make it a member for good.
                 answer(Refused("unknown", f"the node of {query.member} is not there"))
             case _:
@@ -294,7 +295,7 @@ class Sidecar:
 
     def _open(self, name: str, options: StreamOptions | None, make: bool) -> Hosted | Refused:
         if self._closing:
-            return Refused("closed", "the sidecar is closed")
+            return CLOSED
         new = name not in self._names
         if new and not make:
             return Refused("missing", f"there is no stream {name!r} here")
@@ -311,7 +312,11 @@ class Sidecar:
             else:
                 options = _read_options(folder, name)
             partition = Partition(
-                folder, self.number, options, now_ns=time.time_ns(), **self._segment_bytes
+                folder,
+                self.number,
+                options,
+                now_ns=time.time_ns(),
+                segment_bytes=self._segment_bytes,
             )
             try:
                 hosted = Hosted(
@@ -324,10 +329,10 @@ class Sidecar:
             return Refused("malformed", str(error))
         except (LogDamaged, LogFormat) as error:
             logger.error("stream %r: %s", name, error)
-            return Refused("damaged", f"stream {name!r}: {error}")
+            return refused_for(error, f"stream {name!r}: {error}")
         except (MeshError, OSError) as error:
             logger.error("stream %r cannot be opened: %s", name, error)
-            return Refused("storage", f"stream {name!r} cannot be opened: {error}")
+            return refused_for(error, f"stream {name!r} cannot be opened: {error}")
         if new:
             self._names.add(name)
             self._hosts(name)
