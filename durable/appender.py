@@ -5,7 +5,9 @@ often the connection breaks or either side's wait ends. What was refused was not
 behind it is numbered anew and asked for again. A wait that ends changes nothing: its records stay
 under way, and what is submitted later comes behind them.
 
-All under the lock of its route's link, and driven by whoever waits or submits. Knows no sockets.
+All under the lock of its route's link, and driven by whoever waits or submits. That may be the main
+thread, in which a Ctrl-C can come behind any call: what is between two queues then would be in
+neither, so such steps are done with ``finally``. Knows no sockets.
 """
 
 from __future__ import annotations
@@ -146,8 +148,10 @@ class Appender:
     def _enqueue(self, pending: Pending) -> None:
         if self._failed is not None:
             raise self._failed
-        self._queue.append(pending)
-        self.bytes_waiting += pending.size
+        try:
+            self._queue.append(pending)
+        finally:
+            self.bytes_waiting += pending.size
 
     def close_batches(self) -> bool:
         """Have all that is open asked for: the flusher's. Takes the link's lock."""
@@ -249,8 +253,10 @@ class Appender:
             except Busy:
                 return
             self.next_seq += header.count
-            self._queue.popleft()
-            self._asked.append(pending)
+            try:
+                self._queue.popleft()
+            finally:
+                self._asked.append(pending)
 
     def _opened(self) -> None:
         if self._opening is None:
@@ -326,8 +332,10 @@ class Appender:
             self._again(reply.seq if gap else header.seq)  # type: ignore[attr-defined]
 
     def _done(self, pending: Pending) -> None:
-        self._asked.popleft()
-        self.bytes_waiting -= pending.size
+        try:
+            self._asked.popleft()
+        finally:
+            self.bytes_waiting -= pending.size
 
     def _waits_for(self, refused: Refused) -> bool:
         """Whether it is to be tried again, once there is room."""
@@ -349,20 +357,24 @@ class Appender:
         self._rewind()
 
     def _rewind(self) -> None:
-        replies = [self.route.reply(pending.ask) for pending in self._asked]  # type: ignore[arg-type]
-        if any(reply is None for reply in replies):
+        asked = self._asked
+        if any(self.route.reply(pending.ask) is None for pending in asked):  # type: ignore[arg-type]
             return
-        self._rewinding = False
-        for pending, reply in zip(reversed(self._asked), reversed(replies), strict=True):
+        while asked:
+            pending = asked[-1]
+            reply = self.route.reply(pending.ask)  # type: ignore[arg-type]
             if self.next_seq is None and self._may_be_there(pending):
                 pending.error = OutcomeUnknown("the log no longer knows this producer")
-                self.bytes_waiting -= pending.size
-                continue
-            if isinstance(reply, Appended):  # it was there before
+            elif isinstance(reply, Appended):  # it was there before
                 pending.appended = reply
-                self.bytes_waiting -= pending.size
-                continue
-            pending.ask = None
-            self._queue.appendleft(pending)
-        self._asked.clear()
+            done = pending.done
+            try:
+                asked.pop()
+            finally:
+                if done:
+                    self.bytes_waiting -= pending.size
+                else:
+                    pending.ask = None
+                    self._queue.appendleft(pending)
+        self._rewinding = False
         self.route.link.wake_all()
