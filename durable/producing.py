@@ -125,13 +125,13 @@ class Producing:
                     waits=self._waits,
                 )
                 if len(self._appenders) >= limits.PARTITIONS_MET_MAX:
-                    self._appenders = {k: v for k, v in self._appenders.items() if not v.idle}
+                    self._appenders = {
+                        k: v for k, v in self._appenders.items() if v is self._nearest or not v.idle
+                    }
                 self._appenders[partition] = appender
                 self._streams.look_after(appender)
             if home is not None and home == self._home:
                 self._home = partition  # of a node that may have another some day
-            if home is None and appender is not self._nearest:
-                if self._nearest is not None:  # whose sidecar is gone
-                    self._appenders.pop(self._nearest.route.partition, None)
+            if home is None:
                 self._nearest = appender
             return appender
