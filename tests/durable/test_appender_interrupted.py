@@ -10,7 +10,7 @@ import pytest
 from mesh.durable import appender as appenders
 from mesh.durable.appender import Appender, Pending
 from mesh.durable.batch import Batch
-from mesh.durable.partition import Appended, Refused
+from mesh.durable.outcomes import Appended, Refused
 from mesh.durable.records import payloads_of
 from tests.durable.test_appender import _Flusher, _Route
 from tests.support.opcodes import before_opcode
@@ -60,7 +60,7 @@ def interrupted_at(nth: int) -> bool:
     places: list[tuple[bytes, Pending, int]] = []
 
     def submit(payload: bytes) -> None:
-        places.append((payload, *appender.submit_item(payload)))
+        places.append((payload, *appender.submit_item(payload, len(payload))))
 
     def go_on() -> None:
         appender.close_batches()
