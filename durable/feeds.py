@@ -34,11 +34,7 @@ class _Feed:
     def close(self) -> None:
         self._closed = True
         self._taken.release()
-        link = self.reader.route.link
-        try:
-            link.run(link.wake_all)
-        except Closed:
-            return
+        self.reader.wake()
 
     def _work(self) -> None:
         reader = self.reader

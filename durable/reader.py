@@ -6,6 +6,7 @@ thread or task at a time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from mesh import limits
@@ -14,7 +15,7 @@ from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
 from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
-from mesh.errors import LogDamaged, MeshError
+from mesh.errors import Closed, LogDamaged, MeshError
 from mesh.sockets.frame import Malformed
 
 Chunk = list[Run] | Gap | Cut
@@ -123,6 +124,11 @@ class PartitionReader:
                 runs.append(run)
         self.offset = cursor.offset
         return runs or None
+
+    def wake(self) -> None:
+        """Whoever waits for an answer is to look whether it is to go on. From any thread."""
+        with contextlib.suppress(Closed):
+            self.route.link.run(self.route.link.wake_all)
 
     def close(self) -> None:
         if self._cursor is not None:

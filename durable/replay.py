@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from functools import partial
@@ -73,6 +74,8 @@ class Replay:
         self._reached: dict[str, int] = {}
         """Offset of the next record of each that is to be yielded."""
         self._feeds: Feeds | None = None
+        self._reading = threading.Lock()
+        """Held by who reads here: nobody else is to close what it reads from."""
         self._closed = False
 
     @property
@@ -88,13 +91,22 @@ class Replay:
         return self._streams.met(self._stream) - frozenset(self._streams.having(self._stream))
 
     def close(self) -> None:
-        """Read no more. Idempotent; from any thread."""
+        """Read no more; what was read already may come still. Idempotent; from any thread."""
         self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._feeds is not None:
             self._feeds.close()  # whose threads close the readers
-            return
-        for reader in self._readers.values():
-            reader.close()
+        elif self._reading.acquire(blocking=False):
+            try:
+                for reader in self._readers.values():
+                    reader.close()
+            finally:
+                self._reading.release()
+        else:  # who reads does so, once it is told
+            for reader in list(self._readers.values()):
+                reader.wake()
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +124,7 @@ class Replay:
 
     def __iter__(self) -> Iterator[Record]:
         try:
+            self._begin()
             for partition in self._streams.all_of(
                 self._stream, self._only, self._count, self._timeout
             ):
@@ -128,7 +141,7 @@ class Replay:
             if not self._closed:
                 raise
         finally:
-            self.close()
+            self._let_go()
 
     def _enter(self, partition: str) -> None:
         """Begin to read that one."""
@@ -137,9 +150,13 @@ class Replay:
         self._entered(route, answer(route, ask, self._timeout, _PLACE))
 
     def _bring(self, need: _Need) -> Brought:
+        self._check_open()
         if self._feeds is None:
             assert need.reader is not None
-            return need.reader.partition, read(need.reader, self._timeout)
+            with self._reading:
+                read_now = read(need.reader, self._timeout, stopped=lambda: self._closed)
+            self._check_open()
+            return need.reader.partition, read_now
         look = partial(self._look, need)
         while True:
             brought = self._feeds.link.wait(look, need.timeout(self), _CHUNK, retry_s=_LOOK_S)
@@ -153,6 +170,7 @@ class Replay:
 
     async def __aiter__(self) -> AsyncIterator[Record]:
         try:
+            self._begin()
             self._feeds = Feeds(self._stream)  # threads read the disk; the loop does not
             for partition in await self._streams.aall_of(
                 self._stream, self._only, self._count, self._timeout
@@ -171,7 +189,7 @@ class Replay:
             if not self._closed:
                 raise
         finally:
-            self.close()
+            self._let_go()
 
     async def _aenter(self, partition: str) -> None:
         route = self._streams.route_to(partition)
@@ -180,6 +198,7 @@ class Replay:
 
     async def _abring(self, need: _Need) -> Brought:
         assert self._feeds is not None
+        self._check_open()
         look = partial(self._look, need)
         while True:
             brought = await self._feeds.link.wait_async(
@@ -190,6 +209,14 @@ class Replay:
                 return partition, chunk
             with contextlib.suppress(Timeout):
                 await self._aenter(partition)
+
+    def _begin(self) -> None:
+        self._check_open()
+        self._readers, self._feeds = {}, None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"replay of {self._stream!r} is closed")
 
     # -- What is read ------------------------------------------------------------------------
 

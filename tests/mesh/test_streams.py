@@ -597,6 +597,47 @@ def test_a_replay_begins_where_it_is_told(node: Node) -> None:
     assert list(orders.replay(future)) == []
 
 
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_replay_that_is_closed_reads_no_more(
+    node: Node, monkeypatch: pytest.MonkeyPatch, follow: bool
+) -> None:
+    monkeypatch.setattr("mesh.durable.reader._READ_BYTES", 1000)
+    orders = node.stream("orders")
+    orders.append_many(str(n) * 500 for n in range(50))
+    for n in range(50):
+        orders.append(str(n) * 500)
+    replay = orders.replay(follow=follow)
+    records = iter(replay)
+    next(records)
+    replay.close()
+    assert len(list(records)) < 60
+    assert list(replay) == []
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_replay_that_waits_is_ended_by_whoever_closes_it(
+    tmp_path: Path, programs: Programs, follow: bool
+) -> None:
+    """Though it would wait for ever for a sidecar that hangs."""
+    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
+    sidecar.expect("ready")
+    with Node("reader") as node:
+        orders = node.stream("orders")
+        for n in range(4):
+            orders.append(str(n) * 700_000)
+        replay = orders.replay(follow=follow, timeout=None)
+        records = iter(replay)
+        next(records)
+        sidecar.kill(signal.SIGSTOP)
+        thread = threading.Thread(target=lambda: list(records))
+        thread.start()
+        until(lambda: any(each.route.link._threads for each in replay._readers.values()))
+        replay.close()
+        thread.join(10)
+        assert not thread.is_alive()
+    sidecar.kill(signal.SIGCONT)
+
+
 def test_a_following_replay_goes_from_the_past_into_what_comes(node: Node) -> None:
     orders = node.stream("orders")
     orders.append_many(range(1000))
