@@ -320,16 +320,15 @@ class Appender:
                 pending.error = error_of(reply)
                 self._done(pending)
             self._again(None)
-        else:
-            if isinstance(reply, Refused):
-                pending.error = error_of(reply)
-            elif isinstance(reply, MeshError):
-                pending.error = reply
-            else:
-                pending.error = StorageFailed("the sidecar's answer to an append is none")
+        elif isinstance(reply, Refused) and not self._may_be_there(pending):
+            pending.error = error_of(reply)
             self._done(pending)
-            gap = isinstance(reply, Refused) and reply.code == "gap"
-            self._again(reply.seq if gap else header.seq)  # type: ignore[attr-defined]
+            self._again(reply.seq if reply.code == "gap" else header.seq)
+        else:  # it may have been written, and who comes next must not be taken for it
+            why = reply.text if isinstance(reply, Refused) else str(reply)
+            pending.error = OutcomeUnknown(f"whether it was written is not known: {why}")
+            self._done(pending)
+            self._again(None)
 
     def _done(self, pending: Pending) -> None:
         try:

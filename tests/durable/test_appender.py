@@ -17,7 +17,7 @@ from mesh.durable.outcomes import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
 from mesh.durable.records import NewRecord, batch_of, columns_of, payloads_of
 from mesh.durable.route import Ask
-from mesh.errors import Busy, LogFull, MeshError, RemoteError, Timeout
+from mesh.errors import Busy, LogFull, MeshError, OutcomeUnknown, RemoteError, Timeout
 from mesh.sockets.flusher import Batching, Flusher
 from mesh.sockets.link import Link, Recipient
 from tests.support.waiting import until
@@ -42,6 +42,7 @@ class _Route:
         self.opening: list[_Ask] = []
         self.busy = False
         self.opens = True
+        self.is_sent_once = True
 
     def begin(self, query: Query) -> Ask:
         ask = _Ask()
@@ -64,7 +65,7 @@ class _Route:
         return ask.reply
 
     def sent_once(self, ask: Ask) -> bool:
-        return True
+        return self.is_sent_once
 
     def payloads(self) -> list[list[object]]:
         """Of what was asked for, batch by batch."""
@@ -302,6 +303,34 @@ def test_a_producer_that_could_not_be_opened_is_opened_by_its_next_append(
     assert route.payloads() == [[b"b"]]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Refused("storage", "a disk"),
+        RemoteError("Malformed", "no answer", ""),
+        Opened(1, 0, "fsync"),
+    ],
+    ids=["refused", "error", "nonsense"],
+)
+def test_what_may_have_been_written_is_not_refused_and_its_number_given_to_no_other(
+    appender: Appender, route: _Route, reply: Reply
+) -> None:
+    """Or the next would be taken for it, and be nowhere."""
+    route.is_sent_once = False
+    ((pending, index),) = items(appender, b"a")
+    route.asked[0].reply = reply
+    route.opens = False
+    appender.advance(None)
+    with pytest.raises(OutcomeUnknown):
+        receipt_of(appender, pending, index)
+    items(appender, b"b")
+    assert route.payloads() == [[b"a"]]
+    route.opening[-1].reply = Opened(2, 1, "fsync")
+    appender.advance(None)
+    assert (route.payloads(), route.seqs()) == ([[b"a"], [b"b"]], [0, 1])
+    assert appender.bytes_waiting > 0
+
+
 def test_a_full_way_is_tried_again(appender: Appender, route: _Route) -> None:
     items(appender, b"a")
     route.busy = True
@@ -318,7 +347,7 @@ def test_whatever_the_answer_was_is_told_each_time(appender: Appender, route: _R
     route.asked[0].reply = RemoteError("Malformed", "the answer is none", "")
     appender.advance(None)
     for _ in range(2):
-        with pytest.raises(RemoteError, match="is none"):
+        with pytest.raises(OutcomeUnknown, match="is none"):
             receipt_of(appender, pending, index)
 
 
