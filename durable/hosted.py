@@ -171,6 +171,7 @@ class Hosted:
             failures=log.failures,
             unsynced_lost=log.unsynced_lost,
             refused=dict(self._partition.refused),
+            forgotten=self._partition.forgotten,
             readers=len(self._readers),
             groups=groups,
         )

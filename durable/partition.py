@@ -95,6 +95,12 @@ class Partition:
             self.log.close()
             raise
 
+    @property
+    def forgotten(self) -> dict[str, int]:
+        """What of that which tells repeats was given up for its bounds, by kind, since this was
+        opened or had a failure."""
+        return dict(self._producers.forgotten)
+
     # -- The writer's thread -----------------------------------------------------------------
 
     def commit(self, requests: Sequence[Request], now_ns: int) -> list[Outcome]:
@@ -321,6 +327,7 @@ class Partition:
             self._observe_segment(last)
         for header, body in tail or ():
             self._observe(header, body)
+        self._producers.forgotten.clear()
         return self._producers
 
     def _observe_segment(self, segment: Segment) -> None:

@@ -298,6 +298,9 @@ class StreamStats(msgspec.Struct, frozen=True, kw_only=True):
     ``fsync`` some of them may have had a receipt."""
     refused: dict[str, int]
     """Batches that were not appended, by reason: ``full``, ``storage``, ``fenced`` and others."""
+    forgotten: dict[str, int]
+    """What tells repeated appends and was given up for its bounds (docs/log.md), by kind:
+    ``producer``, ``dedup id`` before its time, ``derived source`` and ``derived interval``."""
     readers: int
     """Who waits for what comes next."""
     groups: dict[str, GroupStats]

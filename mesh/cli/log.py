@@ -72,6 +72,7 @@ def stats(stream: str, realm: str | None, timeout: float) -> None:
             )
         wrong = {
             **{f"refused ({code})": count for code, count in found.refused.items()},
+            **{f"forgotten ({kind})": count for kind, count in found.forgotten.items()},
             "writes or syncs failed": found.failures,
             "records lost unsynced": found.unsynced_lost,
             "bytes torn off": found.torn_bytes,

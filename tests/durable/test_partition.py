@@ -630,3 +630,15 @@ def test_a_disk_that_fails_while_notes_are_left_out_costs_none_that_were_promise
             opens.promised.clear()
         for seed in range(3):
             opens.kept(opens.disk.crash(Random(seed)))
+
+
+def test_what_is_forgotten_for_its_bounds_is_counted_since_it_was_opened(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.PRODUCERS_MAX", 2)
+    partition = open_partition(disk)
+    for producer in (1, 2, 3, 4):
+        Writing(partition, producer).append(producer)
+    assert partition.forgotten == {"producer": 2}
+    partition.close()
+    assert open_partition(disk.again()).forgotten == {}
