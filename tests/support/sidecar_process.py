@@ -32,7 +32,8 @@ from tests.support.account import Account, Telling, decode_account, heard
 from tests.support.faults import before_each_call
 from tests.support.opcodes import before_each_opcode, before_opcode
 from tests.support.planted import PLANTED
-from tests.support.sidecar_trials import holds_and_goes_on, new_account, work
+from tests.support.sidecar_client import new_account
+from tests.support.sidecar_trials import holds_and_goes_on, work
 
 _ROOT: Final = Path(__file__).parents[2]
 _PROGRAM: Final = f"""
