@@ -601,7 +601,7 @@ def test_a_replay_begins_where_it_is_told(node: Node) -> None:
 def test_a_replay_that_is_closed_reads_no_more(
     node: Node, monkeypatch: pytest.MonkeyPatch, follow: bool
 ) -> None:
-    monkeypatch.setattr("mesh.durable.reader._READ_BYTES", 1000)
+    monkeypatch.setattr("mesh.limits.READ_BYTES", 1000)
     orders = node.stream("orders")
     orders.append_many(str(n) * 500 for n in range(50))
     for n in range(50):
@@ -623,7 +623,7 @@ def test_a_replay_that_waits_is_ended_by_whoever_closes_it(
     sidecar.expect("ready")
     with Node("reader") as node:
         orders = node.stream("orders")
-        for n in range(4):
+        for n in range(12):  # more than is asked for ahead
             orders.append(str(n) * 700_000)
         replay = orders.replay(follow=follow, timeout=None)
         records = iter(replay)
