@@ -74,6 +74,8 @@ class Program:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:  # each thread stops when it comes to that
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def finish(self, timeout: float = DEADLINE_S) -> tuple[int, str, str]:
         """Wait for its end: (status, the rest of stdout, stderr)."""
