@@ -179,7 +179,10 @@ class Hosted:
 
     def read(self, query: Read, answer: Answer) -> None:
         reader = _Reader(query, answer, time.monotonic() + query.wait_ms / 1000)
-        if self._serve(reader, late=self._dismissed or not query.wait_ms):
+        if self._serve(reader, late=not query.wait_ms):
+            return
+        if self._dismissed:
+            answer(_CLOSED)
             return
         if len(self._readers) >= limits.LOG_READERS_MAX:
             answer(Refused("full", f"{limits.LOG_READERS_MAX} readers wait here already"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Final
 
 from mesh import limits
 from mesh.durable.cursor import Cursor, Cut, Gap
@@ -15,8 +16,11 @@ from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
 from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
-from mesh.errors import Closed, LogDamaged, MeshError
+from mesh.errors import Closed, LogDamaged, MeshError, Timeout
 from mesh.sockets.frame import Malformed
+
+_AGAIN_S: Final = 0.2
+"""After one has said that it closes: it comes back, or goes on for a while."""
 
 Chunk = list[Run] | Gap | Cut
 
@@ -65,7 +69,7 @@ class PartitionReader:
         if isinstance(reply, Refused):
             if not (self.follow and reply.code == "closed"):
                 raise error_of(reply)
-            return None  # it comes back, or does not
+            return None
         found = expected(Batches, reply, self.route)
         self.end = max(self.end, found.end)
         self.log_epoch = found.log_epoch or None
@@ -156,6 +160,9 @@ def read(
         chunk = reader.answered(reply)
         if chunk is not None:
             return chunk
+        if isinstance(reply, Refused):
+            with contextlib.suppress(Timeout):
+                reader.route.link.wait(lambda: stopped() or None, _AGAIN_S, what)
 
 
 def _damaged(partition: str, offset: int) -> MeshError:
