@@ -91,6 +91,8 @@ class Members:
         self._message_bytes_max = message_bytes_max
         self._members: dict[tuple[str, str], _Member] = {}
         self._unburied: dict[tuple[str, int], Letter] = {}
+        self._refused = ""
+        """Why the last of them that was sent has to wait, and all of them with it."""
 
     # -- What they ask -----------------------------------------------------------------------
 
@@ -209,8 +211,8 @@ class Members:
         """About every second."""
         silent = [key for key, m in self._members.items() if now - m.heard_at > _SILENT_S]
         self._remove(silent, now, now_ns)
-        for letter in list(self._unburied.values()):
-            self._send(letter)
+        if self._refused and self._unburied:
+            self._send(next(iter(self._unburied.values())), then_all=True)
         self._groups.sync()
 
     def stats(self) -> dict[str, GroupStats]:
@@ -271,23 +273,35 @@ class Members:
         for group in groups:
             for letter in self._groups.letters(group):
                 self._unburied[group, letter.dead.offset] = letter
-                self._send(letter)
+                if not self._refused:
+                    self._send(letter)
 
-    def _send(self, letter: Letter) -> None:
+    def _send(self, letter: Letter, *, then_all: bool = False) -> None:
+        key = letter.group, letter.dead.offset
+
         def done(outcome: Outcome) -> None:
             if isinstance(outcome, Appended):
-                self._unburied.pop((letter.group, letter.dead.offset), None)
-                self._groups.buried(letter.group, letter.dead.offset)
+                self._unburied.pop(key, None)
+                self._groups.buried(*key)
                 self._groups.write()
-            else:
-                logger.warning("a dead letter of %r has to wait: %s", self._stream, outcome)
+                if then_all:
+                    self._refused = ""
+                    for each in list(self._unburied.values()):
+                        self._send(each)
+                return
+            assert isinstance(outcome, Refused)
+            if outcome.code != self._refused:
+                logger.warning("dead letters of %r have to wait: %s", self._stream, outcome.text)
+                self._refused = outcome.code
+            if key in self._unburied:  # others first, the next time: it may be this one only
+                self._unburied[key] = self._unburied.pop(key)
 
         try:
             batch = dead_letter(self._stream, self._log.partition, letter)
         except Malformed:
             logger.error("a dead letter of %r is malformed, and is given up", self._stream)
-            self._unburied.pop((letter.group, letter.dead.offset), None)
-            self._groups.buried(letter.group, letter.dead.offset)
+            self._unburied.pop(key, None)
+            self._groups.buried(*key)
             return
         self._bury(batch, done)
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mesh.durable.batch import HEADER_BYTES
+from mesh.durable.batch import HEADER_BYTES, Batch
 from mesh.durable.deliveries import Settlements
 from mesh.durable.hosted import Hosted
 from mesh.durable.outcomes import Appended, Opened, Refused
@@ -39,7 +39,7 @@ from mesh.durable.protocol import (
     read_batch,
 )
 from mesh.durable.records import NewRecord, batch_of, payloads_of
-from mesh.durable.sidecar import Sidecar
+from mesh.durable.sidecar import Answer, Sidecar
 from mesh.errors import LogLocked
 from mesh.options import StreamOptions
 from mesh.sockets import codec
@@ -402,6 +402,42 @@ def test_what_is_rejected_is_a_dead_letter_though_its_headers_are_none(
     until(lambda: "orders.dead" in sidecar.streams)
     letter = asking.told(Read("orders.dead", 0, wait_ms=10_000))
     assert payloads_in(letter, sidecar) == ["a"]
+
+
+def test_dead_letters_wait_for_room_together(
+    asking: Asking,
+    sidecar: Sidecar,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One in turn tries, and all go once that one does."""
+    bury, tried, full = Sidecar._bury, SimpleQueue[Batch](), Event()
+    full.set()
+
+    def refuse(self: Sidecar, stream: str, batch: Batch, answer: Answer) -> None:
+        tried.put(batch)
+        if full.is_set():
+            answer(Refused("full", "there is no room"))
+        else:
+            bury(self, stream, batch, answer)
+
+    monkeypatch.setattr(Sidecar, "_bury", refuse)
+    asking.append(*range(20))
+    joined = asking.told(Join("orders", "billing", NODE, 20))
+    assert isinstance(joined, Joined)
+    asking.told(Fetch("orders", "billing", NODE, 1))
+    said = Settlements(rejects=tuple((offset, "no") for offset in range(20)))
+    asking.told(Settle("orders", "billing", NODE, joined.log_epoch, said))
+    until(lambda: tried.qsize() == 20)
+    for more in range(1, 4):
+        sidecar._clerk.run(sidecar._tick)
+        until(lambda more=more: tried.qsize() >= 20 + more)  # type: ignore[misc]
+    assert tried.qsize() < 30
+    assert len([each for each in caplog.records if "have to wait" in each.message]) == 1
+    full.clear()
+    sidecar._clerk.run(sidecar._tick)
+    until(lambda: "orders.dead" in sidecar.streams)
+    until(lambda: getattr(asking.told(Find("orders.dead")), "end", 0) == 20)
 
 
 def test_what_a_node_asked_before_it_died_makes_it_no_member(disk: FakeDisk) -> None:
