@@ -182,7 +182,7 @@ class Hosted:
         if self._serve(reader, late=not query.wait_ms):
             return
         if self._dismissed:
-            answer(_CLOSED)
+            answer(CLOSED)
             return
         if len(self._readers) >= limits.LOG_READERS_MAX:
             answer(Refused("full", f"{limits.LOG_READERS_MAX} readers wait here already"))

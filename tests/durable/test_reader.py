@@ -31,7 +31,7 @@ def test_a_sidecar_that_is_about_to_close_is_asked_again_after_a_pause(
         return begin(query)
 
     monkeypatch.setattr(route, "begin", counted)
-    reader = PartitionReader(route, "orders")
+    reader = PartitionReader(route, "orders", 1 << 26)
     reader.follow, reader.offset = True, 1
     began = time.monotonic()
     assert read(reader, 10, stopped=lambda: len(asked) == 4) == []

@@ -17,6 +17,7 @@ from mesh.durable.deliveries import Settlements
 from mesh.durable.hosted import Hosted
 from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.durable.protocol import (
+    Answer,
     Append,
     Batches,
     Delivered,
@@ -39,7 +40,7 @@ from mesh.durable.protocol import (
     read_batch,
 )
 from mesh.durable.records import NewRecord, batch_of, payloads_of
-from mesh.durable.sidecar import Answer, Sidecar
+from mesh.durable.sidecar import Sidecar
 from mesh.errors import LogLocked
 from mesh.options import StreamOptions
 from mesh.sockets import codec
