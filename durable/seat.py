@@ -38,7 +38,8 @@ from mesh.durable.protocol import (
 from mesh.durable.reading import Record, run_of
 from mesh.durable.route import Ask, Route, answer
 from mesh.durable.waiting import Order
-from mesh.errors import Closed, MeshError, StorageFailed
+from mesh.errors import Closed, InvalidOption, MeshError, StorageFailed
+from mesh.options import check_timeout
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -78,9 +79,11 @@ class ConsumedRecord(Record, frozen=True, gc=False):
 
     def nak(self, *, delay: float = 0.0) -> None:
         """It could not be done: deliver it again, to whoever has room, but not within `delay`
-        seconds. In a group with an order, what is behind it in that goes with it. Does not
-        block."""
-        self._seat.nak(self, delay)
+        seconds. In a group with an order, what is behind it in that goes with it. Raises
+        `InvalidOption`. Does not block."""
+        if (delay_s := check_timeout(delay, "delay")) is None:
+            raise InvalidOption("delay takes seconds, not None: it is over at last")
+        self._seat.nak(self, delay_s)
 
     def extend(self) -> None:
         """It takes longer: the group's ``ack_wait`` begins anew. Does not block."""
@@ -226,10 +229,12 @@ class Seat:
         self.say()
 
     def reject(self, offset: int, log_epoch: int, reason: str) -> None:
+        reason = reason[: limits.REASON_CHARACTERS_MAX]
+        reason = reason.encode(errors="backslashreplace").decode()  # a file's name may be no text
         with self._lock:
             if self._cuts and self._is_gone(offset, log_epoch):
                 return
-            self._rejects.append((offset, reason[: limits.REASON_CHARACTERS_MAX]))
+            self._rejects.append((offset, reason))
             self._unsaid += 1
         self.say()
 

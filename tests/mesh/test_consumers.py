@@ -187,6 +187,25 @@ def test_what_cannot_be_done_becomes_a_dead_letter(node: Node) -> None:
         assert has_nothing(consumer)
 
 
+def test_what_is_said_of_a_record_is_checked_where_it_is_said(node: Node) -> None:
+    """And does not stand in the way of what was said of others."""
+    orders = node.stream("orders")
+    orders.append_many(range(3))
+    with orders.consumer("billing") as consumer:
+        first, second, third = (consumer.recv(10) for _ in range(3))
+        first.ack()
+        for delay in ("5", -1, None):
+            with pytest.raises(InvalidOption, match="delay"):
+                second.nak(delay=delay)  # type: ignore[arg-type]
+        second.ack()
+        third.reject("there is no file '\udcff'")
+        consumer.flush()
+        assert list(consumer.committed.values()) >= [2]
+    until(lambda: len(list(node.stream("orders.dead").replay())) == 1)
+    (letter,) = node.stream("orders.dead").replay()
+    assert letter.headers["mesh-reason"] == "there is no file '\\udcff'"
+
+
 def test_a_dead_letter_says_why_beside_as_many_headers_as_a_record_may_have(node: Node) -> None:
     orders = node.stream("orders")
     headers = {f"h{n}": n for n in range(HEADERS_MAX)}
