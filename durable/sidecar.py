@@ -172,6 +172,21 @@ class Sidecar:
                 self._clerk.run(partial(self._ask_clerk, query, answer))
 
     def _ask_clerk(self, query: _ForClerk, answer: Answer) -> None:
+        answered = False
+
+        def once(reply: Reply) -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                answer(reply)
+
+        try:
+            self._answer(query, once)
+        except Exception:  # whatever it is: who asked is not to wait for an answer for ever
+            logger.exception("stream %r: a question was not answered", query.stream)
+            once(Refused("storage", f"stream {query.stream!r}: its sidecar failed, and logged why"))
+
+    def _answer(self, query: _ForClerk, answer: Answer) -> None:
         found = self._find(query.stream)
         if isinstance(found, Refused):
             answer(found)

@@ -508,3 +508,22 @@ def test_a_directory_is_nobody_elses_while_one_of_its_logs_is_written(
         until(is_free)
     assert payloads_in(Asking(opened[0]).told(Read("orders", 0)), opened[0]) == ["a", "b"]
     opened[0].close()
+
+
+def test_who_asks_is_answered_whatever_goes_wrong(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = Asking(Sidecar(FakeDisk()))
+    asking.append("x")
+    later: list[Answer] = []
+
+    def fail(hosted: Hosted, query: Read, answer: Answer) -> None:
+        later.append(answer)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Hosted, "read", fail)
+    assert code_of(asking.told(Read("orders", 0))) == "storage"
+    later[0](Refused("closed", "too late"))
+    assert asking.answers.empty()
+    assert "ZeroDivisionError" in caplog.text
+    asking.sidecar.close()
