@@ -12,6 +12,7 @@ from tests.support.stream_run import run
 
 
 def clean(judgement: Judgement, appends_min: int) -> None:
+    """`appends_min`: so that there was something to judge, on however busy a machine."""
     assert not judgement.findings, str(judgement)[:10_000]
     assert judgement.judged["appended"] > appends_min
     assert judgement.judged["acked"] > appends_min / 10
@@ -19,11 +20,11 @@ def clean(judgement: Judgement, appends_min: int) -> None:
 
 @pytest.mark.slow
 def test_a_few_seconds_of_killing_show_no_fault(tmp_path: Path) -> None:
-    clean(run(tmp_path, seconds=5, seed=1, producers=2, consumers=2), 500)
+    clean(run(tmp_path, seconds=5, seed=1, producers=2, consumers=2), 100)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_minute_of_killing_shows_no_fault(tmp_path: Path, seed: int) -> None:
-    clean(run(tmp_path, seconds=60, seed=seed), 10_000)
+    clean(run(tmp_path, seconds=60, seed=seed), 2000)
