@@ -165,8 +165,10 @@ class Appender:
             self._flusher.forget(self)
 
     def submit_and_claim(self, batch: Batch) -> tuple[Pending, Ask | None]:
-        """`submit`, and `claim` what it depends on."""
-        pending = self.submit(batch)
+        """`submit`, and `claim` what it depends on: that is to `Route.travel` then."""
+        pending = Pending(batch)
+        self._enqueue(pending)
+        self._send(alone=True)
         return pending, self.claim(pending)
 
     def begin(self) -> None:
@@ -223,7 +225,7 @@ class Appender:
 
     # -- What is asked for -------------------------------------------------------------------
 
-    def _send(self) -> None:
+    def _send(self, *, alone: bool = False) -> None:
         if self._rewinding or not self._queue or self.paused:
             return
         if self.next_seq is None:
@@ -232,6 +234,7 @@ class Appender:
         while (
             self._queue
             and self.next_seq is not None
+            and not (self._asked and self.route.travels(self._asked[-1].ask))  # type: ignore[arg-type]
             and len(self._asked) < _ASKS_MAX
             and not self._rewinding
         ):
@@ -248,8 +251,10 @@ class Appender:
                 seq=self.next_seq,
             )
             pending.batch = batch = Batch(header, batch.body)
+            alone = alone and not self._asked and len(self._queue) == 1
+            append = self.route.append_alone if alone else self.route.append
             try:
-                pending.ask = self.route.append(self._stream, batch)
+                pending.ask = append(self._stream, batch)
             except Busy:
                 return
             self.next_seq += header.count
@@ -310,8 +315,9 @@ class Appender:
         elif isinstance(reply, Refused) and reply.code == "fenced":
             self._fail(error_of(reply))
         elif isinstance(reply, Refused) and reply.code == "gap" and reply.seq <= header.seq:
-            # The log has lost what it had not promised to keep: go on from where it is.
-            self._again(reply.seq)
+            # The log has lost what it had not promised to keep: go on from where it is, as it says
+            # then. (If this had come before what was asked for first, that number would be taken.)
+            self._again(None)
         elif isinstance(reply, Refused) and self._waits_for(reply):
             self._pause()
             self._again(header.seq)

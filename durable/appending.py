@@ -13,6 +13,7 @@ from mesh.durable.appender import Appender, Pending
 from mesh.durable.batch import Batch
 from mesh.durable.outcomes import OFFSET_UNKNOWN
 from mesh.durable.route import Ask
+from mesh.errors import Timeout
 from mesh.message import Receipt
 from mesh.options import check_timeout
 
@@ -69,23 +70,28 @@ def append(appender: Appender, batch: Batch, timeout: float | None) -> Receipt:
 
 def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float | None) -> None:
     """With the `ask` that was claimed, and then whichever it takes."""
-    link = appender.route.link
+    link, route = appender.route.link, appender.route
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         try:
+            if ask is not None:
+                route.travel(ask, timeout)
             link.wait(
                 _attempt(appender, pending, ask),
-                timeout,
+                left_of(deadline),
                 _RECEIPT,
                 slot=ask,
                 retry_s=None if ask is not None else AGAIN_S,
             )
+        except Timeout:
+            within = f"within {round(timeout, 3):g} s" if timeout else "at once"
+            raise Timeout(f"no {_RECEIPT} {within}") from None
         finally:
             with link.lock:
                 appender.release(ask)
         if pending.done:
             return
-        ask, timeout = link.run(lambda: appender.claim(pending)), left_of(deadline)
+        ask = link.run(lambda: appender.claim(pending))
 
 
 async def await_(appender: Appender, pending: Pending, timeout: float | None) -> None:

@@ -8,6 +8,7 @@ from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import directory_of
 from mesh.message import PeerEvent
 from mesh.sockets.control import Offer
+from mesh.sockets.direct import DirectListener
 from mesh.sockets.home import Core, Home, node_text
 from mesh.sockets.server import Server
 from mesh.sockets.server_relay import OPTIONS, Relay
@@ -38,6 +39,7 @@ class Hosting:
         )
         self._offer = offer
         self._next_key = next_key
+        self._direct: DirectListener | None = None
         try:
             partition = f"{self.sidecar.number:016x}"
             server = Server(
@@ -46,9 +48,13 @@ class Hosting:
             self._core: Core = server
             self._partition = partition
             self._endpoints = server.endpoints()
-            log = Offer(next_key(), "log", partition, self._endpoints)
+            path = home.transport.path_of("direct")
+            self._direct = DirectListener(path, self.sidecar.handle, partition)
+            home.transport.share(path)
+            log = Offer(next_key(), "log", partition, self._endpoints, direct=path)
             add(server, log, *(self._host_offer(name) for name in sorted(self.sidecar.streams)))
         except BaseException:
+            self._hang_up()
             self.sidecar.close(0)
             raise
 
@@ -63,12 +69,19 @@ class Hosting:
             self.sidecar.node_gone(event.peer.id)
 
     def leave(self) -> None:
-        """The node is about to close: nobody is to wait for records any more. Does not block."""
+        """The node is about to close: nobody is to wait for records any more, and who appends asks
+        another way, and waits for the log to come back. Does not block."""
+        self._hang_up()
         self.sidecar.dismiss()
 
     def close(self) -> None:
         """Write what was accepted, and give up the directory."""
+        self._hang_up()
         self.sidecar.close()
+
+    def _hang_up(self) -> None:
+        if self._direct is not None:
+            self._direct.close()
 
     def _host(self, stream: str) -> None:
         self._offer(self._host_offer(stream))

@@ -7,10 +7,12 @@ to tell. Both ways have a link (`mesh.sockets.link`), under whose lock everythin
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from functools import partial
 from threading import get_ident
-from typing import Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from mesh.durable.batch import Batch
 from mesh.durable.log import Log
@@ -24,12 +26,20 @@ from mesh.durable.protocol import (
     pack_batch,
 )
 from mesh.durable.sidecar import Sidecar
-from mesh.errors import MeshError, RemoteError, StorageFailed
+from mesh.errors import Busy, MeshError, RemoteError, StorageFailed
 from mesh.sockets.calls import Call, Requests
+from mesh.sockets.control import Offer
+from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
 from mesh.sockets.frame import Malformed
 from mesh.sockets.home import Home
 from mesh.sockets.link import Link, Recipient
 from mesh.sockets.single import Message, encode, payload_of
+from mesh.sockets.transport import scheme_of
+
+_DIRECT_BYTES_MAX: Final = PACKET_BYTES_MAX - 1024
+"""Of a batch; a packet has the stream's name as well."""
+_LATE_S: Final = 0.25
+"""Who was to send by the direct line has died in between, of a Ctrl-C."""
 
 R = TypeVar("R")
 
@@ -50,6 +60,16 @@ class Route(Protocol):
     def append(self, stream: str, batch: Batch) -> Ask:
         """Ask for an append, likewise."""
 
+    def append_alone(self, stream: str, batch: Batch) -> Ask:
+        """Likewise, where nothing else is under way: the caller is to have it `travel` then."""
+
+    def travels(self, ask: Ask) -> bool:
+        """Whether it is on its way alone: what is asked meanwhile might overtake it."""
+
+    def travel(self, ask: Ask, timeout: float | None) -> None:
+        """Have it answered, or under way as others are, after `timeout` seconds at most. Not under
+        the lock. Raises `Closed`."""
+
     def look(self, ask: Ask | None) -> None:
         """Take in what answers have come; of several at least the one to `ask`, and all without
         one."""
@@ -61,8 +81,39 @@ class Route(Protocol):
         """Whether the sidecar cannot have it from an earlier connection."""
 
 
+class _Core(Requests):
+    """With a direct line, if the sidecar is on this host and has one."""
+
+    def __init__(self, home: Home, partition: str) -> None:
+        super().__init__(home, partition, kind="stream", seeks="log", patient=True)
+        self.line: DirectLine | None = None
+        self._line_of: tuple[int, int] | None = None
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        super().attach(peer, offer, endpoint)
+        transport = self._home.transport
+        if offer.direct and scheme_of(endpoint) == "ipc" and transport.is_beside(offer.direct):
+            self._hang_up()
+            with contextlib.suppress(OSError):  # then it goes without
+                self.line, self._line_of = DirectLine(offer.direct), (peer, offer.key)
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        if self._line_of == (peer, key):
+            self._hang_up()
+        super().detach(peer, key, reason)
+
+    def close(self, linger_ms: int) -> None:
+        self._hang_up()
+        super().close(linger_ms)
+
+    def _hang_up(self) -> None:
+        line, self.line, self._line_of = self.line, None, None
+        if line is not None:
+            line.close()
+
+
 class _RemoteAsk(Call):
-    __slots__ = ("first_server", "result")
+    __slots__ = ("direct", "first_server", "result")
 
     def __init__(self, core: Requests, message: Message) -> None:
         super().__init__(core, message, None, True)
@@ -70,6 +121,8 @@ class _RemoteAsk(Call):
         """Who got it at once, if anybody did."""
         self.result: Reply | MeshError | None = None
         """The answer, once it was decoded."""
+        self.direct: list[tuple[DirectLine, bytes]] = []
+        """The line that was claimed for it, and what is to be sent there: until somebody does."""
 
 
 class RemoteRoute:
@@ -77,21 +130,87 @@ class RemoteRoute:
 
     def __init__(self, home: Home, partition: str) -> None:
         self.partition = partition
-        self.core = Requests(home, partition, kind="stream", seeks="log", patient=True)
+        self.core = _Core(home, partition)
         self.link = self.core.link
+        self._alone: _RemoteAsk | None = None
+        """What the line was claimed for."""
 
     def begin(self, query: Query) -> Ask:
-        message = encode(encode_message(query), None, self.core.bytes_max)
-        ask = _RemoteAsk(self.core, message)
+        ask = self._ask(encode_message(query))
         self.core.begin(ask)
         ask.first_server = ask.server
         return ask
 
+    def _ask(self, data: bytes) -> _RemoteAsk:
+        return _RemoteAsk(self.core, encode(data, None, self.core.bytes_max))
+
     def append(self, stream: str, batch: Batch) -> Ask:
         return self.begin(Append(stream, memoryview(pack_batch(batch))))
 
+    def append_alone(self, stream: str, batch: Batch) -> Ask:
+        query = Append(stream, memoryview(pack_batch(batch)))
+        line = self.core.line
+        if line is None or len(query.batch) > _DIRECT_BYTES_MAX or not line.claim():
+            return self.begin(query)
+        data = encode_message(query)
+        ask = self._ask(data)
+        ask.direct.append((line, data))
+        ask.first_server = ask.server = _THE_LINE
+        self._alone = ask
+        return ask
+
+    def travels(self, ask: Ask) -> bool:
+        return ask is self._alone
+
+    def travel(self, ask: Ask, timeout: float | None) -> None:
+        assert isinstance(ask, _RemoteAsk)
+        if ask is not self._alone:
+            return
+        answer, late = None, False
+        try:
+            try:
+                line, data = ask.direct.pop()
+            except IndexError:
+                late = True
+            else:
+                answer = line.exchange(data, timeout)
+        finally:
+            if not late:
+                self.link.run(partial(self._travelled, ask, answer))
+
+    def _send_late(self, ask: _RemoteAsk) -> None:
+        if time.monotonic() - ask.began > _LATE_S and ask.direct:
+            with contextlib.suppress(IndexError):  # it travels just now
+                line, _ = ask.direct.pop()
+                line.give_up()
+                self._travelled(ask, None)
+
+    def _travelled(self, ask: _RemoteAsk, answer: bytes | None) -> None:
+        core = self.core
+        self._alone = None
+        if answer is None:
+            ask.server = None
+            try:
+                core.begin(ask)
+            except Busy as error:
+                ask.outcome = error
+        else:
+            ask.outcome = b""
+            try:
+                ask.result = decode_reply(answer)
+            except Malformed as fault:
+                core.counters.dropped[fault.reason] += 1
+                ask.result = _not_an_answer(self.partition)
+            core.counters.sent += 1
+            core.counters.received += 1
+            core.counters.bytes_received += len(answer)
+        if not self.link.alone:
+            self.link.wake_all()
+
     def look(self, ask: Ask | None) -> None:
         if ask is None:
+            if self._alone is not None:
+                self._send_late(self._alone)
             self.core.read()
         else:
             assert isinstance(ask, _RemoteAsk)
@@ -110,12 +229,20 @@ class RemoteRoute:
                 ask.result = decode_reply(data)
             except Malformed as fault:
                 self.core.counters.dropped[fault.reason] += 1
-                ask.result = RemoteError("Malformed", f"an answer of {self.partition} is none", "")
+                ask.result = _not_an_answer(self.partition)
         return ask.result
 
     def sent_once(self, ask: Ask) -> bool:
         assert isinstance(ask, _RemoteAsk)
         return ask.first_server is not None and ask.first_server is ask.server
+
+
+def _not_an_answer(partition: str) -> RemoteError:
+    return RemoteError("Malformed", f"an answer of {partition} is none", "")
+
+
+_THE_LINE: Any = object()
+"""In place of a server: who has it from there has it from nobody else."""
 
 
 class _LocalAsk:
@@ -142,6 +269,14 @@ class LocalRoute:
 
     def append(self, stream: str, batch: Batch) -> Ask:
         return self._begin(partial(self._sidecar.append, stream, batch, patient=False))
+
+    append_alone = append
+
+    def travels(self, ask: Ask) -> bool:
+        return False
+
+    def travel(self, ask: Ask, timeout: float | None) -> None:
+        """It is under way as all are."""
 
     def has(self, stream: str) -> bool:
         """Whether it has that stream."""

@@ -70,6 +70,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     partition: Text = ""
     """For ``host`` and ``record``, of a stream: which sidecar that is. The channel of its
     ``log``."""
+    direct: Text = ""
+    """For ``log``: where its direct line is (`mesh.sockets.direct`)."""
     pattern: Text = ""
     """For ``record``: of the node's own topics that are recorded into that stream."""
 

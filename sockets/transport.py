@@ -134,6 +134,22 @@ class Transport:
             raise
         return bound
 
+    def path_of(self, label: str) -> str:
+        """Where a socket of that name may lie, which no other has; removed in the end. Raises
+        `InvalidOption` if Linux has no room for the path."""
+        self._label += 1
+        path = self._socket_path(f"{label}{self._label}")
+        self._paths.add(path)
+        return path
+
+    def share(self, path: str) -> None:
+        """Let those connect to the socket there that may connect to this node's others."""
+        self._share_path(path)
+
+    def is_beside(self, path: str) -> bool:
+        """Whether it lies where the sockets of this user's nodes do."""
+        return os.path.dirname(path) == os.path.dirname(self._socket_path(""))
+
     def release(self, bound: Iterable[Bound]) -> None:
         """These sockets are closed: libzmq leaves the files of ipc sockets behind."""
         for each in bound:

@@ -43,6 +43,7 @@ class _Route:
         self.busy = False
         self.opens = True
         self.is_sent_once = True
+        self.travelling: Ask | None = None
 
     def begin(self, query: Query) -> Ask:
         ask = _Ask()
@@ -56,6 +57,15 @@ class _Route:
             raise Busy("it is")
         self.asked.append(_Ask(batch))
         return self.asked[-1]
+
+    def append_alone(self, stream: str, batch: Batch) -> Ask:
+        return self.append(stream, batch)
+
+    def travels(self, ask: Ask) -> bool:
+        return ask is self.travelling
+
+    def travel(self, ask: Ask, timeout: float | None) -> None:
+        """There is no line."""
 
     def look(self, ask: Ask | None) -> None:
         """Answers are there by themselves."""
@@ -329,6 +339,19 @@ def test_what_may_have_been_written_is_not_refused_and_its_number_given_to_no_ot
     appender.advance(None)
     assert (route.payloads(), route.seqs()) == ([[b"a"], [b"b"]], [0, 1])
     assert appender.bytes_waiting > 0
+
+
+def test_nothing_overtakes_what_travels_alone(appender: Appender, route: _Route) -> None:
+    """What came before it would be taken for a gap, and what comes after the gap for it."""
+    appender.submit_and_claim(batch_of([b"a"]))
+    route.travelling = route.asked[0]
+    items(appender, b"b")
+    appender.submit(batch_of([b"c"]))
+    appender.close_batches()
+    assert route.seqs() == [0]
+    route.travelling, route.asked[0].reply = None, Appended(0, 1, 5)
+    appender.advance(None)
+    assert (route.payloads(), route.seqs()) == ([[b"a"], [b"b"], [b"c"]], [0, 1, 2])
 
 
 def test_a_full_way_is_tried_again(appender: Appender, route: _Route) -> None:

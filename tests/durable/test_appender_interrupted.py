@@ -10,9 +10,11 @@ import pytest
 from mesh.durable import appender as appenders
 from mesh.durable.appender import Appender, Pending
 from mesh.durable.batch import Batch
-from mesh.durable.outcomes import Appended, Refused
+from mesh.durable.outcomes import Appended, Opened, Refused
+from mesh.durable.protocol import Query
 from mesh.durable.records import payloads_of
-from tests.durable.test_appender import _Flusher, _Route
+from mesh.durable.route import Ask
+from tests.durable.test_appender import _Ask, _Flusher, _Route
 from tests.support.opcodes import before_opcode
 
 
@@ -34,6 +36,13 @@ class _Log(_Route):
         self._answered = 0
         self._next_seq = 0
         self._known: dict[int, Appended] = {}
+
+    def begin(self, query: Query) -> Ask:
+        """Behind all that was asked for before."""
+        self.answer()
+        ask = _Ask()
+        ask.reply = Opened(1, self._next_seq, "fsync")
+        return ask
 
     def answer(self) -> None:
         for ask in self.asked[self._answered :]:

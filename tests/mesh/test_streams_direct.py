@@ -1,0 +1,189 @@
+"""An append by the direct line is an append like any other, whatever becomes of the line."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh import Node
+from mesh.durable.encoding import item_of
+from mesh.durable.records import batch_of
+from mesh.durable.route import RemoteRoute
+from mesh.durable.stream import Stream
+from mesh.errors import Closed, Timeout
+from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
+from tests.mesh.test_streams import SIDECAR, kill_and_start_again, sound
+from tests.support.processes import Program, Programs
+from tests.support.waiting import until
+
+
+class Lines:
+    """What went by direct lines, and what is to become of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.exchanged = 0
+        self.lose_answer = False
+        self.interrupt = False
+        exchange = DirectLine.exchange
+
+        def observed(line: DirectLine, request: bytes, timeout: float | None) -> bytes | None:
+            answer = exchange(line, request, timeout)
+            self.exchanged += answer is not None
+            if self.interrupt or self.lose_answer:
+                line.close()
+            if self.interrupt:
+                raise KeyboardInterrupt
+            return None if self.lose_answer else answer
+
+        monkeypatch.setattr(DirectLine, "exchange", observed)
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    return Lines(monkeypatch)
+
+
+@pytest.fixture
+def sidecar(tmp_path: Path, programs: Programs) -> Program:
+    program = programs.start(SIDECAR, str(tmp_path / "log"))
+    program.expect("ready")
+    return program
+
+
+@pytest.fixture
+def orders(sidecar: Program, tmp_path: Path) -> Iterator[Stream]:
+    """Its producer is known to the log."""
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        assert orders.append(0).offset == 0
+        yield orders
+        sidecar.kill(signal.SIGCONT)
+    sound(tmp_path / "log")
+
+
+def payloads(orders: Stream) -> list[object]:
+    return [record.payload for record in orders.replay()]
+
+
+def route_of(orders: Stream) -> RemoteRoute:
+    (appender,) = orders._producing.appenders
+    assert isinstance(appender.route, RemoteRoute)
+    return appender.route
+
+
+def test_an_append_that_is_alone_goes_by_the_line(orders: Stream, lines: Lines) -> None:
+    for n in range(1, 50):
+        assert orders.append(n).offset == n
+    assert lines.exchanged == 49
+    orders.append_nowait(50)
+    assert orders.append(51).offset == 51
+    assert lines.exchanged == 49, "it would overtake what is under way"
+    assert orders.append(b"x" * PACKET_BYTES_MAX).offset == 52
+    assert lines.exchanged == 49
+    assert payloads(orders) == [*range(52), b"x" * PACKET_BYTES_MAX]
+
+
+def test_an_append_whose_answer_is_lost_is_there_once(orders: Stream, lines: Lines) -> None:
+    lines.lose_answer = True
+    receipt = orders.append(1)
+    assert (receipt.offset, receipt.repeated) == (1, True)
+    lines.lose_answer = False
+    assert orders.append(2).offset == 2
+    assert lines.exchanged == 1
+    assert payloads(orders) == [0, 1, 2]
+
+
+def test_a_ctrl_c_leaves_the_append_under_way(orders: Stream, lines: Lines) -> None:
+    lines.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        orders.append(1)
+    lines.interrupt = False
+    assert orders.append(2).offset == 2
+    assert payloads(orders) == [0, 1, 2]
+
+
+def test_a_sidecar_that_hangs_is_waited_for_no_longer_than_said(
+    orders: Stream, sidecar: Program
+) -> None:
+    sidecar.kill(signal.SIGSTOP)
+    with pytest.raises(Timeout, match=r"no receipt within 0\.3 s"):
+        orders.append(1, timeout=0.3)
+    with pytest.raises(Timeout):
+        orders.append(2, timeout=0.1)
+    sidecar.kill(signal.SIGCONT)
+    orders.flush()
+    assert payloads(orders) == [0, 1, 2]
+
+
+def test_what_was_to_go_by_the_line_and_did_not_goes_the_usual_way(
+    orders: Stream, lines: Lines
+) -> None:
+    """Its thread died in between."""
+    (appender,) = orders._producing.appenders
+    batch = batch_of([item_of(1, bytes_max=1 << 20)[0]])
+    pending, ask = appender.route.link.run(lambda: appender.submit_and_claim(batch))
+    with appender.route.link.lock:
+        appender.release(ask)
+    orders.flush()
+    assert pending.appended is not None
+    assert lines.exchanged == 0
+    assert payloads(orders) == [0, 1]
+
+
+def test_threads_that_append_at_once_have_each_its_receipt(orders: Stream, lines: Lines) -> None:
+    offsets: list[int | None] = []
+
+    def append() -> None:
+        for _ in range(200):
+            offsets.append(orders.append("x").offset)
+
+    threads = [threading.Thread(target=append) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(filter(None, offsets)) == list(range(1, 801))
+
+
+@pytest.mark.slow
+def test_a_sidecar_that_comes_back_has_a_line_again(
+    sidecar: Program, programs: Programs, tmp_path: Path, lines: Lines
+) -> None:
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append(0)
+        first = route_of(orders).core.line
+        kill_and_start_again(sidecar, programs, tmp_path / "log")
+        assert orders.append(1, timeout=30).offset == 1
+        until(lambda: route_of(orders).core.line not in (None, first))
+        before = lines.exchanged
+        assert orders.append(2).offset == 2
+        assert lines.exchanged == before + 1
+
+
+def test_who_waits_on_a_line_is_told_when_its_node_is_closed(sidecar: Program) -> None:
+    node = Node("writer")
+    orders = node.stream("orders")
+    orders.append(0)
+    sidecar.kill(signal.SIGSTOP)
+    errors: list[BaseException] = []
+
+    def append() -> None:
+        try:
+            orders.append(1, timeout=None)
+        except Closed as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    line = route_of(orders).core.line
+    assert line is not None
+    until(lambda: line._claimed.locked())
+    node.close()
+    thread.join(10)
+    assert len(errors) == 1
+    sidecar.kill(signal.SIGCONT)
