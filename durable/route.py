@@ -31,7 +31,7 @@ from mesh.sockets.calls import Call, Requests
 from mesh.sockets.control import Offer
 from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
 from mesh.sockets.frame import Malformed
-from mesh.sockets.home import Home
+from mesh.sockets.home import Home, node_text
 from mesh.sockets.link import Link, Recipient
 from mesh.sockets.single import Message, encode, payload_of
 from mesh.sockets.transport import scheme_of
@@ -91,8 +91,8 @@ class _Core(Requests):
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         super().attach(peer, offer, endpoint)
-        transport = self._home.transport
-        if offer.direct and scheme_of(endpoint) == "ipc" and transport.is_beside(offer.direct):
+        is_of = self._home.transport.is_of
+        if scheme_of(endpoint) == "ipc" and is_of(offer.direct, node_text(peer)):
             self._hang_up()
             with contextlib.suppress(OSError):  # then it goes without
                 self.line, self._line_of = DirectLine(offer.direct), (peer, offer.key)

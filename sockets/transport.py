@@ -146,9 +146,11 @@ class Transport:
         """Let those connect to the socket there that may connect to this node's others."""
         self._share_path(path)
 
-    def is_beside(self, path: str) -> bool:
-        """Whether it lies where the sockets of this user's nodes do."""
-        return os.path.dirname(path) == os.path.dirname(self._socket_path(""))
+    def is_of(self, path: str, node: str) -> bool:
+        """Whether a socket of the node with that id may lie there: where this node's do, under its
+        name. No peer is to have others connect to anything else."""
+        directory, name = os.path.split(path)
+        return directory == os.path.dirname(self._socket_path("")) and name.startswith(f"{node}.")
 
     def release(self, bound: Iterable[Bound]) -> None:
         """These sockets are closed: libzmq leaves the files of ipc sockets behind."""

@@ -93,6 +93,23 @@ def test_the_file_of_a_released_socket_is_gone_and_the_others_go_in_the_end(
     assert not list(folder.iterdir())
 
 
+def test_a_path_is_of_a_node_only_where_nodes_sockets_are_and_under_its_name(
+    make: Callable[..., Transport], private_runtime_dir: str
+) -> None:
+    is_of = make().is_of
+    assert is_of(f"{private_runtime_dir}/00ab.direct3", "00ab")
+    for path in (
+        "",
+        "00ab.direct3",
+        f"{private_runtime_dir}/00ac.direct3",
+        f"{private_runtime_dir}/00abc.direct3",
+        f"{private_runtime_dir}/below/00ab.direct3",
+        f"{private_runtime_dir}/../00ab.direct3",
+        "/run/docker.sock",
+    ):
+        assert not is_of(path, "00ab"), path
+
+
 def test_where_the_port_is_taken_nothing_is_bound(
     make: Callable[..., Transport], private_runtime_dir: str
 ) -> None:
