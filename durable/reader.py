@@ -15,8 +15,8 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
-from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
-from mesh.errors import Closed, LogDamaged, MeshError, Timeout
+from mesh.durable.route import Ask, LocalRoute, Route, answer, expected, wake
+from mesh.errors import LogDamaged, MeshError, Timeout
 from mesh.sockets.frame import Malformed
 
 _AGAIN_S: Final = 0.2
@@ -131,8 +131,7 @@ class PartitionReader:
 
     def wake(self) -> None:
         """Whoever waits for an answer is to look whether it is to go on. From any thread."""
-        with contextlib.suppress(Closed):
-            self.route.link.run(self.route.link.wake_all)
+        wake(self.route)
 
     def close(self) -> None:
         if self._cursor is not None:

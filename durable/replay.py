@@ -23,12 +23,13 @@ from typing import Final, Self
 
 import msgspec
 
+from mesh import limits
 from mesh.durable.cursor import Cut, Gap
 from mesh.durable.feeds import Feeds
 from mesh.durable.protocol import Find, Place, Reply
 from mesh.durable.reader import Chunk, PartitionReader, read
 from mesh.durable.reading import Record, Run
-from mesh.durable.route import Route, aanswer, answer, expected
+from mesh.durable.route import Ask, Route, aanswer, answer, expected, wake
 from mesh.durable.streams import Streams
 from mesh.errors import Closed, InvalidOption, LogDamaged, Timeout
 from mesh.names import check_node_name
@@ -68,11 +69,13 @@ class Replay:
         self._start = _checked(start, partition)
         self._only = partition
         self._follow = follow
-        self._count = check_count(partitions, "partitions", 1, 1024)
+        self._count = check_count(partitions, "partitions", 1, limits.PARTITIONS_MET_MAX)
         self._timeout = check_timeout(timeout)
         self._readers: dict[str, PartitionReader] = {}
         self._reached: dict[str, int] = {}
         """Offset of the next record of each that is to be yielded."""
+        self._entering: Route | None = None
+        """Where it was asked last what is there."""
         self._feeds: Feeds | None = None
         self._reading = threading.Lock()
         """Held by who reads here: nobody else is to close what it reads from."""
@@ -93,6 +96,8 @@ class Replay:
     def close(self) -> None:
         """Read no more; what was read already may come still. Idempotent; from any thread."""
         self._closed = True
+        if self._entering is not None:
+            wake(self._entering)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -126,7 +131,7 @@ class Replay:
         try:
             self._begin()
             for partition in self._streams.all_of(
-                self._stream, self._only, self._count, self._timeout
+                self._stream, self._only, self._count, self._timeout, self._check_open
             ):
                 self._enter(partition)
             steps = self._steps()
@@ -145,16 +150,15 @@ class Replay:
 
     def _enter(self, partition: str) -> None:
         """Begin to read that one."""
-        route = self._streams.route_to(partition)
-        ask = route.link.run(lambda: route.begin(self._find))
-        self._entered(route, answer(route, ask, self._timeout, _PLACE))
+        route, ask = self._ask_for(partition)
+        self._entered(route, answer(route, ask, self._timeout, _PLACE, stopped=self._is_closed))
 
     def _bring(self, need: _Need) -> Brought:
         self._check_open()
         if self._feeds is None:
             assert need.reader is not None
             with self._reading:
-                read_now = read(need.reader, self._timeout, stopped=lambda: self._closed)
+                read_now = read(need.reader, self._timeout, stopped=self._is_closed)
             self._check_open()
             return need.reader.partition, read_now
         look = partial(self._look, need)
@@ -173,7 +177,7 @@ class Replay:
             self._begin()
             self._feeds = Feeds(self._stream)  # threads read the disk; the loop does not
             for partition in await self._streams.aall_of(
-                self._stream, self._only, self._count, self._timeout
+                self._stream, self._only, self._count, self._timeout, self._check_open
             ):
                 await self._aenter(partition)
             steps = self._steps()
@@ -192,9 +196,9 @@ class Replay:
             self._let_go()
 
     async def _aenter(self, partition: str) -> None:
-        route = self._streams.route_to(partition)
-        ask = route.link.run(lambda: route.begin(self._find))
-        self._entered(route, await aanswer(route, ask, self._timeout, _PLACE))
+        route, ask = self._ask_for(partition)
+        reply = await aanswer(route, ask, self._timeout, _PLACE, stopped=self._is_closed)
+        self._entered(route, reply)
 
     async def _abring(self, need: _Need) -> Brought:
         assert self._feeds is not None
@@ -217,6 +221,9 @@ class Replay:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"replay of {self._stream!r} is closed")
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     # -- What is read ------------------------------------------------------------------------
 
@@ -280,7 +287,13 @@ class Replay:
                     return partition, None
         return self._feeds.take()
 
+    def _ask_for(self, partition: str) -> tuple[Route, Ask]:
+        """Ask that one where to begin."""
+        route = self._entering = self._streams.route_to(partition)
+        return route, route.link.run(lambda: route.begin(self._find))
+
     def _entered(self, route: Route, reply: Reply | None) -> None:
+        self._check_open()
         place = expected(Place, reply, route)
         reader = PartitionReader(route, self._stream, self._streams.bytes_max)
         reader.offset, reader.end = self._offset(place), place.end

@@ -26,7 +26,7 @@ from mesh.durable.protocol import (
     pack_batch,
 )
 from mesh.durable.sidecar import Sidecar
-from mesh.errors import Busy, MeshError, RemoteError, StorageFailed
+from mesh.errors import Busy, Closed, MeshError, RemoteError, StorageFailed
 from mesh.sockets.calls import Call, Requests
 from mesh.sockets.control import Offer
 from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
@@ -333,11 +333,24 @@ def answer(
     return _result(route, ask, result, refused)
 
 
-async def aanswer(route: Route, ask: Ask, timeout: float | None, what: str) -> Reply | None:
+async def aanswer(
+    route: Route,
+    ask: Ask,
+    timeout: float | None,
+    what: str,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Reply | None:
     """`answer` for asyncio."""
-    link, attempt = route.link, _attempt(route, ask)
+    link, attempt = route.link, _attempt(route, ask, stopped)
     result = await link.wait_async(attempt, timeout, what, slot=ask)
     return _result(route, ask, result)
+
+
+def wake(route: Route) -> None:
+    """Whoever waits for an answer there is to look whether it is `stopped`. From any thread."""
+    with contextlib.suppress(Closed):
+        route.link.run(route.link.wake_all)
 
 
 def expected(kind: type[R], reply: object, route: Route) -> R:
@@ -347,9 +360,7 @@ def expected(kind: type[R], reply: object, route: Route) -> R:
     return reply
 
 
-def _attempt(
-    route: Route, ask: Ask, stopped: Callable[[], bool] = lambda: False
-) -> Callable[[], object]:
+def _attempt(route: Route, ask: Ask, stopped: Callable[[], bool]) -> Callable[[], object]:
     def attempt() -> object:
         if stopped():
             return False

@@ -280,7 +280,9 @@ class Stream(Handle):
         """What each partition answers to that."""
         deadline = deadline_of(timeout)
         replies = {}
-        for partition in self._streams.all_of(self.name, None, 1, left_of(deadline)):
+        for partition in self._streams.all_of(
+            self.name, None, 1, left_of(deadline), self._check_open
+        ):
             route = self._streams.route_to(partition)
             ask = route.link.run(partial(route.begin, query))
             reply = answer(route, ask, left_of(deadline), _ANSWER)
@@ -290,7 +292,9 @@ class Stream(Handle):
     async def _atold(self, query: Query, kind: type[R], timeout: float | None) -> dict[str, R]:
         deadline = deadline_of(timeout)
         replies = {}
-        for partition in await self._streams.aall_of(self.name, None, 1, left_of(deadline)):
+        for partition in await self._streams.aall_of(
+            self.name, None, 1, left_of(deadline), self._check_open
+        ):
             route = self._streams.route_to(partition)
             ask = route.link.run(partial(route.begin, query))
             reply = await aanswer(route, ask, left_of(deadline), _ANSWER)

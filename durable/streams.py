@@ -86,26 +86,37 @@ class Streams:
         except Timeout:
             raise self._none(home, timeout) from None
 
-    def all_of(self, stream: str, only: str | None, count: int, timeout: float | None) -> list[str]:
+    def all_of(
+        self,
+        stream: str,
+        only: str | None,
+        count: int,
+        timeout: float | None,
+        go_on: Callable[[], None],
+    ) -> list[str]:
         """The partitions of a stream: at least `count` of them, or the one that is named. Blocks
-        until they are there. Raises `NoSidecar`, `InvalidOption`, `Closed`."""
+        until they are there. Raises `NoSidecar`, `InvalidOption`, `Closed`, and what `go_on` does,
+        which it calls now and then."""
         finder = self.hosts(stream)
+        attempt = partial(self._have, finder, only, count, go_on)
         try:
-            return finder.link.wait(
-                lambda: self._have(finder, only, count), timeout, "partition", retry_s=_LOOK_S
-            )
+            return finder.link.wait(attempt, timeout, "partition", retry_s=_LOOK_S)
         except Timeout:
             raise self._too_few(stream, only, count, timeout) from None
 
     async def aall_of(
-        self, stream: str, only: str | None, count: int, timeout: float | None
+        self,
+        stream: str,
+        only: str | None,
+        count: int,
+        timeout: float | None,
+        go_on: Callable[[], None],
     ) -> list[str]:
         """`all_of` for asyncio."""
         finder = self.hosts(stream)
+        attempt = partial(self._have, finder, only, count, go_on)
         try:
-            return await finder.link.wait_async(
-                lambda: self._have(finder, only, count), timeout, "partition", retry_s=_LOOK_S
-            )
+            return await finder.link.wait_async(attempt, timeout, "partition", retry_s=_LOOK_S)
         except Timeout:
             raise self._too_few(stream, only, count, timeout) from None
 
@@ -124,7 +135,10 @@ class Streams:
             partitions.insert(0, own.partition)
         return partitions
 
-    def _have(self, finder: Finder, only: str | None, count: int) -> list[str] | None:
+    def _have(
+        self, finder: Finder, only: str | None, count: int, go_on: Callable[[], None]
+    ) -> list[str] | None:
+        go_on()
         partitions = self._reachable(finder)
         if only is not None:
             named = only if only in partitions else finder.at(only)

@@ -15,8 +15,10 @@ import pytest
 from mesh import Node
 from mesh.durable.appending import Appending
 from mesh.durable.check import check
+from mesh.durable.replay import Replay
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import Disk
+from mesh.durable.stream import Stream
 from mesh.errors import (
     Closed,
     InvalidName,
@@ -636,6 +638,64 @@ def test_a_replay_that_waits_is_ended_by_whoever_closes_it(
         thread.join(10)
         assert not thread.is_alive()
     sidecar.kill(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("what_is_missing", ["partition", "answer"])
+def test_a_replay_that_cannot_begin_is_ended_by_whoever_closes_it(
+    tmp_path: Path, programs: Programs, what_is_missing: str
+) -> None:
+    """Though it would wait for ever: for a stream that nobody has, or a sidecar that hangs."""
+    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
+    sidecar.expect("ready")
+    with Node("reader") as node:
+        orders = node.stream("orders")
+        if what_is_missing == "answer":
+            orders.append(0)
+            sidecar.kill(signal.SIGSTOP)
+        replay = orders.replay(timeout=None)
+        thread = threading.Thread(target=lambda: list(replay))
+        thread.start()
+        until(lambda: waits(orders, replay))
+        replay.close()
+        thread.join(10)
+        assert not thread.is_alive()
+    sidecar.kill(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("what_is_missing", ["partition", "answer"])
+def test_a_replay_in_asyncio_that_cannot_begin_is_ended_by_whoever_closes_it(
+    tmp_path: Path, programs: Programs, what_is_missing: str
+) -> None:
+    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
+    sidecar.expect("ready")
+
+    async def main() -> None:
+        async with Node("reader") as node:
+            orders = node.stream("orders")
+            if what_is_missing == "answer":
+                await orders.aappend(0)
+                sidecar.kill(signal.SIGSTOP)
+            replay = orders.replay(timeout=None)
+
+            async def read() -> list[int]:
+                return [record.payload async for record in replay]
+
+            task = asyncio.create_task(read())
+            while not waits(orders, replay):
+                await asyncio.sleep(0.01)
+            replay.close()
+            assert await asyncio.wait_for(task, 10) == []
+
+    asyncio.run(main())
+    sidecar.kill(signal.SIGCONT)
+
+
+def waits(orders: Stream, replay: Replay) -> bool:
+    """Whether a replay waits for what it needs to begin."""
+    link = (
+        orders._streams.hosts("orders").link if replay._entering is None else replay._entering.link
+    )
+    return bool(link._threads or link._waiting_loops)
 
 
 def test_a_following_replay_goes_from_the_past_into_what_comes(node: Node) -> None:
