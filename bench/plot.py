@@ -1,7 +1,7 @@
 """Plots of a run's results: ``python -m bench.plot [RESULTS] [--into FOLDER]``.
 
-Draws what a README can show: how many messages a second by size, and the percentiles of a round
-trip, ours beside each of the others. Needs matplotlib (the extra ``bench``).
+Draws what a README can show: how many messages a second by size, the percentiles of a round trip,
+and what is durable, ours beside each of the others. Needs matplotlib (the extra ``bench``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ NAMES = {
     "zenoh": "zenoh",
     "nng": "nng (pynng)",
     "nats": "NATS (nats-py)",
+    "fdatasync": "write + fdatasync",
+    "sqlite": "SQLite",
+    "jetstream": "JetStream (nats-py)",
+    "jetstream_push": "JetStream, pushed",
 }
 COLOURS = {
     "ours": "#0b6e4f",
@@ -35,10 +40,18 @@ COLOURS = {
     "zenoh": "#3a6ea5",
     "nng": "#b5651d",
     "nats": "#8e44ad",
+    "fdatasync": "#444444",
+    "sqlite": "#3a6ea5",
+    "jetstream": "#8e44ad",
+    "jetstream_push": "#c39bd3",
 }
 PERCENTILES = ("p50", "p99", "p99.9")
+PLACES = {"disk": "in process", "ipc": "over ipc", "tcp": "over tcp"}
+MANY = {"append-many": "append", "consume": "consume, acknowledge each", "replay": "replay"}
 Rows = Sequence[dict[str, Any]]
 Series = dict[str, dict[Any, float]]
+Panel = tuple[str, Callable[[Any, Series], None], Series]
+"""Its title, what draws it on axes, and of what."""
 
 
 def rates(rows: Rows, transport: str) -> Series:
@@ -69,11 +82,33 @@ def latencies(rows: Rows, transport: str, size: int) -> Series:
     return found
 
 
+def waits(rows: Rows) -> Series:
+    """Median of a waiting append, microseconds by where the log is, of each side."""
+    found: Series = {}
+    for row in rows:
+        if "ours" in row and row["case"] == "append-p50":
+            place = PLACES[row["transport"]]
+            found.setdefault("ours", {})[place] = row["ours"]
+            if row["peer"] != "fdatasync" or row["transport"] == "disk":  # that is in process
+                found.setdefault(row["peer"], {})[place] = row["theirs"]
+    return found
+
+
+def records(rows: Rows) -> Series:
+    """Records a second by what is done with them over tcp, of each side."""
+    found: Series = {}
+    for row in rows:
+        if "ours" in row and row["transport"] == "tcp" and row["case"] in MANY:
+            found.setdefault("ours", {})[MANY[row["case"]]] = row["ours"]
+            found.setdefault(row["peer"], {})[MANY[row["case"]]] = row["theirs"]
+    return found
+
+
 def in_order(series: Series) -> list[str]:
     return [side for side in NAMES if side in series]
 
 
-def draw_rates(axes: Any, series: Series, transport: str) -> None:
+def draw_rates(axes: Any, series: Series) -> None:
     for side in in_order(series):
         sizes = sorted(series[side])
         style = {"linewidth": 2.5} if side in ("ours", "many") else {"linewidth": 1.5}
@@ -86,33 +121,68 @@ def draw_rates(axes: Any, series: Series, transport: str) -> None:
             **style,
         )
     every = sorted({size for values in series.values() for size in values})
-    axes.set(xscale="log", yscale="log", title=f"over {transport}", xlabel="payload")
+    axes.set(xscale="log", yscale="log", xlabel="payload")
     axes.set_xticks(every, [size_text(size) for size in every])
     axes.minorticks_off()
-    axes.grid(axis="y", alpha=0.3)
 
 
-def draw_latencies(axes: Any, series: Series, transport: str) -> None:
+def draw_points(axes: Any, series: Series, columns: Sequence[str]) -> None:
     """Points, since a bar of a logarithmic scale has no length that means anything."""
     sides = in_order(series)
     for number, side in enumerate(sides):
-        found = [p for p in PERCENTILES if p in series[side]]
-        places = [PERCENTILES.index(p) + (number - (len(sides) - 1) / 2) * 0.2 for p in found]
-        values = [series[side][p] for p in found]
+        found = [column for column in columns if column in series[side]]
+        places = [columns.index(each) + (number - (len(sides) - 1) / 2) * 0.2 for each in found]
+        values = [series[side][each] for each in found]
         axes.plot(places, values, "o", markersize=8, color=COLOURS[side], label=NAMES[side])
         for place, value in zip(places, values, strict=True):
             axes.annotate(
-                f"{value:.0f}",
+                f"{value:,.0f}" if value < 10_000 else f"{value / 1000:,.0f} k",
                 (place, value),
                 xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
             )
-    axes.set(yscale="log", title=f"over {transport}", xlim=(-0.5, len(PERCENTILES) - 0.5))
+    axes.set(yscale="log", xlim=(-0.5, len(columns) - 0.5))
     axes.margins(y=0.12)
-    axes.set_xticks(range(len(PERCENTILES)), PERCENTILES)
-    axes.grid(axis="y", alpha=0.3)
+    axes.set_xticks(range(len(columns)), columns)
+
+
+def panels(rows: Rows) -> dict[str, tuple[str, bool, list[Panel]]]:
+    """What there is to draw, by the name of its file: a title, whether all have one scale, and
+    what is side by side."""
+    transports = ("ipc", "tcp")
+    rates_of = {t: rates(rows, t) for t in transports}
+    latencies_of = {t: latencies(rows, t, 16) for t in transports}
+    points = partial(draw_points, columns=PERCENTILES)
+    return {
+        "throughput": (
+            "Messages a second, one publisher to one subscriber, a call for each",
+            True,
+            [(f"over {t}", draw_rates, rates_of[t]) for t in transports],
+        ),
+        "latency": (
+            "Round trip of a 16-byte call, microseconds",
+            True,
+            [(f"over {t}", points, latencies_of[t]) for t in transports],
+        ),
+        "streams": (
+            "Records of 100 bytes, each on the disk before it is acknowledged",
+            False,
+            [
+                (
+                    "median of an append that waits, microseconds",
+                    partial(draw_points, columns=list(PLACES.values())),
+                    waits(rows),
+                ),
+                (
+                    "many records a second, over tcp",
+                    partial(draw_points, columns=list(MANY.values())),
+                    records(rows),
+                ),
+            ],
+        ),
+    }
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -123,34 +193,26 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
-    rows = results["results"]
-    jobs = {
-        "throughput": (
-            "Messages a second, one publisher to one subscriber, a call for each",
-            draw_rates,
-            {t: rates(rows, t) for t in ("ipc", "tcp")},
-        ),
-        "latency": (
-            "Round trip of a 16-byte call, microseconds",
-            draw_latencies,
-            {t: latencies(rows, t, 16) for t in ("ipc", "tcp")},
-        ),
-    }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, (title, draw_one, data) in jobs.items():
-        shown = {transport: series for transport, series in data.items() if series}
+    for name, (title, one_scale, every) in panels(results["results"]).items():
+        shown = [panel for panel in every if panel[2]]
         if not shown:
             continue
         figure, plots = pyplot.subplots(
-            1, len(shown), figsize=(5 * len(shown), 4), squeeze=False, sharey=True
+            1, len(shown), figsize=(5 * len(shown), 4), squeeze=False, sharey=one_scale
         )
-        for axes, (transport, series) in zip(plots[0], shown.items(), strict=True):
-            draw_one(axes, series, transport)
-        handles, labels = max((a.get_legend_handles_labels() for a in plots[0]), key=len_of_labels)
+        legend: dict[str, Any] = {}
+        for axes, (heading, draw_one, series) in zip(plots[0], shown, strict=True):
+            draw_one(axes, series)
+            axes.set_title(heading)
+            axes.grid(axis="y", alpha=0.3)
+            handles, labels = axes.get_legend_handles_labels()
+            legend |= dict(zip(labels, handles, strict=True))
         figure.suptitle(title)
+        labels = [label for label in NAMES.values() if label in legend]
         figure.legend(
-            handles,
+            [legend[label] for label in labels],
             labels,
             loc="lower center",
             bbox_to_anchor=(0.5, 0.05),
@@ -158,15 +220,11 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
             fontsize=8,
         )
         figure.text(0.5, 0.015, lines(results["machine"])[0], ha="center", fontsize=7)
-        figure.subplots_adjust(bottom=0.26, top=0.85, wspace=0.08)
+        figure.subplots_adjust(bottom=0.26, top=0.85, wspace=0.08 if one_scale else 0.2)
         paths.append(folder / f"{name}.svg")
         figure.savefig(paths[-1], metadata={"Date": None})
         pyplot.close(figure)
     return paths
-
-
-def len_of_labels(legend: tuple[list[Any], list[str]]) -> int:
-    return len(legend[1])
 
 
 def main(given: Sequence[str] | None = None) -> int:

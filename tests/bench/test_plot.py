@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.plot import draw, latencies, rates
+from bench.plot import draw, latencies, rates, records, waits
 
 
 def a_row(case: str, size: int, peer: str, ours: float, theirs: float, **more: Any) -> Any:
@@ -29,6 +29,13 @@ ROWS = [
     a_row("service-p99", 16, "raw", 150.0, 120.0),
     a_row("service-asyncio-p50", 16, "raw", 1.0, 1.0),
     {"case": "topic", "transport": "ipc", "size": 16, "peer": "nats", "skipped": "has no ipc"},
+    a_row("append-p50", 100, "fdatasync", 180.0, 120.0, transport="disk"),
+    a_row("append-p50", 100, "sqlite", 180.0, 130.0, transport="disk"),
+    a_row("append-p50", 100, "fdatasync", 240.0, 121.0),
+    a_row("append-p99", 100, "fdatasync", 900.0, 800.0),
+    a_row("append-many", 100, "sqlite", 9e5, 1e5, transport="disk"),
+    a_row("append-many", 100, "jetstream", 5e5, 2e4, transport="tcp"),
+    a_row("consume", 100, "jetstream", 2e5, 1e4, transport="tcp"),
 ]
 
 
@@ -48,11 +55,26 @@ def test_latencies_are_by_side_and_percentile() -> None:
     }
 
 
+def test_waits_are_by_side_and_place_and_a_bare_sync_is_where_it_is_made() -> None:
+    assert waits(ROWS) == {
+        "ours": {"in process": 180.0, "over ipc": 240.0},
+        "fdatasync": {"in process": 120.0},
+        "sqlite": {"in process": 130.0},
+    }
+
+
+def test_records_are_by_side_and_what_is_done_with_them() -> None:
+    assert records(ROWS) == {
+        "ours": {"append": 5e5, "consume, acknowledge each": 2e5},
+        "jetstream": {"append": 2e4, "consume, acknowledge each": 1e4},
+    }
+
+
 @pytest.mark.slow
 def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra bench is not installed")
     machine = {"cpu": "a", "cores": 2, "kernel": "b", "python": "c", "libzmq": "4", "load": [0]}
     results = {"machine": {**machine, "libraries": {}}, "results": ROWS}
     first, again = draw(results, tmp_path / "a"), draw(results, tmp_path / "b")
-    assert [path.name for path in first] == ["throughput.svg", "latency.svg"]
+    assert [path.name for path in first] == ["throughput.svg", "latency.svg", "streams.svg"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
