@@ -15,7 +15,7 @@ from mesh.errors import LogFull, Timeout
 from mesh.options import StreamOptions
 from tests.support.waiting import until
 
-MESH = [sys.executable, "-u", "-c", "from mesh.cli import main; main()"]
+MESH = [sys.executable, "-u", "-m", "mesh"]
 
 
 def mesh(*arguments: str) -> subprocess.CompletedProcess[str]:
