@@ -23,7 +23,7 @@ from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions
 from mesh.durable.seat import ConsumedRecord, Seat, Taken
 from mesh.durable.streams import Streams
-from mesh.errors import Closed, InvalidOption, MeshError, Timeout
+from mesh.errors import Closed, InvalidOption, MeshError, NoSidecar, Timeout
 from mesh.options import check_timeout
 from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.handle import Receiving
@@ -93,6 +93,12 @@ class Consuming:
         if record is None and self._error is not None:
             raise copy(self._error)
         return record
+
+    def explained(self, late: Timeout) -> Timeout:
+        """`late`, which says so if there is nobody to wait for."""
+        if self._seats:
+            return late
+        return NoSidecar(f"{late}: nobody has a stream {self.channel!r}")
 
     def give_back(self, record: ConsumedRecord) -> None:
         """Its receiver was cancelled before it saw it: it goes before what came behind it."""
@@ -204,6 +210,7 @@ class Consuming:
     def close(self, linger_ms: int) -> None:
         with self.link.lock:
             self._closed = True
+            self._inbox.clear()  # others get these
         for seat in list(self._seats.values()):
             seat.close()
         self.link.close()
@@ -234,12 +241,6 @@ class Consumer(Receiving[ConsumedRecord]):
         return {seat.partition: seat.committed for seat in list(self._core._seats.values())}
 
     @property
-    def gaps(self) -> list[tuple[str, int, int, int]]:
-        """What retention removed before anybody of the group had settled it, the latest of these:
-        partition, first and last offset, and how many records between them."""
-        return list(self._core.gaps)
-
-    @property
     def cuts(self) -> list[tuple[str, int, int]]:
         """What was delivered here and a log has lost since, the latest of these: partition, first
         and last offset. Only of streams that show records before they are on disk. Others come with
@@ -247,14 +248,21 @@ class Consumer(Receiving[ConsumedRecord]):
         return list(self._core.cuts)
 
     @property
+    def gaps(self) -> list[tuple[str, int, int, int]]:
+        """What retention removed before anybody of the group had settled it, the latest of these:
+        partition, first and last offset, and how many records between them."""
+        return list(self._core.gaps)
+
+    @property
     def lost(self) -> int:
-        """How many records that were, in all."""
+        """How many records retention removed so, in all."""
         return self._core.counters.lost
 
     def recv(self, timeout: float | None = None) -> ConsumedRecord:
         """The next record, blocking up to `timeout` seconds (None: for ever, 0: not at all).
 
-        Raises `Timeout`; `OptionsDiffer` and `InvalidOption` if the group cannot be had so;
+        Raises `Timeout`, and of these `NoSidecar` if nobody has the stream: what is appended to it
+        later comes. `OptionsDiffer` and `InvalidOption` if the group cannot be had so;
         `StorageFailed`, `LogDamaged` if its partition cannot be read on; `Closed`.
         """
         core = self._core
@@ -262,7 +270,10 @@ class Consumer(Receiving[ConsumedRecord]):
         if record is None:
             self._check_open()
             core.about_to_wait()
-            record = core.link.wait(core.take, check_timeout(timeout), "record")
+            try:
+                record = core.link.wait(core.take, check_timeout(timeout), "record")
+            except Timeout as late:
+                raise core.explained(late) from None
         return record
 
     async def arecv(self, timeout: float | None = None) -> ConsumedRecord:
@@ -272,9 +283,12 @@ class Consumer(Receiving[ConsumedRecord]):
         if record is None:
             self._check_open()
             core.about_to_wait()
-            record = await core.link.wait_async(
-                core.take, check_timeout(timeout), "record", give_back=core.give_back
-            )
+            try:
+                record = await core.link.wait_async(
+                    core.take, check_timeout(timeout), "record", give_back=core.give_back
+                )
+            except Timeout as late:
+                raise core.explained(late) from None
         return record
 
     def resume_from(self, positions: Iterable[tuple[str, int]]) -> None:

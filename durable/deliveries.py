@@ -36,7 +36,7 @@ class AskedOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def differ_from(self, has: GroupOptions) -> str:
         """What is not as asked for; empty if all is."""
         return "; ".join(
-            f"{name}={getattr(has, name)!r}, not {value!r}"
+            f"{name.removesuffix('_s')}={getattr(has, name)!r}, not {value!r}"
             for name, value in msgspec.structs.asdict(self).items()
             if value is not None and value != getattr(has, name)
         )

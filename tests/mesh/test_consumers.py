@@ -18,6 +18,7 @@ from mesh.errors import (
     InvalidName,
     InvalidOption,
     LogFull,
+    NoSidecar,
     OptionsDiffer,
     Timeout,
 )
@@ -450,6 +451,36 @@ def test_bad_options_of_a_group_are_refused(node: Node) -> None:
         other.recv(10)
 
 
+    other = orders.consumer("billing", ack_wait=7)
+    with other, pytest.raises(OptionsDiffer, match=r"created with ack_wait=30\.0, not 7"):
+        other.recv(10)
+
+
+def test_a_consumer_that_is_closed_hands_out_nothing_more(node: Node) -> None:
+    """What it had is with others by then."""
+    orders = node.stream("orders")
+    orders.append_many(range(3))
+    with orders.consumer("billing") as first:
+        take(first, 1)
+    assert list(first) == []
+    with pytest.raises(Closed):
+        first.recv(0)
+    with orders.consumer("billing") as second:
+        assert take(second, 2) == [1, 2]
+
+
+def test_waiting_for_a_stream_that_nobody_has_says_so(node: Node) -> None:
+    with node.stream("oders").consumer("billing") as consumer:
+        for timeout, within in ((0.05, "within 0.05 s"), (0, "at once")):
+            with pytest.raises(NoSidecar, match=f"no record {within}: nobody has a stream 'oders'"):
+                consumer.recv(timeout)
+        with pytest.raises(NoSidecar):
+            asyncio.run(consumer.arecv(0.05))
+        node.stream("oders").append("x")
+        assert take(consumer, 1) == ["x"]
+        with pytest.raises(Timeout) as waited:
+            consumer.recv(0.05)
+        assert type(waited.value) is Timeout
 def test_asyncio_consumes_as_well(node: Node) -> None:
     async def main() -> None:
         orders = node.stream("orders")
