@@ -15,7 +15,7 @@ from mesh.durable.outcomes import OFFSET_UNKNOWN
 from mesh.durable.route import Ask
 from mesh.errors import Timeout
 from mesh.message import Receipt
-from mesh.options import check_timeout
+from mesh.options import check_timeout, within
 
 WINDOW_BYTES: Final = 16 * 1024 * 1024
 """Under way at one time: who appends more waits."""
@@ -84,8 +84,7 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
                 retry_s=None if ask is not None else AGAIN_S,
             )
         except Timeout:
-            within = f"within {round(timeout, 3):g} s" if timeout else "at once"
-            raise Timeout(f"no {_RECEIPT} {within}") from None
+            raise Timeout(f"no {_RECEIPT} {within(timeout)}") from None
         finally:
             with link.lock:
                 appender.release(ask)

@@ -29,7 +29,7 @@ from mesh.durable.records import (
     pack_payload,
 )
 from mesh.errors import InvalidOption, PayloadTooLarge
-from mesh.options import check_count
+from mesh.options import check_count, check_function, check_seconds
 from mesh.sockets.codec import Headers
 
 BATCH_RECORDS: Final = 1024
@@ -68,7 +68,7 @@ def item_of(
             pack_payload(payload, bytes_max),
             pack_key(key),
             packed_headers,
-            0 if delay is None else time.time_ns() + round(_check_delay(delay) * 1e9),
+            0 if delay is None else _due_ns(delay),
             None if dedup_id is None else as_bytes(dedup_id),
             derived,
         )
@@ -76,6 +76,10 @@ def item_of(
         size = len(item.payload) + beside + _COLUMNS_BYTES
     _check_size(size + _ALONE_BYTES, bytes_max)
     return item, size
+
+
+def _due_ns(delay: float) -> int:
+    return time.time_ns() + round(check_seconds(delay, "delay", limits.DELAY_S_MAX) * 1e9)
 
 
 def _plain(payload: Any, bytes_max: int) -> Plain:
@@ -86,6 +90,8 @@ def batches_of(
     payloads: Iterable[Any], bytes_max: int, key: Callable[[Any], str | bytes | None] | None = None
 ) -> Iterator[Batch]:
     """Batches of them, as they come. Raises what `item_of` raises, and what `key` does."""
+    if key is not None:
+        check_function(key, "key")
     items: list[Item] = []
     size, size_max = 0, min(BATCH_BYTES, bytes_max // 2)
     for payload in payloads:
@@ -133,10 +139,3 @@ def _check_size(size: int, bytes_max: int) -> None:
         raise PayloadTooLarge(
             f"record of {size:,} bytes over the limit of {bytes_max:,} (option message_bytes_max)"
         )
-
-
-def _check_delay(delay: float) -> float:
-    is_number = isinstance(delay, int | float) and not isinstance(delay, bool)
-    if not is_number or not 0 <= delay <= limits.DELAY_S_MAX:
-        raise InvalidOption(f"delay must be 0 to {limits.DELAY_S_MAX:g} s, not {delay!r}")
-    return delay

@@ -55,7 +55,7 @@ class GroupOptions(msgspec.Struct, frozen=True, kw_only=True):
         wait_s = self.ack_wait_s
         is_number = isinstance(wait_s, int | float) and not isinstance(wait_s, bool)
         if not is_number or not 0.05 <= wait_s <= 86_400:
-            raise InvalidOption(f"ack_wait_s must be 0.05 to 86400 s, not {wait_s!r}")
+            raise InvalidOption(f"ack_wait must be 0.05 to 86400 s, not {wait_s!r}")
         check_count(self.max_deliver, "max_deliver", 1, 1_000_000)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import directory_of
+from mesh.errors import StorageFailed
 from mesh.message import PeerEvent
 from mesh.sockets.control import Offer
 from mesh.sockets.direct import DirectListener
@@ -28,15 +29,18 @@ class Hosting:
     ) -> None:
         """Open the sidecar in `directory`, which is made if need be, and serve it. `add` has the
         node look after a core, `offer` has it offer more. Raises `LogLocked`, `LogDamaged`,
-        `OSError`."""
+        `StorageFailed`, `OSError`."""
         self._present = {node_text(home.node_id)}
         """Ids of nodes: this one, and its peers."""
-        self.sidecar = Sidecar(
-            directory_of(directory),
-            hosts=self._host,
-            is_present=self._present.__contains__,
-            message_bytes_max=home.transport.message_bytes_max,
-        )
+        try:
+            self.sidecar = Sidecar(
+                directory_of(directory),
+                hosts=self._host,
+                is_present=self._present.__contains__,
+                message_bytes_max=home.transport.message_bytes_max,
+            )
+        except OSError as error:
+            raise StorageFailed(f"no log can be kept in {directory}: {error}") from error
         self._offer = offer
         self._next_key = next_key
         self._direct: DirectListener | None = None

@@ -39,7 +39,7 @@ from mesh.durable.reading import Record, run_of
 from mesh.durable.route import Ask, Route, answer
 from mesh.durable.waiting import Order
 from mesh.errors import Closed, InvalidOption, MeshError, StorageFailed
-from mesh.options import check_timeout
+from mesh.options import check_seconds
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -74,23 +74,25 @@ class ConsumedRecord(Record, frozen=True, gc=False):
         return self._seat.group
 
     def ack(self) -> None:
-        """It is done. Does not block, and is told soon: see `Consumer.flush`."""
+        """It is done. Does not block, and is told soon: see `Consumer.flush`. Once the consumer is
+        closed nothing is told any more: the record goes to another."""
         self._seat.ack(self._source.offset + self._index, self._source.log_epoch)
 
     def nak(self, *, delay: float = 0.0) -> None:
         """It could not be done: deliver it again, to whoever has room, but not within `delay`
-        seconds. In a group with an order, what is behind it in that goes with it. Raises
-        `InvalidOption`. Does not block."""
-        if (delay_s := check_timeout(delay, "delay")) is None:
-            raise InvalidOption("delay takes seconds, not None: it is over at last")
-        self._seat.nak(self, delay_s)
+        seconds, a day at most. In a group with an order, what is behind it in that goes with it.
+        Raises `InvalidOption`. Does not block."""
+        self._seat.nak(self, check_seconds(delay, "delay", limits.NAK_DELAY_S_MAX))
 
     def extend(self) -> None:
         """It takes longer: the group's ``ack_wait`` begins anew. Does not block."""
         self._seat.extend(self._source.offset + self._index)
 
     def reject(self, reason: str = "") -> None:
-        """It can never be done: it becomes a dead letter. Does not block."""
+        """It can never be done: it becomes a dead letter, which has `reason` in its headers. Raises
+        `InvalidOption`. Does not block."""
+        if not isinstance(reason, str):
+            raise InvalidOption(f"reason must be str, not {reason!r}")
         self._seat.reject(self._source.offset + self._index, self._source.log_epoch, reason)
 
 

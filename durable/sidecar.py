@@ -316,6 +316,8 @@ class Sidecar:
             return Refused("missing", f"there is no stream {name!r} here")
         try:
             file_name = _file_name(name)
+            if new and not name.endswith(DEAD):
+                _check_letters(name)
             if new and len(self._names) >= limits.STREAMS_MAX:
                 return Refused("full", f"there are {limits.STREAMS_MAX} streams here")
             folder = self._streams.folder(file_name)
@@ -391,6 +393,15 @@ def _file_name(stream: str) -> str:
         text = f"{len(name)} bytes as a folder, over the limit of {_NAME_BYTES_MAX}"
         raise InvalidName(f"stream {stream!r} has a name of {text}")
     return name
+
+
+def _check_letters(stream: str) -> None:
+    """Its dead letters have to have a place, or they would wait for ever. Raises `InvalidName`."""
+    try:
+        _file_name(f"{stream}{DEAD}")
+    except InvalidName as error:
+        text = f"leaves no room for {DEAD!r}, where its dead letters go"
+        raise InvalidName(f"the name of stream {stream!r} {text}: {error}") from None
 
 
 def _read_options(folder: Storage, name: str) -> StreamOptions:

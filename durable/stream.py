@@ -278,6 +278,7 @@ class Stream(Handle):
 
     def _told(self, query: Query, kind: type[R], timeout: float | None) -> dict[str, R]:
         """What each partition answers to that."""
+        self._check_open()
         deadline = deadline_of(timeout)
         replies = {}
         for partition in self._streams.all_of(
@@ -290,6 +291,7 @@ class Stream(Handle):
         return replies
 
     async def _atold(self, query: Query, kind: type[R], timeout: float | None) -> dict[str, R]:
+        self._check_open()
         deadline = deadline_of(timeout)
         replies = {}
         for partition in await self._streams.aall_of(
@@ -322,7 +324,7 @@ class Stream(Handle):
         `InvalidOption`, `Closed`.
         """
         self._check_open()
-        check_name(group)
+        check_name(group, "group name")
         check_count(prefetch, "prefetch", 1, limits.PREFETCH_MAX)
         if start not in ("earliest", "latest"):
             raise InvalidOption(f"a group starts at 'earliest' or 'latest', not {start!r}")

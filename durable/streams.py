@@ -17,6 +17,7 @@ from mesh.durable.finder import Finder
 from mesh.durable.route import LocalRoute, RemoteRoute, Route
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import Closed, NoSidecar, Timeout
+from mesh.options import within
 from mesh.sockets.home import Core, Home
 
 _HELP = (
@@ -148,17 +149,19 @@ class Streams:
     def _too_few(
         self, stream: str, only: str | None, count: int, timeout: float | None
     ) -> NoSidecar:
-        within = f"within {timeout:g} s" if timeout else "at once"
         there = self.hosts(stream).listed()
         if only is not None:
             return NoSidecar(
-                f"no partition {only!r} of stream {stream!r} {within}; there are: {there}"
+                f"no partition {only!r} of stream {stream!r} {within(timeout)}; there are: {there}"
             )
         if count > 1:
             return NoSidecar(
-                f"no {count} partitions of stream {stream!r} {within}; there are: {there}"
+                f"no {count} partitions of stream {stream!r} {within(timeout)}; there are: {there}"
             )
-        return NoSidecar(f"nobody has a stream {stream!r} {within}: nothing was appended to it yet")
+        return NoSidecar(
+            f"nobody has a stream {stream!r} {within(timeout)}: nothing was appended to it yet, "
+            "or its sidecar is not there"
+        )
 
     def is_there(self, partition: str) -> bool:
         """Whether that sidecar is connected."""
@@ -225,8 +228,9 @@ class Streams:
         )
 
     def _none(self, home: str | None, timeout: float | None) -> NoSidecar:
-        within = f"within {timeout:g} s" if timeout else "at once"
         if home is not None:
             there = self._logs.listed()
-            return NoSidecar(f"sidecar {home!r} was not found {within}; there are: {there}")
-        return NoSidecar(f"no sidecar was found {within}: {_HELP}")
+            return NoSidecar(
+                f"sidecar {home!r} was not found {within(timeout)}; there are: {there}"
+            )
+        return NoSidecar(f"no sidecar was found {within(timeout)}: {_HELP}")

@@ -32,7 +32,8 @@ class Logs:
         self._repairer: Repairer | None = None
 
     def host(self, directory: str) -> None:
-        """Open the sidecar in that directory. Raises `LogLocked`, `LogDamaged`, `OSError`."""
+        """Open the sidecar in that directory. Raises `LogLocked`, `LogDamaged`, `StorageFailed`,
+        `OSError`."""
         from mesh.durable.hosting import Hosting
 
         parts = self._parts

@@ -19,11 +19,11 @@ _UNPRINTABLE = re.compile(
 embeddings, overrides and isolates), and what UTF-8 cannot say."""
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, what: str = "channel name") -> str:
     """Return `name` if it is a channel name; raise `InvalidName` otherwise."""
-    _check(name, "channel name")
+    _check(name, what)
     if "*" in name:
-        raise InvalidName(f"channel name {name!r} has a wildcard; only patterns may")
+        raise InvalidName(f"{what} {name!r} has a wildcard; only patterns may")
     return name
 
 

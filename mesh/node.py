@@ -61,8 +61,9 @@ class Node:
     that know it. Every option is described in `mesh.options.NodeOptions`. Making one does not wait
     for peers. Safe from several threads; use it as a context manager, or call `close`.
 
-    Raises `InvalidName`, `InvalidOption`, `UnsafeRuntimeDir`; `OSError` (``EADDRINUSE``) for a
-    `port` that is taken.
+    Raises `InvalidName`, `InvalidOption`, `UnsafeRuntimeDir`; `LogLocked`, `LogDamaged` or
+    `StorageFailed` if there cannot be a log in the directory `durable`; `OSError` (``EADDRINUSE``)
+    for a `port` that is taken.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Node:
                 os.environ.get("MESH_REALM") or "default" if realm is None else realm, "realm"
             ),
             secret=secret if secret is not None else os.environ.get("MESH_SECRET") or None,
-            durable=None if durable is None else os.fspath(durable),
+            durable=os.fspath(durable) if isinstance(durable, os.PathLike) else durable,
             seeds=_strings(seeds, "seeds", os.environ.get("MESH_SEEDS")),
             discovery=None if discovery is None else _strings(discovery, "discovery"),  # type: ignore[arg-type]
             interfaces=None if interfaces is None else _strings(interfaces, "interfaces"),
@@ -319,6 +320,8 @@ class Node:
         parts.check_open()
         if when_full not in ("refuse", "wait"):
             raise InvalidOption(f"when_full must be 'refuse' or 'wait', not {when_full!r}")
+        if not isinstance(options, StreamOptions | None):
+            raise InvalidOption(f"options must be StreamOptions or None, not {options!r}")
         waits = when_full == "wait"
         return Stream(
             parts.logs.streams(), name, options, producer, home, waits, self, lambda: None

@@ -28,6 +28,19 @@ def check_timeout(timeout: float | None, option: str = "timeout") -> float | Non
     return float(timeout)
 
 
+def check_seconds(value: float, option: str, high: float) -> float:
+    """Return `value` if it is from 0 to `high` seconds, else raise `InvalidOption`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= high:
+        raise InvalidOption(f"{option} must be 0 to {high:,.0f} s, not {value!r}")
+    return float(value)
+
+
+def within(timeout: float | None) -> str:
+    """`timeout` as the texts of errors say it. What is left of one is a little less."""
+    return f"within {round(timeout, 3) or timeout:g} s" if timeout else "at once"
+
+
 def check_count(value: int, option: str, low: int, high: int) -> int:
     """Return `value` if it is an integer from `low` to `high`, else raise `InvalidOption`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

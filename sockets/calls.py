@@ -20,6 +20,7 @@ import zmq
 from mesh import limits
 from mesh.errors import Busy, Closed, MeshError, PeerLost, RemoteError, Timeout
 from mesh.names import check_name
+from mesh.options import within
 from mesh.sockets import failure
 from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
@@ -328,8 +329,7 @@ class Requests:
             missing = f"server of {self.channel!r} with room"
         else:
             missing = f"server of {self.channel!r}"
-        limit = f"within {call.timeout:g} s" if call.timeout else "at once"
-        return Timeout(f"no {missing} {limit}")
+        return Timeout(f"no {missing} {within(call.timeout)}")
 
     # -- Servers -----------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import zmq
 
 from mesh.errors import Closed, Forked, Timeout
+from mesh.options import within
 from mesh.sockets.parts import POLLIN, look
 from mesh.sockets.sleeping import Sleeper
 from mesh.sockets.sleeping import own as _own
@@ -258,7 +259,7 @@ class Link:
                 leads = self._threads[0] is sleeper
             left_s = until - time.monotonic()
             if left_s <= 0:
-                raise Timeout(f"no {what} within {timeout:g} s")
+                raise Timeout(f"no {what} {within(timeout)}")
 
     def _first(self, attempt: Callable[[], T | None]) -> T | None:
         """The first attempt of a wait. Under the lock."""

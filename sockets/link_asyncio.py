@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mesh.errors import Closed, Timeout
+from mesh.options import within
 
 if TYPE_CHECKING:
     from mesh.sockets.link import Link, Slot
@@ -251,7 +252,7 @@ class LoopWaiter:
             for wait in list(self._calls.values()):
                 if wait.deadline <= now:
                     if not wait.future.done():
-                        text = f"no {wait.what} within {wait.timeout:g} s"
+                        text = f"no {wait.what} {within(wait.timeout)}"
                         wait.future.set_exception(Timeout(text))
                     self._forget(wait)
         if self._calls:

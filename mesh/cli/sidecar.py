@@ -11,7 +11,7 @@ from mesh.node import Node
 
 
 def run(directory: str, name: str, realm: str | None) -> None:
-    """Until SIGINT or SIGTERM. Raises `LogLocked`, `LogDamaged`, `OSError`."""
+    """Until SIGINT or SIGTERM. Raises `LogLocked`, `LogDamaged`, `StorageFailed`."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

@@ -195,9 +195,11 @@ def test_what_is_said_of_a_record_is_checked_where_it_is_said(node: Node) -> Non
     with orders.consumer("billing") as consumer:
         first, second, third = (consumer.recv(10) for _ in range(3))
         first.ack()
-        for delay in ("5", -1, None):
-            with pytest.raises(InvalidOption, match="delay"):
+        for delay in ("5", -1, None, 86_401):
+            with pytest.raises(InvalidOption, match="delay must be 0 to 86,400 s, not"):
                 second.nak(delay=delay)  # type: ignore[arg-type]
+        with pytest.raises(InvalidOption, match="reason must be str, not ValueError"):
+            second.reject(ValueError("no such file"))  # type: ignore[arg-type]
         second.ack()
         third.reject("there is no file '\udcff'")
         consumer.flush()
@@ -434,23 +436,21 @@ def test_a_full_work_queue_goes_on_as_its_records_are_acknowledged(node: Node) -
 def test_bad_options_of_a_group_are_refused(node: Node) -> None:
     orders = node.stream("orders")
     orders.append("x")
-    for options, error in (
-        ({"group": "a*"}, InvalidName),
-        ({"order": "random"}, InvalidOption),
-        ({"ack_wait": 0}, InvalidOption),
-        ({"max_deliver": -1}, InvalidOption),
-        ({"prefetch": 0}, InvalidOption),
-        ({"start": 7}, InvalidOption),
+    for options, error, text in (
+        ({"group": "a*"}, InvalidName, r"group name 'a\*' has a wildcard"),
+        ({"order": "random"}, InvalidOption, "order must be"),
+        ({"ack_wait": 0}, InvalidOption, "ack_wait must be 0.05 to 86400 s, not 0"),
+        ({"max_deliver": -1}, InvalidOption, "max_deliver must be"),
+        ({"prefetch": 0}, InvalidOption, "prefetch must be"),
+        ({"start": 7}, InvalidOption, "starts at 'earliest' or 'latest', not 7"),
     ):
-        with pytest.raises(error):
+        with pytest.raises(error, match=text):
             orders.consumer(**{"group": "billing", **options})  # type: ignore[arg-type]
     with orders.consumer("billing", order="key") as consumer:
         take(consumer, 1)
     other = orders.consumer("billing", order="any")
     with other, pytest.raises(OptionsDiffer, match="created with order='key', not 'any'"):
         other.recv(10)
-
-
     other = orders.consumer("billing", ack_wait=7)
     with other, pytest.raises(OptionsDiffer, match=r"created with ack_wait=30\.0, not 7"):
         other.recv(10)
@@ -481,6 +481,8 @@ def test_waiting_for_a_stream_that_nobody_has_says_so(node: Node) -> None:
         with pytest.raises(Timeout) as waited:
             consumer.recv(0.05)
         assert type(waited.value) is Timeout
+
+
 def test_asyncio_consumes_as_well(node: Node) -> None:
     async def main() -> None:
         orders = node.stream("orders")

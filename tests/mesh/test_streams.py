@@ -30,6 +30,7 @@ from mesh.errors import (
     OptionsDiffer,
     PayloadTooLarge,
     ProducerFenced,
+    StorageFailed,
     Timeout,
 )
 from mesh.message import Receipt
@@ -236,6 +237,12 @@ def test_bad_input_is_refused_before_anything_is_appended(node: Node) -> None:
     ):
         with pytest.raises(error):
             orders.append(payload, **options)
+    with pytest.raises(InvalidOption, match="delay must be 0 to 31,536,000 s, not '5'"):
+        orders.append("x", delay="5")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="key takes a function, not 'k'"):
+        orders.append_many(["x"], key="k")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="options must be StreamOptions or None, not"):
+        node.stream("orders", options={})  # type: ignore[arg-type]
     for given in ({"start": "soon"}, {"start": 3}, {"start": datetime.datetime(2026, 1, 1)}):  # noqa: DTZ001
         with pytest.raises(InvalidOption):
             orders.replay(**given)
@@ -381,6 +388,8 @@ def test_without_a_sidecar_it_says_what_to_do() -> None:
             node.stream("orders").append("x", timeout=0.3)
         assert isinstance(error.value, Timeout)
         assert 0.25 < time.monotonic() - began < 5
+        with pytest.raises(NoSidecar, match=r"nobody has a stream 'orders' within 0\.1 s"):
+            node.stream("orders").bounds(timeout=0.1)  # what is left of it is a little less
         with pytest.raises(NoSidecar, match="nobody has a stream 'orders'"):
             list(node.stream("orders").replay(timeout=0.1))
 
@@ -472,6 +481,36 @@ def test_one_process_has_a_directory(tmp_path: Path) -> None:
         Node("other", durable=tmp_path / "log")
     with Node("other", durable=tmp_path / "log") as node:
         node.stream("orders").append("x")
+
+
+def test_where_no_log_can_be_the_node_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/log"):
+        with pytest.raises(StorageFailed, match=f"no log can be kept in {tmp_path / place}: .*Err"):
+            Node("one", durable=tmp_path / place)
+    for nothing in (7, "", b"log"):
+        with pytest.raises(InvalidOption, match="durable must be the path of a directory, not"):
+            Node("one", durable=nothing)  # type: ignore[arg-type]
+
+
+def test_a_stream_whose_dead_letters_would_have_no_place_is_not_made(node: Node) -> None:
+    for name in ("x" * 255, "заказы" * 7):
+        with pytest.raises(InvalidOption, match=r"leaves no room for .*where its dead letters go"):
+            node.stream(name).append(1)
+    for name in ("x" * 248, "заказы" * 6, "x" * 248 + ".dead"):
+        assert node.stream(name).append(1).offset == 0
+
+
+def test_a_handle_that_is_closed_asks_nothing(node: Node) -> None:
+    orders = node.stream("orders")
+    orders.append("x")
+    orders.close()
+    for ask in (orders.bounds, orders.stats, orders.replay, lambda: orders.append("y")):
+        with pytest.raises(Closed, match="stream 'orders' is closed"):
+            ask()
+    for aask in (orders.abounds, orders.astats):
+        with pytest.raises(Closed, match="stream 'orders' is closed"):
+            asyncio.run(aask())
 
 
 def test_a_stream_is_there_after_its_node_has_closed(tmp_path: Path) -> None:
