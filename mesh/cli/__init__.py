@@ -46,10 +46,10 @@ def secret() -> None:
 @click.option("--name", default="sidecar", show_default=True, help="What the node is called.")
 @click.option("--realm", help="Whose streams it keeps. Default: $MESH_REALM, or 'default'.")
 def sidecar(directory: str, name: str, realm: str | None) -> None:
-    """Keep streams in DIRECTORY, for all nodes that find it, until it is interrupted.
+    """Keep streams in DIRECTORY, until it is interrupted.
 
-    The secret of a network's realm is read from $MESH_SECRET, and addresses to dial from
-    $MESH_SEEDS.
+    All nodes of its realm find it. The secret of a network's realm is read from $MESH_SECRET, and
+    addresses to dial from $MESH_SEEDS.
     """
     from mesh.cli.sidecar import run
 
@@ -64,9 +64,10 @@ def log() -> None:
 @log.command()
 @click.argument("directory")
 def check(directory: str) -> None:
-    """Read every batch of every stream in DIRECTORY, and say what is amiss.
+    """Say what is amiss in DIRECTORY, a sidecar's.
 
-    Changes nothing, and may run beside the sidecar. Exits with 1 if anything is.
+    Reads every batch of every stream. Changes nothing, and may run beside the sidecar. Exits with 1
+    if anything is amiss.
     """
     from mesh.cli.log import check as run
 
@@ -78,7 +79,10 @@ def check(directory: str) -> None:
 @click.option("--realm", help="Default: $MESH_REALM, or 'default'.")
 @click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds.")
 def stats(stream: str, realm: str | None, timeout: float) -> None:
-    """Ask each sidecar that has STREAM what it holds, and how far its groups have come."""
+    """Say what STREAM holds, and how far its groups are.
+
+    Asks each sidecar that has it.
+    """
     from mesh.cli.log import stats as run
 
     run(stream, realm, timeout)
@@ -89,9 +93,10 @@ def stats(stream: str, realm: str | None, timeout: float) -> None:
 @click.option("--realm", help="Default: $MESH_REALM, or 'default'.")
 @click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds without any.")
 def redrive(stream: str, realm: str | None, timeout: float) -> None:
-    """Append the dead letters of STREAM to it again, once each.
+    """Append dead letters of STREAM to it again.
 
-    All its groups get them, with their payload, key and headers, and acknowledge them anew.
+    Once each, and ends when there are no more. All its groups get them, with their payload, key and
+    headers, and acknowledge them anew.
     """
     from mesh.cli.log import redrive as run
 
@@ -104,7 +109,7 @@ def main() -> None:
         status = commands.main(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
-    except MeshError as error:
+    except (MeshError, OSError) as error:
         click.echo(f"mesh: {error}", err=True)
         sys.exit(1)
     except click.ClickException as error:

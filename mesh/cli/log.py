@@ -9,7 +9,7 @@ import click
 
 from mesh.durable.check import check as check_log
 from mesh.durable.storage import Disk
-from mesh.errors import LogFormat, MeshError, NoSidecar, Timeout
+from mesh.errors import LogFormat, MeshError, Timeout
 from mesh.node import Node
 
 _GROUP = "mesh-redrive"
@@ -22,14 +22,17 @@ def check(directory: str) -> bool:
     root = Path(directory)
     try:
         partition = int((root / "identity").read_text(), 16)
+        folders = sorted((root / "streams").iterdir())
     except (OSError, ValueError) as error:
         raise MeshError(f"{directory} is no directory of a sidecar: {error}") from None
     sound = True
-    for folder in sorted((root / "streams").iterdir()):
+    if not folders:
+        click.echo(f"{directory} has no streams yet")
+    for folder in folders:
         name = unquote(folder.name)
         try:
             report = check_log(Disk(folder), partition)
-        except LogFormat as error:
+        except (LogFormat, OSError) as error:
             click.echo(f"{name}: {error}")
             sound = False
             continue
@@ -90,8 +93,7 @@ def redrive(stream: str, realm: str | None, timeout: float) -> None:
     count = 0
     with Node("redrive", realm=realm) as node:
         target = node.stream(stream)
-        if not node.stream(f"{stream}.dead").bounds(timeout=timeout):
-            raise NoSidecar(f"stream {stream!r} has no dead letters")
+        target.bounds(timeout=timeout)  # that it is there: it may have no dead letters yet
         with node.stream(f"{stream}.dead").consumer(_GROUP) as letters:
             while True:
                 try:

@@ -57,6 +57,25 @@ def test_a_directory_that_is_in_use_is_refused(tmp_path: Path) -> None:
     assert "in use" in run.stderr
 
 
+def test_where_no_log_can_be_a_sidecar_says_why_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = mesh("sidecar", str(tmp_path / "file"))
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith(f"mesh: no log can be kept in {tmp_path / 'file'}: ")
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_runtime_directory_that_cannot_be_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MESH_RUNTIME_DIR", str(tmp_path / "file" / "below"))
+    run = mesh("log", "stats", "orders", "--timeout", "0")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("mesh: [Errno ")
+    assert run.stderr.count("\n") == 1
+
+
 def test_a_check_names_what_is_damaged(tmp_path: Path) -> None:
     with Node("one", durable=tmp_path) as node:
         for n in range(10):
@@ -72,10 +91,29 @@ def test_a_check_names_what_is_damaged(tmp_path: Path) -> None:
     assert "others: 1 records" in run.stdout
 
 
+@pytest.mark.slow
 def test_what_is_no_log_is_not_checked(tmp_path: Path) -> None:
     run = mesh("log", "check", str(tmp_path))
     assert (run.returncode, run.stdout) == (1, "")
     assert "is no directory of a sidecar" in run.stderr
+    (tmp_path / "identity").write_text("0123456789abcdef\n")
+    run = mesh("log", "check", str(tmp_path))
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "is no directory of a sidecar" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_check_goes_on_behind_what_it_cannot_read(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        run = mesh("log", "check", str(tmp_path))
+        assert (run.returncode, run.stdout) == (0, f"{tmp_path} has no streams yet\n")
+        node.stream("orders").append("x")
+    (tmp_path / "streams" / "a-stray-file").touch()
+    run = mesh("log", "check", str(tmp_path))
+    assert (run.returncode, run.stderr) == (1, "")
+    stray, orders = run.stdout.splitlines()
+    assert stray.startswith("a-stray-file: [Errno ")
+    assert orders.startswith("orders: 1 records ")
 
 
 def test_a_stream_is_described_by_its_sidecar(tmp_path: Path) -> None:
@@ -138,6 +176,18 @@ def test_dead_letters_are_appended_again_once(tmp_path: Path) -> None:
             record.ack()
             with pytest.raises(Timeout):
                 consumer.recv(0.2)
+
+
+@pytest.mark.slow
+def test_a_stream_without_dead_letters_has_none_to_append(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        node.stream("orders").append("x")
+        run = mesh("log", "redrive", "orders", "--timeout", "0.5")
+        assert (run.returncode, run.stderr) == (0, "")
+        assert run.stdout == "0 dead letters of orders are appended again\n"
+        run = mesh("log", "redrive", "oders", "--timeout", "0.2")
+        assert (run.returncode, run.stdout) == (1, "")
+        assert run.stderr.startswith("mesh: nobody has a stream 'oders' within 0.2 s: ")
 
 
 def _has(dead: object) -> bool:
