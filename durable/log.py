@@ -264,7 +264,8 @@ class Log:
         self._trim_reserve()
         base = self._index.end
         self._stray = name_of(base)
-        head = self._head(max(now_ns, self.time_ns))
+        self.time_ns = max(now_ns, self.time_ns)  # what comes next there must not be earlier
+        head = self._head()
         file, old, sealed = begin(self.storage, head), self._file, self.segments[-1]
         index = Index(base, HEAD_BYTES)
         self.segments = (*self.segments, Segment(self.partition, base, HEAD_BYTES, index))
@@ -278,12 +279,12 @@ class Log:
         with contextlib.suppress(OSError):  # it can be made again
             sealed.store_index(self.storage)
 
-    def _head(self, time_ns: int) -> Head:
+    def _head(self) -> Head:
         """Of a segment that begins where the log ends."""
         return Head(
             partition=self.partition,
             offset=self._index.end,
-            time_ns=time_ns,
+            time_ns=self.time_ns,
             log_epoch=self.log_epoch,
         )
 
@@ -294,7 +295,7 @@ class Log:
             self._sync()
             self._trim_reserve()
             self._condensing = True
-            head, last = self._head(self.time_ns), self.segments[-1]
+            head, last = self._head(), self.segments[-1]
             header = msgspec.structs.replace(
                 note.header, offset=last.base, time_ns=head.time_ns, log_epoch=head.log_epoch
             )

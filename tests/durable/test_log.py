@@ -184,6 +184,23 @@ def test_a_mark_protects_the_last_records_and_is_never_delivered(disk: FakeDisk)
     assert (log.end, sound(disk).end) == (2, 2)
 
 
+@pytest.mark.parametrize("more", [[], [5]])
+def test_a_mark_in_a_segment_that_has_no_record_yet_is_sound(
+    disk: FakeDisk, more: list[int]
+) -> None:
+    """There was to be room for an append, which was refused then: as long as it takes."""
+    log = open_log(disk)
+    append(log, range(5), now_s=1)
+    assert log.make_room(1000, 2 * SECOND_NS)
+    log.mark()
+    append(log, more, now_s=3)
+    log.close()
+    assert sound(disk).torn_bytes == 0
+    log = open_log(disk)
+    assert (log.end, log.torn_bytes) == (5 + len(more), 0)
+    assert bodies(log) == [record(number) for number in range(log.end)]
+
+
 def test_opening_does_not_write_where_nothing_is_appended(disk: FakeDisk) -> None:
     log = open_log(disk)
     append(log, [0])
