@@ -71,7 +71,7 @@ class Supply:
         """What each member asked for."""
         self._bytes_max: dict[str, int] = {}
         """Of a delivery to it."""
-        self.stopped = ""
+        self.stopped: LogDamaged | None = None
         """Why nothing more can be delivered."""
         self._log = log
         self._cursor = Cursor(log, group.end)
@@ -136,8 +136,7 @@ class Supply:
             if parcel.grants or member in self._gaps:
                 outcomes[member] = Delivery(tuple(parcel.grants), tuple(parcel.batches.values()))
             elif self.stopped:
-                name = f"group {self.name!r}"
-                outcomes[member] = LogDamaged(name, 0, group.end, self.stopped)
+                outcomes[member] = self.stopped
         return outcomes
 
     def _pack(self, grants: list[Grant], parcels: dict[str, _Parcel]) -> bool:
@@ -257,5 +256,7 @@ class Supply:
         logger.error("group %r: %s", self.name, error)
         if isinstance(error, OSError):
             self.group.counters["unreadable"] += 1
+        elif isinstance(error, LogDamaged):
+            self.stopped = error
         else:
-            self.stopped = str(error)
+            self.stopped = LogDamaged(f"group {self.name!r}", 0, self.group.end, str(error))

@@ -281,8 +281,9 @@ def test_a_group_whose_log_is_damaged_says_so_to_its_members() -> None:
     file = setting.disk.open(setting.log.segments[0].name)
     file._content.shown[150] ^= 1
     assert contents(setting.delivery()) == [(0, "record 0")]
-    with pytest.raises(LogDamaged):
+    with pytest.raises(LogDamaged) as damage:
         setting.deliver()
+    assert (damage.value.file, damage.value.offset) == (setting.log.segments[0].name, 1)
     assert deliver(setting.groups, "z", group="other").grants, "others go on"
 
 
