@@ -236,11 +236,12 @@ class Stream(Handle):
 
         With `follow` it goes on with what comes, until it is closed; else it ends with what is
         there now, several partitions merged by time. `partition`: read only that one, which may be
-        named by its node. `partitions`: wait until so many are there. Iterating raises `NoSidecar`
-        if they are not within `timeout` seconds (None: for ever), `InvalidOption` if several nodes
-        have the name that `partition` gives, `LogDamaged`, `StorageFailed`, `Timeout` if one that
-        was there does not answer any more, `Closed`. Raises `InvalidName`, `InvalidOption` itself.
-        Does not block.
+        named by its node. An offset that is not there yet is waited for with `follow`; else there
+        is nothing. `partitions`: wait until so many are there. Iterating raises `NoSidecar` if they
+        are not within `timeout` seconds (None: for ever), `InvalidOption` if several nodes have the
+        name that `partition` gives, `LogDamaged`, `StorageFailed`, `Timeout` if one that was there
+        does not answer any more, `Closed`. Raises `InvalidName`, `InvalidOption` itself. Does not
+        block.
         """
         self._check_open()
         return Replay(

@@ -1,4 +1,4 @@
-"""The README's programs run as they stand, and the files it names exist."""
+"""The programs of the README and of docs/log.md run as they stand; the files they name exist."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mesh import Node, StreamOptions
+from tests.support.pages import snippets
+from tests.support.processes import Programs
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-SNIPPETS: list[str] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS = snippets("README.md")
 PROGRAMS = [snippet for snippet in SNIPPETS if "import Node" in snippet]
 
 
@@ -65,6 +68,36 @@ def test_the_stream_is_replayed(tmp_path: Path) -> None:
     source = program("node.stream").replace('"shop.log"', repr(str(tmp_path / "shop.log")))
     for printed in ("0 {'id': 7}\n", "0 {'id': 7}\n1 {'id': 7}\n"):
         assert start(source).communicate(timeout=20) == (printed, "")
+
+
+def test_what_is_recorded_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recording,) = (snippet for snippet in SNIPPETS if "node.record" in snippet)
+    with Node("station", durable=tmp_path / "log") as node:
+        node.stream("readings").append(21.5)
+        exec(recording, {"node": node})
+    assert capsys.readouterr().out == "None 21.5\n"
+
+
+def test_the_page_of_streams_runs(tmp_path: Path, programs: Programs) -> None:
+    shop, billing, station = snippets("docs/log.md")
+    consuming = programs.start(billing)
+    at = shop.replace('"shop.log"', repr(str(tmp_path / "shop.log")))
+    keeping = programs.start(f"{at}    input()  # it keeps the log for whoever consumes")
+    for offset in range(994):
+        assert keeping.line() == f"{offset} {{'id': {offset + 7}}}"
+    for number in range(7, 1001):
+        assert consuming.line() == f"billing {{'id': {number}}}"
+    at = station.replace('"station.log"', repr(str(tmp_path / "station.log")))
+    programs.start(at).expect("sensors/kitchen 21.5")
+
+
+def test_the_page_of_streams_names_every_option() -> None:
+    table = (ROOT / "docs" / "log.md").read_text().partition("| of `StreamOptions`")[2]
+    rows = table.partition("\n\n")[0]
+    named = {
+        name for row in rows.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert named == set(StreamOptions.__struct_fields__)
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
 import sqlite3
 import subprocess
 import threading
@@ -21,14 +20,13 @@ import pytest
 
 from mesh import Node
 from tests.mesh.test_streams import SIDECAR, kill_and_start_again
+from tests.support.pages import snippets
 from tests.support.processes import Program, Programs
 from tests.support.waiting import until
 
 _PROGRAM = "import sys; from tests.support import once_programs as p; p.{}(*sys.argv[1:])"
 _PERIOD_S = 0.005
-_SNIPPETS: list[str] = re.findall(
-    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "once.md").read_text(), re.DOTALL
-)
+_SNIPPETS = snippets("docs/once.md")
 _KILLS = ("between the steps", "any moment", "the log", "any moment")
 
 
