@@ -70,6 +70,7 @@ def test_the_stream_is_replayed(tmp_path: Path) -> None:
         assert start(source).communicate(timeout=20) == (printed, "")
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (recording,) = (snippet for snippet in SNIPPETS if "node.record" in snippet)
     with Node("station", durable=tmp_path / "log") as node:
@@ -78,6 +79,7 @@ def test_what_is_recorded_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "None 21.5\n"
 
 
+@pytest.mark.slow
 def test_the_page_of_streams_runs(tmp_path: Path, programs: Programs) -> None:
     shop, billing, station = snippets("docs/log.md")
     consuming = programs.start(billing)
