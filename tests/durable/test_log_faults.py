@@ -702,6 +702,12 @@ class LogMachine(RuleBasedStateMachine):
         """Those that may be, behind them."""
         self.number = 0
         self.trimmed = 0
+        self.now_ns = 0
+
+    @rule(seconds=st.integers(-5, 10))
+    def clock(self, seconds: int) -> None:
+        """It is set back now and then."""
+        self.now_ns = max(0, self.now_ns + seconds * SECOND_NS)
 
     def numbers(self, count: int) -> list[int]:
         self.number += count
@@ -711,11 +717,19 @@ class LogMachine(RuleBasedStateMachine):
     def append(self, count: int) -> None:
         numbers = self.numbers(count)
         try:
-            self.log.append(batches(numbers), 0)
+            self.log.append(batches(numbers), self.now_ns)
         except StorageFailed:
             self.mend(numbers)
         else:
             self.unsure += numbers
+
+    @rule(bytes_=st.integers(1, 600))
+    def make_room(self, bytes_: int) -> None:
+        """For what is refused then."""
+        try:
+            self.log.make_room(bytes_, self.now_ns)
+        except StorageFailed:
+            self.mend([])
 
     @rule()
     def sync(self) -> None:
@@ -787,7 +801,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def reopen(self, disk: FakeDisk) -> None:
         self.disk = disk
-        self.log = open_log(disk, segment_bytes=600)
+        self.log = open_log(disk, segment_bytes=600, now_s=self.now_ns / SECOND_NS)
         self.settle(self.log.end)
 
     @invariant()

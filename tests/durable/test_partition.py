@@ -375,8 +375,8 @@ class PartitionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.disk = FakeDisk(1)
-        self.partition = self.opened()
         self.now_ns = 0
+        self.partition = self.opened()
         self.runs: dict[int, Writing] = {}
         self.receipts: dict[tuple[int, int], int] = {}
         """Offsets that were acknowledged, by producer and number."""
@@ -386,7 +386,7 @@ class PartitionMachine(RuleBasedStateMachine):
 
     def opened(self) -> Partition:
         return self.partition_class(
-            self.disk, PARTITION, StreamOptions(), now_ns=0, segment_bytes=700
+            self.disk, PARTITION, StreamOptions(), now_ns=self.now_ns, segment_bytes=700
         )
 
     @rule(producer=st.integers(1, 3))
@@ -436,6 +436,24 @@ class PartitionMachine(RuleBasedStateMachine):
         for n in range(header.count):
             key = header.producer, header.seq + n
             assert self.receipts.setdefault(key, outcome.offset + n) == outcome.offset + n
+
+    @rule(seconds=st.integers(-5, 5))
+    def clock(self, seconds: int) -> None:
+        """It is set back now and then."""
+        self.now_ns = max(0, self.now_ns + seconds * SECOND_NS)
+
+    @rule()
+    def rest(self) -> None:
+        self.partition.rest()
+
+    @rule(producer=st.integers(1, 3), size=st.integers(1, 900))
+    def refused(self, producer: int, size: int) -> None:
+        """An append out of turn, for which there is room made all the same."""
+        run = self.runs.get(producer)
+        if run is not None:
+            new = batch_of([record("x" * size)])
+            early = numbered(new, producer, run.epoch, 1 << 40)
+            assert isinstance(only(self.partition.commit([early], self.now_ns)), Refused)
 
     @rule(operation=st.sampled_from(["append", "sync", "create", "rename", "names"]))
     def fail(self, operation: str) -> None:
