@@ -6,6 +6,7 @@ without sockets: who waits for a sidecar waits on its link.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Final, Literal
@@ -19,6 +20,11 @@ from mesh.sockets.home import Counters
 from mesh.sockets.link import Link
 from mesh.sockets.transport import scheme_of
 
+logger = logging.getLogger(__name__)
+
+_COPIED_TICKS: Final = 120
+"""How long a partition has to be at two nodes before that is an error, half a minute: one that has
+died elsewhere is here until its silence is noticed."""
 _PARTITION: Final = re.compile(r"[0-9a-f]{16}")
 """What looks like one is never taken for the name of a node: which of the two is meant must not
 depend on who is there."""
@@ -58,6 +64,8 @@ class Finder:
         self._own = own
         self._name_of = name_of
         self._found: dict[tuple[int, int], FoundSidecar] = {}
+        self._twice: dict[str, int] = {}
+        """For how many ticks a partition has been at more than one node."""
 
     def nearest(self) -> list[str]:
         """Partitions, the nearest first."""
@@ -111,7 +119,28 @@ class Finder:
             self._found.pop((peer, key), None)
 
     def tick(self) -> None:
+        if self.seeks == "log":
+            self._look_for_copies()
         self.on_tick()
+
+    def _look_for_copies(self) -> None:
+        at: dict[str, dict[int, str]] = {}
+        for (peer, _), found in list(self._found.items()):
+            at.setdefault(found.partition, {})[peer] = found.node
+        self._twice = {
+            partition: self._twice.get(partition, 0) + 1
+            for partition, nodes in at.items()
+            if len(nodes) > 1
+        }
+        for partition, ticks in self._twice.items():
+            if ticks == _COPIED_TICKS:
+                logger.error(
+                    "partition %s is at %d nodes (%s): their directories are copies of one, of "
+                    "which only one may run",
+                    partition,
+                    len(at[partition]),
+                    ", ".join(sorted(at[partition].values())),
+                )
 
     def close(self, linger_ms: int) -> None:
         self.link.close(0)
