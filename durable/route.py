@@ -36,8 +36,6 @@ from mesh.sockets.link import Link, Recipient
 from mesh.sockets.single import Message, encode, payload_of
 from mesh.sockets.transport import scheme_of
 
-_DIRECT_BYTES_MAX: Final = PACKET_BYTES_MAX - 1024
-"""Of a batch; a packet has the stream's name as well."""
 _LATE_S: Final = 0.25
 """Who was to send by the direct line has died in between, of a Ctrl-C."""
 
@@ -113,7 +111,7 @@ class _Core(Requests):
 
 
 class _RemoteAsk(Call):
-    __slots__ = ("direct", "first_server", "result")
+    __slots__ = ("answer", "direct", "first_server", "is_back", "result")
 
     def __init__(self, core: Requests, message: Message) -> None:
         super().__init__(core, message, None, True)
@@ -123,6 +121,10 @@ class _RemoteAsk(Call):
         """The answer, once it was decoded."""
         self.direct: list[tuple[DirectLine, bytes]] = []
         """The line that was claimed for it, and what is to be sent there: until somebody does."""
+        self.answer: bytes | None = None
+        """What came by the line."""
+        self.is_back = False
+        """Whether it was sent there, and nobody waits for the answer any more."""
 
 
 class RemoteRoute:
@@ -132,85 +134,98 @@ class RemoteRoute:
         self.partition = partition
         self.core = _Core(home, partition)
         self.link = self.core.link
-        self._alone: _RemoteAsk | None = None
-        """What the line was claimed for."""
+        self._alone: set[_RemoteAsk] = set()
+        """What a line was claimed for. More than one, though a line is claimed once at a time: it
+        is given back before its answer is taken in here, and may be another one meanwhile."""
 
     def begin(self, query: Query) -> Ask:
-        ask = self._ask(encode_message(query))
-        self.core.begin(ask)
-        ask.first_server = ask.server
-        return ask
+        return self._begin(self._ask(encode_message(query)))
 
     def _ask(self, data: bytes) -> _RemoteAsk:
         return _RemoteAsk(self.core, encode(data, None, self.core.bytes_max))
+
+    def _begin(self, ask: _RemoteAsk) -> Ask:
+        self.core.begin(ask)
+        ask.first_server = ask.server
+        return ask
 
     def append(self, stream: str, batch: Batch) -> Ask:
         return self.begin(Append(stream, memoryview(pack_batch(batch))))
 
     def append_alone(self, stream: str, batch: Batch) -> Ask:
-        query = Append(stream, memoryview(pack_batch(batch)))
-        line = self.core.line
-        if line is None or len(query.batch) > _DIRECT_BYTES_MAX or not line.claim():
-            return self.begin(query)
-        data = encode_message(query)
+        data = encode_message(Append(stream, memoryview(pack_batch(batch))))
         ask = self._ask(data)
+        line = self.core.line
+        if line is None or len(data) > PACKET_BYTES_MAX or not line.claim():
+            return self._begin(ask)
         ask.direct.append((line, data))
         ask.first_server = ask.server = _THE_LINE
-        self._alone = ask
+        self._alone.add(ask)
         return ask
 
     def travels(self, ask: Ask) -> bool:
-        return ask is self._alone
+        return ask in self._alone
 
     def travel(self, ask: Ask, timeout: float | None) -> None:
         assert isinstance(ask, _RemoteAsk)
-        if ask is not self._alone:
+        if ask not in self._alone:
             return
-        answer, late = None, False
+        late = False
         try:
             try:
                 line, data = ask.direct.pop()
             except IndexError:
                 late = True
             else:
-                answer = line.exchange(data, timeout)
+                ask.answer = line.exchange(data, timeout)
         finally:
             if not late:
-                self.link.run(partial(self._travelled, ask, answer))
+                ask.is_back = True  # if a Ctrl-C comes now, the next to look takes it in
+                self.link.run(partial(self._take_back, ask))
 
-    def _send_late(self, ask: _RemoteAsk) -> None:
-        if time.monotonic() - ask.began > _LATE_S and ask.direct:
-            with contextlib.suppress(IndexError):  # it travels just now
-                line, _ = ask.direct.pop()
-                line.give_up()
-                self._travelled(ask, None)
+    def _look_after_alone(self) -> None:
+        """What was to travel, or has, and whose thread died of a Ctrl-C."""
+        for ask in tuple(self._alone):
+            if not ask.is_back and time.monotonic() - ask.began > _LATE_S:
+                self._leave_line(ask)
+            if ask.is_back:
+                self._take_back(ask)
 
-    def _travelled(self, ask: _RemoteAsk, answer: bytes | None) -> None:
-        core = self.core
-        self._alone = None
-        if answer is None:
-            ask.server = None
-            try:
-                core.begin(ask)
-            except Busy as error:
-                ask.outcome = error
-        else:
-            ask.outcome = b""
+    def _leave_line(self, ask: _RemoteAsk) -> None:
+        with contextlib.suppress(IndexError):  # it travels just now
+            line, _ = ask.direct.pop()
+            ask.is_back = True
+            line.give_up()
+
+    def _take_back(self, ask: _RemoteAsk) -> None:
+        """It has its answer, or goes the usual way. Done again, if it was interrupted."""
+        if ask not in self._alone:
+            return
+        core, answer = self.core, ask.answer
+        self._leave_line(ask)
+        if answer is not None:
             try:
                 ask.result = decode_reply(answer)
             except Malformed as fault:
                 core.counters.dropped[fault.reason] += 1
                 ask.result = _not_an_answer(self.partition)
+            ask.outcome = b""
             core.counters.sent += 1
             core.counters.received += 1
             core.counters.bytes_received += len(answer)
+        elif not ask.seq:
+            ask.server = None
+            try:
+                core.begin(ask)
+            except Busy as error:
+                ask.outcome = error
+        self._alone.discard(ask)
         if not self.link.alone:
             self.link.wake_all()
 
     def look(self, ask: Ask | None) -> None:
         if ask is None:
-            if self._alone is not None:
-                self._send_late(self._alone)
+            self._look_after_alone()
             self.core.read()
         else:
             assert isinstance(ask, _RemoteAsk)

@@ -47,8 +47,10 @@ class DirectLine:
         self._closed = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            self._socket.setblocking(False)
+            self._socket.connect(path)  # who is stopped, and has many waiting, is not waited for
+            self._socket.setblocking(True)
             self._set_nap(NAP_S)
-            self._socket.connect(path)
         except BaseException:
             self._socket.close()
             raise
@@ -80,23 +82,29 @@ class DirectLine:
         finally:
             if not answer:  # also after a Ctrl-C: an answer to this is not for the next
                 self._end()
-            if self._closed:
-                self._socket.close()
-            self._claimed.release()
+            self._give_back()
         return answer or None
 
     def close(self) -> None:
         """Who waits on it is told. Does not block; idempotent."""
         self._end()
-        if self._claimed.acquire(blocking=False):  # else whoever has it does this
-            self._socket.close()
-            self._claimed.release()
+        self._close_if_free()
 
     def give_up(self) -> None:
         """Instead of whoever claimed it, and will not exchange: close it."""
         self._end()
-        self._socket.close()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self._claimed.release()
+        if self._closed:  # looked at after that: it may be closed at this moment
+            self._close_if_free()
+
+    def _close_if_free(self) -> None:
+        """Else whoever has it does this."""
+        if self._claimed.acquire(blocking=False):
+            self._socket.close()
+            self._claimed.release()
 
     def _end(self) -> None:
         self._closed = True

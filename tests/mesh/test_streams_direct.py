@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mesh import Node
+from mesh.durable import appending
+from mesh.durable import route as routes
+from mesh.durable.batch import Batch
 from mesh.durable.encoding import item_of
 from mesh.durable.records import batch_of
 from mesh.durable.route import RemoteRoute
@@ -17,6 +21,7 @@ from mesh.durable.stream import Stream
 from mesh.errors import Closed, Timeout
 from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
 from tests.mesh.test_streams import SIDECAR, kill_and_start_again, sound
+from tests.support.opcodes import before_opcode
 from tests.support.processes import Program, Programs
 from tests.support.waiting import until
 
@@ -28,11 +33,14 @@ class Lines:
         self.exchanged = 0
         self.lose_answer = False
         self.interrupt = False
+        self.then: Callable[[], object] = lambda: None
+        """Done when a line was given back, and its answer not taken in."""
         exchange = DirectLine.exchange
 
         def observed(line: DirectLine, request: bytes, timeout: float | None) -> bytes | None:
             answer = exchange(line, request, timeout)
             self.exchanged += answer is not None
+            self.then()
             if self.interrupt or self.lose_answer:
                 line.close()
             if self.interrupt:
@@ -73,6 +81,10 @@ def route_of(orders: Stream) -> RemoteRoute:
     (appender,) = orders._producing.appenders
     assert isinstance(appender.route, RemoteRoute)
     return appender.route
+
+
+def a_batch(payload: object) -> Batch:
+    return batch_of([item_of(payload, bytes_max=1 << 20)[0]])
 
 
 def test_an_append_that_is_alone_goes_by_the_line(orders: Stream, lines: Lines) -> None:
@@ -124,8 +136,7 @@ def test_what_was_to_go_by_the_line_and_did_not_goes_the_usual_way(
 ) -> None:
     """Its thread died in between."""
     (appender,) = orders._producing.appenders
-    batch = batch_of([item_of(1, bytes_max=1 << 20)[0]])
-    pending, ask = appender.route.link.run(lambda: appender.submit_and_claim(batch))
+    pending, ask = appender.route.link.run(lambda: appender.submit_and_claim(a_batch(1)))
     with appender.route.link.lock:
         appender.release(ask)
     orders.flush()
@@ -147,6 +158,64 @@ def test_threads_that_append_at_once_have_each_its_receipt(orders: Stream, lines
     for thread in threads:
         thread.join(60)
     assert sorted(filter(None, offsets)) == list(range(1, 801))
+
+
+def test_a_line_that_was_given_back_may_carry_what_another_stream_appends(
+    orders: Stream, lines: Lines
+) -> None:
+    """Before the answer that came by it was taken in."""
+    with Node("other") as node:
+        one, other = node.stream("orders"), node.stream("others")
+        one.append(1)
+        other.append(0)
+        (appender,) = other._producing.appenders
+        begun = []
+
+        def begin() -> None:
+            lines.then = lambda: None
+            begun.append(appender.route.link.run(lambda: appender.submit_and_claim(a_batch(1))))
+
+        lines.then = begin
+        assert one.append(2).offset == 2
+        ((pending, ask),) = begun
+        appending._wait(appender, pending, ask, 10)
+        assert lines.exchanged == 2
+        assert payloads(other) == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_producer_goes_on_wherever_a_ctrl_c_has_come(
+    orders: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_LATE_S", 0.01)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    core = route_of(orders).core
+    assert core.line is not None
+    path, old = core.line._socket.getpeername(), []
+    traced, nth, interrupted = sys.gettrace(), 0, True
+    while interrupted:
+        nth += 1
+        interrupted = False
+        sys.settrace(before_opcode(nth, {routes.__file__}, interrupt, where_signals_come=True))
+        try:
+            orders.append(2 * nth, timeout=10)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(traced)
+        orders.append(2 * nth + 1, timeout=10)
+        old.append(core.line)
+        core.line.close()
+        core.line = DirectLine(path)
+    for line in old:
+        line._socket.close()  # who was interrupted while claiming it has it still
+    assert nth > 20
+    there = payloads(orders)
+    assert there == sorted(set(there))
+    assert set(range(3, 2 * nth + 2, 2)) <= set(there)
 
 
 @pytest.mark.slow

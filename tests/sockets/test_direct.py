@@ -204,3 +204,45 @@ def test_no_descriptor_is_left(server: Server) -> None:
     for _ in range(5):
         assert ask(server.line(), b"a", 0.01) is None
     until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
+
+
+def test_who_does_not_accept_is_not_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "stopped")
+    stopped = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stopped.bind(path)
+    stopped.listen(1)
+    lines: list[DirectLine] = []
+    errors: list[OSError] = []
+
+    def connect() -> None:
+        try:
+            while True:
+                lines.append(DirectLine(path))
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert len(errors) == 1
+    for line in lines:
+        line.close()
+    stopped.close()
+
+
+def test_a_line_that_is_closed_as_it_is_given_back_leaves_no_descriptor(server: Server) -> None:
+    line = server.line()
+    claimed = line._claimed
+
+    class Claimed:
+        acquire = claimed.acquire
+
+        def release(self) -> None:
+            line._claimed = claimed
+            line.close()
+            claimed.release()
+
+    assert line.claim()
+    line._claimed = Claimed()  # type: ignore[assignment]
+    assert line.exchange(b"a", 10) == b"A"
+    assert line._socket.fileno() == -1
