@@ -147,6 +147,7 @@ class Writer:
                 with self._lock:
                     self._queue.popleft()
                     self._bytes -= _size(request)
+                    self._room.notify_all()
 
     # -- Its thread --------------------------------------------------------------------------
 

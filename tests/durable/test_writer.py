@@ -340,3 +340,18 @@ def test_where_a_sync_is_due_later_the_writer_writes(disk: FakeDisk) -> None:
     setting.answers.wait_for(1)
     until(lambda: setting.partition.log.synced_end == 1)
     assert setting.writer.close()
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_writes_itself_makes_room_for_who_waits(disk: FakeDisk) -> None:
+    setting = Setting(disk, queue_bytes_max=50)
+    setting.rested()
+    write = setting.submit("a", lone=True)
+    assert write is not None
+    waiting = threading.Thread(target=setting.submit, daemon=True)
+    waiting.start()
+    until(lambda: setting.writer._room._waiters)  # type: ignore[attr-defined]
+    write()
+    setting.answers.wait_for(2)
+    assert setting.writer.close()
+    sound(disk)
