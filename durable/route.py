@@ -86,19 +86,31 @@ class _Core(Requests):
         super().__init__(home, partition, kind="stream", seeks="log", patient=True)
         self.line: DirectLine | None = None
         self._line_of: tuple[int, int] | None = None
+        self._path = ""
+        """Where that is."""
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         super().attach(peer, offer, endpoint)
         is_of = self._home.transport.is_of
         if scheme_of(endpoint) == "ipc" and is_of(offer.direct, node_text(peer)):
             self._hang_up()
-            with contextlib.suppress(OSError):  # then it goes without
-                self.line, self._line_of = DirectLine(offer.direct), (peer, offer.key)
+            self._line_of, self._path = (peer, offer.key), offer.direct
+            self._connect_line()
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         if self._line_of == (peer, key):
             self._hang_up()
         super().detach(peer, key, reason)
+
+    def tick(self) -> None:
+        """A line that broke, as one does whose answer was late, is there again."""
+        super().tick()
+        if self._line_of is not None and (self.line is None or self.line.closed):
+            self._connect_line()
+
+    def _connect_line(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # then it goes without
+            self.line = DirectLine(self._path)
 
     def close(self, linger_ms: int) -> None:
         self._hang_up()
@@ -211,6 +223,7 @@ class RemoteRoute:
                 ask.result = _not_an_answer(self.partition)
             ask.outcome = b""
             core.counters.sent += 1
+            core.counters.bytes_sent += len(ask.message)
             core.counters.received += 1
             core.counters.bytes_received += len(answer)
         elif not ask.seq:

@@ -55,6 +55,10 @@ class DirectLine:
             self._socket.close()
             raise
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def claim(self) -> bool:
         """Have it to oneself, if nobody has. Does not block."""
         return not self._closed and self._claimed.acquire(blocking=False)
@@ -144,7 +148,8 @@ class DirectListener:
         threading.Thread(target=self._work, name=f"mesh direct {name}", daemon=True).start()
 
     def close(self) -> None:
-        """Answer what is being answered, and close all lines. Does not block."""
+        """Close all lines. What is answered after this is not sent: it may say no more than that
+        the server closes, and who asked asks the usual way. Does not block."""
         self._closed = True
         self._bell.wake()
 
@@ -192,19 +197,20 @@ class DirectListener:
 
     def _handle(self, line: socket.socket, data: bytes, *, lone: bool) -> None:
         try:
-            work = self._handler(data, partial(_answer, line), lone)
+            work = self._handler(data, partial(self._answer, line), lone)
             if work is not None:
                 work()
         except Exception:  # whatever it is, the others go on; who asked is told by the line's end
             logger.exception("a request by the direct line of %s failed", self._name)
             _end(line)
 
-
-def _answer(line: socket.socket, answer: bytes) -> None:
-    try:
-        line.send(answer, socket.MSG_NOSIGNAL)
-    except OSError:  # it is gone, or does not read: its end is noticed by who reads
-        _end(line)
+    def _answer(self, line: socket.socket, answer: bytes) -> None:
+        if self._closed:
+            return
+        try:
+            line.send(answer, socket.MSG_NOSIGNAL)
+        except OSError:  # it is gone, or does not read: its end is noticed by who reads
+            _end(line)
 
 
 def _end(line: socket.socket) -> None:

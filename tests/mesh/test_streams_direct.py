@@ -131,6 +131,33 @@ def test_a_sidecar_that_hangs_is_waited_for_no_longer_than_said(
     assert payloads(orders) == [0, 1, 2]
 
 
+@pytest.mark.slow
+def test_a_line_that_broke_is_there_again(orders: Stream, sidecar: Program, lines: Lines) -> None:
+    core = route_of(orders).core
+    first = core.line
+    sidecar.kill(signal.SIGSTOP)
+    with pytest.raises(Timeout):
+        orders.append(1, timeout=0.05)
+    sidecar.kill(signal.SIGCONT)
+    orders.flush()
+    until(lambda: core.line is not None and core.line is not first)
+    assert orders.append(2).offset == 2
+    assert lines.exchanged == 1
+
+
+def test_what_goes_by_the_line_is_counted(sidecar: Program) -> None:
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append(b"x" * 1000)
+        before = node.stats()
+        orders.append(b"x" * 1000)
+        after = node.stats()
+        assert after.sent["stream"] == before.sent["stream"] + 1
+        assert after.received["stream"] == before.received["stream"] + 1
+        assert 1000 < after.bytes_sent - before.bytes_sent < 1200
+        assert 0 < after.bytes_received - before.bytes_received < 100
+
+
 def test_what_was_to_go_by_the_line_and_did_not_goes_the_usual_way(
     orders: Stream, lines: Lines
 ) -> None:
@@ -194,7 +221,7 @@ def test_a_producer_goes_on_wherever_a_ctrl_c_has_come(
 
     core = route_of(orders).core
     assert core.line is not None
-    path, old = core.line._socket.getpeername(), []
+    path, core._path, old = core._path, "", []  # it is not to be connected again by itself
     traced, nth, interrupted = sys.gettrace(), 0, True
     while interrupted:
         nth += 1

@@ -112,6 +112,26 @@ def test_who_waits_is_told_when_the_line_is_closed_at_either_end(server: Server,
     assert not line.claim()
 
 
+def test_what_is_answered_after_the_listener_was_closed_is_no_answer(server: Server) -> None:
+    """It may say no more than that the server closes."""
+    go_on = threading.Event()
+
+    def held_up(data: bytes, answer: Answer, lone: bool) -> None:
+        assert go_on.wait(10)
+        answer(b"closed")
+
+    server.handle = held_up
+    line = server.line()
+    answers: list[bytes | None] = []
+    asking = threading.Thread(target=lambda: answers.append(ask(line, b"a")))
+    asking.start()
+    until(lambda: len(server.lone) == 1)
+    server.listener.close()
+    go_on.set()
+    asking.join(10)
+    assert answers == [None]
+
+
 def test_a_handler_that_fails_ends_its_line_and_no_other(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
