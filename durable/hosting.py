@@ -10,7 +10,7 @@ from mesh.errors import StorageFailed
 from mesh.message import PeerEvent
 from mesh.sockets.control import Offer
 from mesh.sockets.direct import DirectListener
-from mesh.sockets.home import Core, Home, node_text
+from mesh.sockets.home import Core, Counters, Home, node_text
 from mesh.sockets.server import Server
 from mesh.sockets.server_relay import OPTIONS, Relay
 
@@ -71,6 +71,11 @@ class Hosting:
         else:
             self._present.discard(event.peer.id)
             self.sidecar.node_gone(event.peer.id)
+
+    def count(self, total: Counters) -> None:
+        """Add what its server has not counted: what came and went by direct lines."""
+        if self._direct is not None:
+            self._direct.count(total)
 
     def leave(self) -> None:
         """The node is about to close: nobody is to wait for records any more, and who appends asks

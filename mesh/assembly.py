@@ -278,6 +278,7 @@ class Assembly:
 
     def stats(self) -> Stats:
         by_kind = self.loop.counters()
+        self.logs.count(by_kind)
         total = Counters()
         for counters in by_kind.values():
             total.add(counters)

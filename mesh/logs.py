@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mesh.durable.recordings import Recordings
     from mesh.durable.repairer import Repairer
     from mesh.durable.streams import Streams
+    from mesh.sockets.home import Counters
 
 _THREAD_S = 1.0
 """How long a thread may take that was told to end: many times what it needs."""
@@ -80,6 +81,11 @@ class Logs:
             if self._repairer is None:
                 self._repairer = Repairer(streams)
             return self._repairer
+
+    def count(self, by_kind: dict[str, Counters]) -> None:
+        """Add what the sidecar's server has not counted."""
+        if self._hosting is not None:
+            self._hosting.count(by_kind["stream"])
 
     def dropped(self) -> Counter[str]:
         """What the sidecar refused and lost, by reason."""

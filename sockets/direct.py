@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from mesh.sockets.home import Counters
 from mesh.sockets.sleeping import NAP_S, Waker
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,9 @@ class DirectListener:
         self._handler = handler
         self._name = name
         self._lines: dict[int, socket.socket] = {}
+        self._counters = Counters()
+        self._counting = threading.Lock()
+        """Answers are sent from any thread."""
         self._closed = False
         self._bell = Waker()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -152,6 +156,11 @@ class DirectListener:
         the server closes, and who asked asks the usual way. Does not block."""
         self._closed = True
         self._bell.wake()
+
+    def count(self, total: Counters) -> None:
+        """Add what came and went by all lines. From any thread."""
+        with self._counting:
+            total.add(self._counters)
 
     def _work(self) -> None:
         own = self._socket.fileno()
@@ -174,6 +183,8 @@ class DirectListener:
         with contextlib.suppress(OSError):
             line, _ = self._socket.accept()
             if len(self._lines) >= LINES_MAX:
+                with self._counting:
+                    self._counters.dropped["lines full"] += 1
                 line.close()
                 return
             line.setblocking(False)
@@ -188,6 +199,9 @@ class DirectListener:
         if not 0 < len(data) <= PACKET_BYTES_MAX:
             self._drop(line)
             return b""
+        with self._counting:
+            self._counters.received += 1
+            self._counters.bytes_received += len(data)
         return data
 
     def _drop(self, line: socket.socket) -> None:
@@ -211,6 +225,10 @@ class DirectListener:
             line.send(answer, socket.MSG_NOSIGNAL)
         except OSError:  # it is gone, or does not read: its end is noticed by who reads
             _end(line)
+            return
+        with self._counting:
+            self._counters.sent += 1
+            self._counters.bytes_sent += len(answer)
 
 
 def _end(line: socket.socket) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from mesh.sockets import direct
 from mesh.sockets.direct import PACKET_BYTES_MAX, Answer, DirectLine, DirectListener
+from mesh.sockets.home import Counters
 from tests.support.waiting import until
 
 
@@ -170,6 +171,9 @@ def test_there_are_no_more_lines_than_may_be(
     monkeypatch.setattr(direct, "LINES_MAX", 2)
     lines = [server.line() for _ in range(3)]
     assert [ask(each, b"a") for each in lines] == [b"A", b"A", None]
+    counters = Counters()
+    server.listener.count(counters)
+    assert counters.dropped == {"lines full": 1}
     lines[0].close()
     until(lambda: len(server.listener._lines) == 1)
     again = server.line()
