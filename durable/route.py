@@ -198,23 +198,19 @@ class RemoteRoute:
     def _look_after_alone(self) -> None:
         """What was to travel, or has, and whose thread died of a Ctrl-C."""
         for ask in tuple(self._alone):
-            if not ask.is_back and time.monotonic() - ask.began > _LATE_S:
-                self._leave_line(ask)
+            if time.monotonic() - ask.began > _LATE_S:
+                with contextlib.suppress(IndexError):  # it travels just now
+                    line, _ = ask.direct.pop()
+                    ask.is_back = True
+                    line.give_up()
             if ask.is_back:
                 self._take_back(ask)
-
-    def _leave_line(self, ask: _RemoteAsk) -> None:
-        with contextlib.suppress(IndexError):  # it travels just now
-            line, _ = ask.direct.pop()
-            ask.is_back = True
-            line.give_up()
 
     def _take_back(self, ask: _RemoteAsk) -> None:
         """It has its answer, or goes the usual way. Done again, if it was interrupted."""
         if ask not in self._alone:
             return
         core, answer = self.core, ask.answer
-        self._leave_line(ask)
         if answer is not None:
             try:
                 ask.result = decode_reply(answer)
