@@ -37,7 +37,7 @@ be recognised if it has to be asked for again."""
 _PAUSE_S: Final = 0.05
 """Before a log that was full is asked again; it doubles each time."""
 _PAUSE_S_MAX: Final = 1.0
-_PASSING: Final = frozenset({"full", "storage", "closed"})
+_PASSING: Final = frozenset({"full", "storage", "unsure", "closed"})
 """Reasons for which a producer is not opened now, and may be later."""
 _REPLACE: Final = msgspec.structs.replace
 
@@ -351,8 +351,11 @@ class Appender:
         self._paused_until = self._now() + self._pause_s
 
     def _may_be_there(self, pending: Pending) -> bool:
+        """Though it was refused."""
         assert pending.ask is not None
-        return not self.route.sent_once(pending.ask)
+        reply = self.route.reply(pending.ask)
+        unsure = isinstance(reply, Refused) and reply.code == "unsure"
+        return unsure or not self.route.sent_once(pending.ask)
 
     def _again(self, seq: int | None) -> None:
         """All that is still asked for will be refused; then it is asked for again, from `seq` on,

@@ -48,6 +48,7 @@ Code = Literal[
     "full",  # no room now: in the log, on the disk, or in a table with a bound
     "large",  # more than the log may ever have
     "storage",  # the disk failed; it may work again
+    "unsure",  # likewise, and so that it may have been written: whoever opens the log sees
     "damaged",  # what had been on disk does not read
     "closed",  # the sidecar ends
     "missing",  # there is no such stream here
@@ -61,7 +62,8 @@ Code = Literal[
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="x"):
-    """A batch was not written, and will not be; or what else was asked for was not done."""
+    """A batch was not written, and will not be (but for ``unsure``); or what else was asked for was
+    not done."""
 
     code: Code
     text: str
@@ -76,6 +78,7 @@ _ERRORS: Final[dict[str, type[MeshError]]] = {
     "full": LogFull,
     "large": LogFull,
     "storage": StorageFailed,
+    "unsure": OutcomeUnknown,
     "damaged": StorageFailed,
     "closed": StorageFailed,
     "missing": StorageFailed,

@@ -2,7 +2,8 @@
 
 Guarantee: what `commit` returns a receipt for is in the log, as far as the stream's durability
 says, and will be found there once, however often it is said again and whichever side restarts in
-between. What it refuses was not written and will not be. One thread calls it (the writer's,
+between. What it refuses was not written and will not be, unless it says that it is not sure: a disk
+that failed may not let go of what it has. One thread calls it (the writer's,
 `mesh.durable.writer`); the log may be read by any number of others.
 
 What a producer sent is taken apart no more than that takes: a batch is written as it came, behind a
@@ -105,20 +106,23 @@ class Partition:
 
     def commit(self, requests: Sequence[Request], now_ns: int) -> list[Outcome]:
         """Write those that are new, all in one go, and have them on disk if that is asked for.
-        What became of each. After a failed write the log is as it was before, or `broken`."""
+        What became of each. After a failed write the log is as it was before; or that has to be
+        seen to before the next, and what was to be written is ``unsure`` until then."""
+        writing = False
         try:
             if self._ahead and not self.mend():
                 raise StorageFailed("what this log holds could not be read again")
             self._make_room(requests, now_ns)
             outcomes, batches = self._decide(requests, now_ns)
             if batches:
+                writing = True
                 self.log.append(batches, now_ns)
                 if self.options.durability == "fsync":
                     self.log.sync()
             return outcomes
         except StorageFailed as failure:
-            refusal = _refusal(failure)
-            self.mend()
+            mended = self.mend()
+            refusal = _refusal(failure, sure=mended or not writing)
             self.refused[refusal.code] += len(requests)
             return [refusal] * len(requests)
 
@@ -382,7 +386,10 @@ def _refused(verdict: object) -> Refused:
     return Refused(_CODES[type(verdict).__name__], str(verdict), next_seq)
 
 
-def _refusal(failure: StorageFailed) -> Refused:
+def _refusal(failure: StorageFailed, *, sure: bool) -> Refused:
+    if not sure:
+        text = f"{failure}; what was being written may be found when the log is opened again"
+        return Refused("unsure", text)
     cause = failure.__cause__
     full = isinstance(cause, OSError) and cause.errno in _NO_ROOM
     return Refused("full" if full else "storage", str(failure))

@@ -19,7 +19,7 @@ from typing import Final
 
 from mesh import limits
 from mesh.durable.batch import HEADER_BYTES, Batch
-from mesh.durable.outcomes import Outcome, Refused
+from mesh.durable.outcomes import Code, Outcome, Refused
 from mesh.durable.partition import Partition, Request
 
 logger = logging.getLogger(__name__)
@@ -192,8 +192,8 @@ class Writer:
             outcomes = partition.commit([request for request, _ in group], time.time_ns())
         except Exception:
             logger.exception("appending to a log failed")
-            outcomes = [Refused("storage", "the log could not be written")] * len(group)
-            partition.mend()
+            code: Code = "storage" if partition.mend() else "unsure"
+            outcomes = [Refused(code, "the log could not be written")] * len(group)
         for (_, answer), outcome in zip(group, outcomes, strict=True):
             _call(answer, outcome)
         self._appended()

@@ -297,7 +297,7 @@ def test_what_can_never_have_room_is_refused(waiting: Appender, route: _Route) -
         receipt_of(waiting, pending, index)
 
 
-@pytest.mark.parametrize("code", ["full", "storage", "closed"])
+@pytest.mark.parametrize("code", ["full", "storage", "unsure", "closed"])
 def test_a_producer_that_could_not_be_opened_is_opened_by_its_next_append(
     appender: Appender, route: _Route, code: Code
 ) -> None:
@@ -339,6 +339,26 @@ def test_what_may_have_been_written_is_not_refused_and_its_number_given_to_no_ot
     appender.advance(None)
     assert (route.payloads(), route.seqs()) == ([[b"a"], [b"b"]], [0, 1])
     assert appender.bytes_waiting > 0
+
+
+def test_what_a_disk_did_not_let_go_of_is_unknown_and_nothing_is_taken_for_it(
+    appender: Appender, route: _Route
+) -> None:
+    """Neither what was written with it, nor what comes next."""
+    ((first, _),) = items(appender, b"a")
+    ((second, _),) = items(appender, b"b")
+    appender.close_batches()
+    for ask in route.asked:
+        ask.reply = Refused("unsure", "a disk")
+    route.opens = False
+    appender.advance(None)
+    for pending in (first, second):
+        with pytest.raises(OutcomeUnknown):
+            receipt_of(appender, pending, 0)
+    items(appender, b"c")
+    route.opening[-1].reply = Opened(2, 2, "fsync")
+    appender.advance(None)
+    assert (route.payloads(), route.seqs()) == ([[b"a"], [b"b"], [b"c"]], [0, 1, 2])
 
 
 def test_nothing_overtakes_what_travels_alone(appender: Appender, route: _Route) -> None:

@@ -276,6 +276,29 @@ def test_while_a_disk_does_not_work_everything_is_refused(disk: FakeDisk) -> Non
     sound(disk)
 
 
+def test_what_a_disk_does_not_let_go_of_is_not_said_to_be_refused(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there when the log is opened, and whatever had its number would be taken for it."""
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    writing.append("a")
+    disk.faults.fail("append", 1)
+    disk.faults.fail("truncate", 1)
+    monkeypatch.setattr(disk.faults.random, "randint", lambda low, high: high)  # all of it came
+    b = writing.batch(record("b"))
+    refused = only(partition.commit([b], 0))
+    assert isinstance(refused, Refused)
+    assert refused.code == "unsure"
+    assert open_partition(disk.kill()).log.end == 2
+    disk.faults.fail("truncate", 1)
+    refused = only(partition.commit([writing.batch(record("c"))], 0))
+    assert isinstance(refused, Refused)
+    assert refused.code == "storage", "nothing of it was written"
+    assert appended(partition.commit([b], 0)).offset == 1, "it was cut off"
+    sound(disk)
+
+
 # -- Opening
 
 
