@@ -18,6 +18,7 @@ pytest_plugins = [
     "tests.support.processes",
     "tests.support.hosts",
     "tests.support.queues",
+    "tests.support.sidecars",
 ]
 
 # No deadline: a slow machine is no defect. In CI every run draws the same examples, so that a red

@@ -24,8 +24,9 @@ from mesh.errors import (
 )
 from mesh.limits import HEADERS_MAX
 from mesh.options import StreamOptions
-from tests.mesh.test_streams import SIDECAR, kill_and_start_again, sound
+from tests.mesh.test_streams import kill_and_start_again, sound
 from tests.support.processes import Programs
+from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
 
 HOARDER = """

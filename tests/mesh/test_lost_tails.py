@@ -16,8 +16,9 @@ from mesh.durable.seat import ConsumedRecord
 from mesh.durable.stream import Stream
 from mesh.errors import Timeout
 from mesh.options import StreamOptions
-from tests.mesh.test_streams import SIDECAR, sound
+from tests.mesh.test_streams import sound
 from tests.support.processes import Program, Programs
+from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow

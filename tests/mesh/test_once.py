@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from mesh import Node
-from tests.mesh.test_streams import SIDECAR, kill_and_start_again
+from tests.mesh.test_streams import kill_and_start_again
 from tests.support.pages import snippets
 from tests.support.processes import Program, Programs
+from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
 
 _PROGRAM = "import sys; from tests.support import once_programs as p; p.{}(*sys.argv[1:])"

@@ -36,16 +36,8 @@ from mesh.errors import (
 from mesh.message import Receipt
 from mesh.options import StreamOptions
 from tests.support.processes import Program, Programs
+from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
-
-SIDECAR = """
-    import sys
-    from mesh import Node
-
-    with Node("sidecar", durable=sys.argv[1]):
-        print("ready")
-        sys.stdin.read()
-"""
 
 NAMED = SIDECAR.replace('"sidecar", durable=sys.argv[1]', "sys.argv[1], durable=sys.argv[2]")
 
@@ -557,11 +549,9 @@ def kill_and_start_again(program: Program, programs: Programs, directory: Path) 
 
 @pytest.mark.slow
 def test_appends_survive_their_sidecar_being_killed_again_and_again(
-    tmp_path: Path, programs: Programs
+    sidecar: Program, tmp_path: Path, programs: Programs
 ) -> None:
     """Each is there once, in order, and none was acknowledged that is not."""
-    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
-    sidecar.expect("ready")
     with Node("writer") as node:
         orders = node.stream("orders")
         orders.append(0)
@@ -578,9 +568,7 @@ def test_appends_survive_their_sidecar_being_killed_again_and_again(
 
 
 @pytest.mark.slow
-def test_a_timeout_leaves_the_append_under_way(tmp_path: Path, programs: Programs) -> None:
-    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
-    sidecar.expect("ready")
+def test_a_timeout_leaves_the_append_under_way(sidecar: Program) -> None:
     with Node("writer") as node:
         orders = node.stream("orders")
         orders.append("a")
@@ -594,11 +582,7 @@ def test_a_timeout_leaves_the_append_under_way(tmp_path: Path, programs: Program
         assert [record.payload for record in orders.replay()] == ["a", "b", "c"]
 
 
-def test_waiting_for_an_append_ends_when_the_node_closes(
-    tmp_path: Path, programs: Programs
-) -> None:
-    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
-    sidecar.expect("ready")
+def test_waiting_for_an_append_ends_when_the_node_closes(sidecar: Program) -> None:
     with Node("writer") as node:
         orders = node.stream("orders")
         orders.append("a")
@@ -656,12 +640,8 @@ def test_a_replay_that_is_closed_reads_no_more(
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_a_replay_that_waits_is_ended_by_whoever_closes_it(
-    tmp_path: Path, programs: Programs, follow: bool
-) -> None:
+def test_a_replay_that_waits_is_ended_by_whoever_closes_it(sidecar: Program, follow: bool) -> None:
     """Though it would wait for ever for a sidecar that hangs."""
-    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
-    sidecar.expect("ready")
     with Node("reader") as node:
         orders = node.stream("orders")
         for n in range(12):  # more than is asked for ahead
@@ -681,11 +661,9 @@ def test_a_replay_that_waits_is_ended_by_whoever_closes_it(
 
 @pytest.mark.parametrize("what_is_missing", ["partition", "answer"])
 def test_a_replay_that_cannot_begin_is_ended_by_whoever_closes_it(
-    tmp_path: Path, programs: Programs, what_is_missing: str
+    sidecar: Program, what_is_missing: str
 ) -> None:
     """Though it would wait for ever: for a stream that nobody has, or a sidecar that hangs."""
-    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
-    sidecar.expect("ready")
     with Node("reader") as node:
         orders = node.stream("orders")
         if what_is_missing == "answer":
@@ -703,10 +681,8 @@ def test_a_replay_that_cannot_begin_is_ended_by_whoever_closes_it(
 
 @pytest.mark.parametrize("what_is_missing", ["partition", "answer"])
 def test_a_replay_in_asyncio_that_cannot_begin_is_ended_by_whoever_closes_it(
-    tmp_path: Path, programs: Programs, what_is_missing: str
+    sidecar: Program, what_is_missing: str
 ) -> None:
-    sidecar = programs.start(SIDECAR, str(tmp_path / "log"))
-    sidecar.expect("ready")
 
     async def main() -> None:
         async with Node("reader") as node:
@@ -731,9 +707,7 @@ def test_a_replay_in_asyncio_that_cannot_begin_is_ended_by_whoever_closes_it(
 
 def waits(orders: Stream, replay: Replay) -> bool:
     """Whether a replay waits for what it needs to begin."""
-    link = (
-        orders._streams.hosts("orders").link if replay._entering is None else replay._entering.link
-    )
+    link = (replay._entering or orders._streams.hosts("orders")).link
     return bool(link._threads or link._waiting_loops)
 
 

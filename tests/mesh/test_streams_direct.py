@@ -20,7 +20,7 @@ from mesh.durable.route import RemoteRoute
 from mesh.durable.stream import Stream
 from mesh.errors import Closed, Timeout
 from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
-from tests.mesh.test_streams import SIDECAR, kill_and_start_again, sound
+from tests.mesh.test_streams import kill_and_start_again, sound
 from tests.support.opcodes import before_opcode
 from tests.support.processes import Program, Programs
 from tests.support.waiting import until
@@ -53,13 +53,6 @@ class Lines:
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
     return Lines(monkeypatch)
-
-
-@pytest.fixture
-def sidecar(tmp_path: Path, programs: Programs) -> Program:
-    program = programs.start(SIDECAR, str(tmp_path / "log"))
-    program.expect("ready")
-    return program
 
 
 @pytest.fixture

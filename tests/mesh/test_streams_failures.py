@@ -9,10 +9,10 @@ import pytest
 
 from mesh import Node
 from mesh.errors import Timeout
-from tests.mesh.test_streams import SIDECAR
 from tests.mesh.test_two_hosts import SECRET
 from tests.support.hosts import Host
 from tests.support.processes import Programs
+from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
 
 LOG = """
