@@ -77,8 +77,7 @@ def latencies(rows: Rows, transport: str, size: int) -> Series:
             continue
         case, _, percentile = row["case"].rpartition("-")
         if case == "service" and percentile in PERCENTILES:
-            found.setdefault("ours", {})[percentile] = row["ours"]
-            found.setdefault(row["peer"], {})[percentile] = row["theirs"]
+            _put(found, row, percentile)
     return found
 
 
@@ -99,9 +98,14 @@ def records(rows: Rows) -> Series:
     found: Series = {}
     for row in rows:
         if "ours" in row and row["transport"] == "tcp" and row["case"] in MANY:
-            found.setdefault("ours", {})[MANY[row["case"]]] = row["ours"]
-            found.setdefault(row["peer"], {})[MANY[row["case"]]] = row["theirs"]
+            _put(found, row, MANY[row["case"]])
     return found
+
+
+def _put(found: Series, row: dict[str, Any], column: str) -> None:
+    """Both sides of that row."""
+    found.setdefault("ours", {})[column] = row["ours"]
+    found.setdefault(row["peer"], {})[column] = row["theirs"]
 
 
 def in_order(series: Series) -> list[str]:

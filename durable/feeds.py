@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from mesh.durable.reader import Chunk, PartitionReader, read
+from mesh.durable.route import wake
 from mesh.errors import Closed, MeshError
 from mesh.sockets.link import Link
 
@@ -34,7 +35,7 @@ class _Feed:
     def close(self) -> None:
         self._closed = True
         self._taken.release()
-        self.reader.wake()
+        wake(self.reader.route)
 
     def _work(self) -> None:
         reader = self.reader

@@ -31,7 +31,7 @@ from mesh.durable.leases import Leases, Member
 from mesh.durable.progress import Progress, Tally
 from mesh.durable.waiting import Order, Waiting
 from mesh.errors import InvalidOption
-from mesh.options import check_count
+from mesh.options import check_count, is_number
 
 
 class GroupOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +53,7 @@ class GroupOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.order not in get_args(Order):
             raise InvalidOption(f"order must be 'any', 'key' or 'exclusive', not {self.order!r}")
         wait_s = self.ack_wait_s
-        is_number = isinstance(wait_s, int | float) and not isinstance(wait_s, bool)
-        if not is_number or not 0.05 <= wait_s <= 86_400:
+        if not is_number(wait_s) or not 0.05 <= wait_s <= 86_400:
             raise InvalidOption(f"ack_wait must be 0.05 to 86400 s, not {wait_s!r}")
         check_count(self.max_deliver, "max_deliver", 1, 1_000_000)
 

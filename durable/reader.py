@@ -15,7 +15,7 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
-from mesh.durable.route import Ask, LocalRoute, Route, answer, expected, wake
+from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
 from mesh.errors import LogDamaged, MeshError, Timeout
 from mesh.sockets.frame import Malformed
 
@@ -128,10 +128,6 @@ class PartitionReader:
                 runs.append(run)
         self.offset = cursor.offset
         return runs or None
-
-    def wake(self) -> None:
-        """Whoever waits for an answer is to look whether it is to go on. From any thread."""
-        wake(self.route)
 
     def close(self) -> None:
         if self._cursor is not None:

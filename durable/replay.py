@@ -111,7 +111,7 @@ class Replay:
                 self._reading.release()
         else:  # who reads does so, once it is told
             for reader in list(self._readers.values()):
-                reader.wake()
+                wake(reader.route)
 
     def __enter__(self) -> Self:
         return self

@@ -21,17 +21,21 @@ def check_timeout(timeout: float | None, option: str = "timeout") -> float | Non
     """Return `timeout` in seconds (``None``: for ever) or raise `InvalidOption`."""
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+    if not is_number(timeout):
         raise InvalidOption(f"{option} must be seconds or None, not {timeout!r}")
     if not 0 <= timeout < 1e9:
         raise InvalidOption(f"{option} must be 0 to 1e9 s or None, not {timeout!r}")
     return float(timeout)
 
 
+def is_number(value: object) -> bool:
+    """Whether it is one as options take them: True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_seconds(value: float, option: str, high: float) -> float:
     """Return `value` if it is from 0 to `high` seconds, else raise `InvalidOption`."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= high:
+    if not is_number(value) or not 0 <= value <= high:
         raise InvalidOption(f"{option} must be 0 to {high:,.0f} s, not {value!r}")
     return float(value)
 
@@ -150,12 +154,10 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
         check_count(self.message_bytes_max, "message_bytes_max", 1024, 1 << 31)
         check_flag(self.insecure_lan, "insecure_lan")
         heartbeat_s = self.heartbeat_s
-        is_number = isinstance(heartbeat_s, int | float) and not isinstance(heartbeat_s, bool)
-        if not is_number or not 0.05 <= heartbeat_s <= 3600:
+        if not is_number(heartbeat_s) or not 0.05 <= heartbeat_s <= 3600:
             raise InvalidOption(f"heartbeat_s must be 0.05 to 3600 s, not {heartbeat_s!r}")
         window_ms = self.batch_window_ms
-        is_number = isinstance(window_ms, int | float) and not isinstance(window_ms, bool)
-        if not is_number or not 0 <= window_ms <= 1000:
+        if not is_number(window_ms) or not 0 <= window_ms <= 1000:
             raise InvalidOption(f"batch_window_ms must be 0 to 1000 ms, not {window_ms!r}")
         if self.secret is not None:
             check_secret(self.secret)
@@ -309,6 +311,5 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
         for option, seconds in (("keep_s", self.keep_s), ("dedup_window_s", self.dedup_window_s)):
             if seconds is None:
                 continue
-            is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-            if not is_number or not 0.001 <= seconds < 1e9:
+            if not is_number(seconds) or not 0.001 <= seconds < 1e9:
                 raise InvalidOption(f"{option} must be 0.001 to 1e9 s, not {seconds!r}")
