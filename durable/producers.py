@@ -24,8 +24,9 @@ wrote last are remembered. The next append of one that was forgotten is from an 
 nothing is written, and the client opens it anew. So no append is ever doubled in silence; but
 whether a batch that was in flight at that time is in the log, nobody can tell any more. Its outcome
 is unknown, and who appends it again may have it twice, unless its records have dedup ids or are
-derived. No run gets the epoch of an earlier one, though the table no longer knows that one: epochs
-start at the seconds of the clock, and above those of all that were forgotten.
+derived. No run gets the epoch of an earlier one, though the table no longer knows that one, or the
+log has lost its opening: epochs are at least the seconds of the clock, and above those of all that
+were forgotten.
 
 A snapshot, little endian::
 
@@ -169,9 +170,9 @@ class Producers:
     def open(self, producer_id: int, now_ns: int) -> NewRun:
         """What a new run of that producer is to get. It holds once it is written and `opened`."""
         producer = self._producers.get(producer_id)
-        if producer is not None:
-            return NewRun(producer.epoch + 1, producer.next_seq)
         clock_s = min(now_ns // NS_PER_S, FIRST_EPOCH_MAX)
+        if producer is not None:  # the openings after that one may be lost, and their runs go on
+            return NewRun(max(clock_s, producer.epoch + 1), producer.next_seq)
         return NewRun(max(clock_s, self._epoch_forgotten_max + 1), 0)
 
     def check(self, producer_id: int, epoch: int, seq: int, count: int) -> Verdict:
