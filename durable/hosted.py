@@ -290,7 +290,11 @@ class Hosted:
             self._readers = [reader for reader in self._readers if not self._serve(reader)]
         if self._members is not None:
             now = time.monotonic()
-            self._members.serve_all(now, time.time_ns())
+            try:
+                self._members.serve_all(now, time.time_ns())
+            except (LogDamaged, OSError) as error:  # whoever asks next has that tried again
+                self._members.dismiss(self._unreadable(error))
+                return
             self._members.end_waits(now)
             self._plan()
 

@@ -185,7 +185,7 @@ class Members:
         self._send_letters(asking)
 
     def serve_all(self, now: float, now_ns: int) -> None:
-        """The log has more, or something is due."""
+        """The log has more, or something is due. Raises `LogDamaged`, `OSError`."""
         self.serve({group for group, _ in self._members}, now, now_ns)
 
     def next_at(self) -> float | None:
@@ -227,12 +227,12 @@ class Members:
         self._groups.trimmed()
         self.serve_all(now, now_ns)
 
-    def dismiss(self) -> None:
+    def dismiss(self, why: Refused = CLOSED) -> None:
         """Nobody is to wait any more."""
         for member in self._members.values():
             if member.waiting is not None:
                 waiting, member.waiting = member.waiting, None
-                waiting.answer(CLOSED)
+                waiting.answer(why)
 
     def close(self) -> None:
         self.dismiss()

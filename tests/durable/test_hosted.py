@@ -13,13 +13,15 @@ from mesh.durable.clerk import Clerk
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.groups import Groups
 from mesh.durable.hosted import Hosted
-from mesh.durable.outcomes import Appended
+from mesh.durable.outcomes import Appended, Refused
 from mesh.durable.partition import Partition
-from mesh.durable.protocol import Reply
+from mesh.durable.protocol import Fetch, Join, Joined, Open, Reply
+from mesh.durable.sidecar import Sidecar
 from mesh.options import StreamOptions
 from tests.durable.test_groups import contents, deliver, fill, numbered
 from tests.support.fake_disk import FakeDisk
 from tests.support.logs import PARTITION, sound
+from tests.support.one_thread import in_one_thread
 from tests.support.partitions import Writing, payloads, record
 from tests.support.waiting import until
 
@@ -52,6 +54,28 @@ def test_what_is_appended_in_place_of_a_lost_record_is_delivered() -> None:
             assert contents(deliver(groups, "a")) == [(3, "other")]
     clerk.close()
     assert lost
+
+
+def test_who_waits_of_a_group_that_cannot_begin_again_is_told_why() -> None:
+    """The log has lost something, and the disk takes no new journal."""
+    disk = FakeDisk()
+    replies: list[Reply] = []
+    with in_one_thread(1e6) as turns:
+        sidecar = Sidecar(disk)
+        sidecar.ask(Open("s", 1, StreamOptions(durability="interval")), replies.append)
+        sidecar.ask(Join("s", "g", "0123456789abcdef-a", 1), replies.append)
+        sidecar.ask(Fetch("s", "g", "0123456789abcdef-a", 1, 5000), replies.append)
+        turns.go()
+        for nth in range(1, 100):
+            disk.faults.fail("sync", nth)
+        turns.wait(6)
+        assert isinstance(replies[-1], Refused)
+        assert replies[-1].code == "storage"
+        disk.faults._failing.clear()
+        sidecar.ask(Join("s", "g", "0123456789abcdef-a", 1), replies.append)
+        turns.go()
+        assert isinstance(replies[-1], Joined)
+        sidecar.close()
 
 
 def test_who_appends_first_does_so_when_what_is_to_go_has_gone(
