@@ -32,6 +32,8 @@ class Turns:
 
     def __init__(self, now_s: float) -> None:
         self.now_s = now_s
+        self.set_back_s = 0.0
+        """How far the wall clock is behind that."""
         self.writers: list[TurnWriter] = []
         self._inbox: deque[Action] = deque()
         self._due: list[tuple[float, int, Action]] = []
@@ -42,7 +44,7 @@ class Turns:
         return self.now_s
 
     def time_ns(self) -> int:
-        return round(self.now_s * 1e9)
+        return round((self.now_s - self.set_back_s) * 1e9)
 
     def run(self, action: Action) -> None:
         self._inbox.append(action)
@@ -82,6 +84,7 @@ class TurnWriter(Writer):
     def __init__(self, turns: Turns, partition: Partition, name: str, appended: Action) -> None:
         super().__init__(partition, name, appended=appended)
         self._thread.join()
+        self._turns = turns
         turns.writers.append(self)
 
     def _work(self) -> None:
@@ -94,6 +97,7 @@ class TurnWriter(Writer):
             self._write(group)
         for action in actions:
             action(_CLOSED)
+        self._sync_if_due()
         return bool(group or actions)
 
     def close(self, timeout: float | None = 0.0) -> bool:
@@ -101,6 +105,7 @@ class TurnWriter(Writer):
         if timeout != 0:
             while self.turn():
                 pass
+            self._turns.writers.remove(self)
             self.partition.close()
         return True
 
