@@ -88,6 +88,8 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
         finally:
             with link.lock:
                 appender.release(ask)
+        if not pending.done:  # who was handed its answer has not taken it in
+            link.run(lambda: appender.advance(None))
         if pending.done:
             return
         ask = link.run(lambda: appender.claim(pending))
