@@ -47,7 +47,7 @@ COLOURS = {
 }
 PERCENTILES = ("p50", "p99", "p99.9")
 PLACES = {"disk": "in process", "ipc": "over ipc", "tcp": "over tcp"}
-MANY = {"append-many": "append", "consume": "consume, acknowledge each", "replay": "replay"}
+MANY = {"append-many": "append", "consume": "consume,\nacknowledge each", "replay": "replay"}
 Rows = Sequence[dict[str, Any]]
 Series = dict[str, dict[Any, float]]
 Panel = tuple[str, Callable[[Any, Series], None], Series]
@@ -132,6 +132,8 @@ def draw_rates(axes: Any, series: Series) -> None:
 
 def draw_points(axes: Any, series: Series, columns: Sequence[str]) -> None:
     """Points, since a bar of a logarithmic scale has no length that means anything."""
+    from matplotlib.ticker import EngFormatter, LogLocator
+
     sides = in_order(series)
     for number, side in enumerate(sides):
         found = [column for column in columns if column in series[side]]
@@ -148,6 +150,9 @@ def draw_points(axes: Any, series: Series, columns: Sequence[str]) -> None:
                 fontsize=7,
             )
     axes.set(yscale="log", xlim=(-0.5, len(columns) - 0.5))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.minorticks_off()
     axes.margins(y=0.12)
     axes.set_xticks(range(len(columns)), columns)
 

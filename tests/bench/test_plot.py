@@ -65,8 +65,8 @@ def test_waits_are_by_side_and_place_and_a_bare_sync_is_where_it_is_made() -> No
 
 def test_records_are_by_side_and_what_is_done_with_them() -> None:
     assert records(ROWS) == {
-        "ours": {"append": 5e5, "consume, acknowledge each": 2e5},
-        "jetstream": {"append": 2e4, "consume, acknowledge each": 1e4},
+        "ours": {"append": 5e5, "consume,\nacknowledge each": 2e5},
+        "jetstream": {"append": 2e4, "consume,\nacknowledge each": 1e4},
     }
 
 
