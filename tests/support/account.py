@@ -34,6 +34,8 @@ class Asked(msgspec.Struct):
     first: int
     count: int
     refused: bool = False
+    unsure: bool = False
+    """Whether an attempt may have been written that was not acknowledged."""
 
 
 class Series(msgspec.Struct):
@@ -126,7 +128,7 @@ class Account(msgspec.Struct):
             assert known <= seq <= series.end, (known, seq, series.end)
             assert epoch > series.fenced
             landed = [each for each in series.pending if each.first < seq]
-            assert not any(each.refused for each in landed), "it was refused"
+            assert not any(each.refused and not each.unsure for each in landed), "it was refused"
             series.end = seq
             series.pending, series.done = [], []
         series.producer, series.epoch, series.seq = producer, epoch, seq
@@ -151,6 +153,12 @@ class Account(msgspec.Struct):
         for each in self.series[name].pending:
             if each.first == first:
                 each.refused = True
+
+    def unsure(self, name: str, first: int) -> None:
+        """Neither: until the log is opened again."""
+        for each in self.series[name].pending:
+            if each.first == first:
+                each.unsure = True
 
     def receipt(self, name: str, first: int, count: int, offset: int, time_ns: int) -> None:
         series = self.series[name]
@@ -243,8 +251,9 @@ class Account(msgspec.Struct):
                 else:
                     assert (name, number) not in at, f"{name} {number} is there a second time"
             for each in series.pending:
-                if each.refused and each.first not in series.there:
+                if each.refused and not each.unsure and each.first not in series.there:
                     assert (name, each.first) not in at, f"{name} {each.first} was refused"
+                each.unsure = False
         for (name, number), receipt in at.items():
             series = self.series[name]
             assert number < series.end, f"nobody appended {name} {number}"

@@ -55,7 +55,7 @@ _SEGMENT_BYTES = 1100
 _FIRST_RUN = 1000
 """Producers of what is unique have their number from here on, each run another."""
 _SOURCE = 77
-_PASSING = frozenset({"full", "storage", "missing", "gap"})
+_PASSING = frozenset({"full", "storage", "unsure", "missing", "gap"})
 
 
 def new_account() -> Account:
@@ -200,8 +200,8 @@ class Client:
             if isinstance(reply, Appended):
                 self.tell("receipt", name, each.first, each.count, reply.offset, reply.time_ns)
             else:
-                self._refused(reply)
-                self.tell("refused", name, each.first)
+                unsure = self._refused(reply).code == "unsure"
+                self.tell("unsure" if unsure else "refused", name, each.first)
 
     def an_earlier_run_is_fenced(self, name: str) -> None:
         series = self.account.series[name]
@@ -326,9 +326,10 @@ class Client:
         (reply,) = replies
         return reply
 
-    def _refused(self, reply: Reply) -> None:
+    def _refused(self, reply: Reply) -> Refused:
         assert isinstance(reply, Refused), reply
         assert reply.code in _PASSING, reply
+        return reply
 
 
 def _batches(hosted: Hosted) -> Iterator[FoundBatch]:
