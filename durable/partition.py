@@ -76,6 +76,8 @@ class Partition:
         self._storage = storage
         self._ahead = False
         """Whether what is remembered may say more than the log has."""
+        self._epoch_max = 0
+        """The highest that a run was given since this was opened."""
         self._condensed_bytes = 0
         """Of the note that the last segment begins with, in place of those that were left out."""
         if options.bytes_max is not None:  # or what is to go would be in the last segment for ever
@@ -133,6 +135,7 @@ class Partition:
         try:
             self.log.mend()
             self._producers = self._remembered(None)
+            self._producers.forgot(self._epoch_max)
             self._ahead = False
         except (StorageFailed, LogDamaged, OSError) as error:
             logger.error("%s", error)
@@ -220,6 +223,7 @@ class Partition:
     def _open(self, opening: Opening, time_ns: int) -> tuple[Outcome, Batch]:
         opened = self._producers.open(opening.producer, time_ns)
         self._producers.opened(opening.producer, opened.epoch, opened.next_seq)
+        self._epoch_max = max(self._epoch_max, opened.epoch)
         note = batch(
             (),
             count=0,

@@ -26,7 +26,9 @@ whether a batch that was in flight at that time is in the log, nobody can tell a
 is unknown, and who appends it again may have it twice, unless its records have dedup ids or are
 derived. No run gets the epoch of an earlier one, though the table no longer knows that one, or the
 log has lost its opening: epochs are at least the seconds of the clock, and above those of all that
-were forgotten.
+were forgotten, or lost while the log was open. Only an opening that a crash takes, as it may
+without fsync, may have its epoch given once more: if the clock was set back, or was behind the
+openings, of which there were more than seconds.
 
 A snapshot, little endian::
 
@@ -169,11 +171,12 @@ class Producers:
 
     def open(self, producer_id: int, now_ns: int) -> NewRun:
         """What a new run of that producer is to get. It holds once it is written and `opened`."""
+        epoch = max(min(now_ns // NS_PER_S, FIRST_EPOCH_MAX), self._epoch_forgotten_max + 1)
         producer = self._producers.get(producer_id)
-        clock_s = min(now_ns // NS_PER_S, FIRST_EPOCH_MAX)
-        if producer is not None:  # the openings after that one may be lost, and their runs go on
-            return NewRun(max(clock_s, producer.epoch + 1), producer.next_seq)
-        return NewRun(max(clock_s, self._epoch_forgotten_max + 1), 0)
+        if producer is None:
+            return NewRun(epoch, 0)
+        # Openings behind the one that is known may be lost, while their runs go on.
+        return NewRun(max(epoch, producer.epoch + 1), producer.next_seq)
 
     def check(self, producer_id: int, epoch: int, seq: int, count: int) -> Verdict:
         """What a batch of `count` records, 1 or more, from `seq` on, is to the log."""
@@ -222,8 +225,12 @@ class Producers:
     def _bound(self) -> None:
         while len(self._producers) > limits.PRODUCERS_MAX:
             _, idle = self._producers.popitem(last=False)
-            self._epoch_forgotten_max = max(self._epoch_forgotten_max, idle.epoch)
+            self.forgot(idle.epoch)
             self.forgotten["producer"] += 1
+
+    def forgot(self, epoch: int) -> None:
+        """No run gets an epoch up to that one any more, whatever the log has of them."""
+        self._epoch_forgotten_max = max(self._epoch_forgotten_max, epoch)
 
     # -- Snapshots ---------------------------------------------------------------------------
 

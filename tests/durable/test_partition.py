@@ -276,6 +276,27 @@ def test_while_a_disk_does_not_work_everything_is_refused(disk: FakeDisk) -> Non
     sound(disk)
 
 
+def test_a_run_whose_opening_a_failed_sync_took_shares_its_epoch_with_no_other(
+    disk: FakeDisk,
+) -> None:
+    """Both are of the same second, and the log knows of the first one no more."""
+    now_ns = 1_800_000_000 * SECOND_NS
+    partition = open_partition(disk, StreamOptions(durability="interval"))
+    Writing(partition, 1, now_ns).append("first", now_ns=now_ns)
+    assert partition.sync()
+    lost = Writing(partition, 1, now_ns + 5 * SECOND_NS)
+    disk.faults.fail("sync")
+    assert not partition.sync()
+    later = Writing(partition, 1, now_ns + 5 * SECOND_NS + 1)
+    assert later.epoch > lost.epoch
+    refused = only(partition.commit([lost.batch(record("of nobody"))], now_ns))
+    assert isinstance(refused, Refused)
+    assert refused.code == "fenced"
+    assert not later.append("second", now_ns=now_ns).repeated
+    assert payloads(partition) == ["first", "second"]
+    sound(disk)
+
+
 def test_what_a_disk_does_not_let_go_of_is_not_said_to_be_refused(
     disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
