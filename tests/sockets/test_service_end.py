@@ -60,10 +60,12 @@ def test_what_was_given_up_while_the_service_could_not_read_is_not_started(
 
         asyncio.run(cancelled())
         assert core_of(client).counters.sent == 101
+        net.let_through(server)
         gate.open()
     assert first == ["blocks"]
     assert client.request("last", timeout=5) == "last"
-    assert server.counters.dropped == {"cancelled": 100}
+    dropped = server.counters.dropped  # of a call that was sent late, its time may be over first
+    assert dropped["cancelled"] + dropped["expired"] == dropped.total() == 100
     assert server.counters.received == 102
 
 
