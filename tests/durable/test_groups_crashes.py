@@ -241,7 +241,7 @@ class GroupMachine(RuleBasedStateMachine):
             acked_to = self.groups.acked_to()  # it syncs
         else:
             self.groups.write()
-        self.disk.faults._failing.clear()
+        self.disk.faults.mend()
         if self.failures > before:
             self.failed = True
             self.written = set(self.synced)  # a sync that failed takes with it what was written

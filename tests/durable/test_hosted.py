@@ -71,7 +71,7 @@ def test_who_waits_of_a_group_that_cannot_begin_again_is_told_why() -> None:
         turns.wait(6)
         assert isinstance(replies[-1], Refused)
         assert replies[-1].code == "storage"
-        disk.faults._failing.clear()
+        disk.faults.mend()
         sidecar.ask(Join("s", "g", "0123456789abcdef-a", 1), replies.append)
         turns.go()
         assert isinstance(replies[-1], Joined)

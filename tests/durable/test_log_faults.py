@@ -791,7 +791,7 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.disk.faults.room_bytes is None)
     @rule()
     def close(self) -> None:
-        self.disk.faults._failing.clear()
+        self.disk.faults.mend()
         try:
             self.log.sync()
         except StorageFailed:

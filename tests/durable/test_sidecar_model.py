@@ -317,8 +317,7 @@ class SidecarMachine(RuleBasedStateMachine):
 
     @property
     def faulty(self) -> bool:
-        faults = self.disk.faults
-        return bool(faults._failing) or faults.room_bytes is not None
+        return self.disk.faults.are_due
 
     @property
     def failed(self) -> bool:
@@ -345,7 +344,7 @@ class SidecarMachine(RuleBasedStateMachine):
 
     @rule()
     def mend_disk(self) -> None:
-        self.disk.faults._failing.clear()
+        self.disk.faults.mend()
         self.disk.faults.room_bytes = None
         self.disk.faults.stop_at = 0
 

@@ -79,6 +79,15 @@ class Faults:
         """Let the `nth` of these fail, counted from here."""
         self._failing[operation, self.done[operation] + nth] = code
 
+    def mend(self) -> None:
+        """Nothing fails any more; but for what there is no room for."""
+        self._failing.clear()
+
+    @property
+    def are_due(self) -> bool:
+        """Whether something is to fail, or for want of room may."""
+        return bool(self._failing) or self.room_bytes is not None
+
     def alive(self) -> None:
         if self._stopped:
             raise Stopped
