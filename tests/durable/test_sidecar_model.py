@@ -251,6 +251,7 @@ class SidecarMachine(RuleBasedStateMachine):
 
     def look_again(self, *, power: bool, torn: bool) -> None:
         """What is remembered is no less than it was promised to be."""
+        self.told(Find(LETTERS))  # a record of which there is one may be settled
         stats = self.stats()
         assert torn or not stats.torn_bytes
         for name, group in self.groups.items():
