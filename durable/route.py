@@ -29,7 +29,7 @@ from mesh.durable.sidecar import Sidecar
 from mesh.errors import Busy, Closed, MeshError, RemoteError, StorageFailed
 from mesh.sockets.calls import Call, Requests
 from mesh.sockets.control import Offer
-from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
+from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine, NotReceived
 from mesh.sockets.frame import Malformed
 from mesh.sockets.home import Home, node_text
 from mesh.sockets.link import Link, Recipient
@@ -190,6 +190,8 @@ class RemoteRoute:
                 late = True
             else:
                 ask.answer = line.exchange(data, timeout)
+        except NotReceived:
+            ask.first_server = None
         finally:
             if not late:
                 ask.is_back = True  # if a Ctrl-C comes now, the next to look takes it in
@@ -201,6 +203,7 @@ class RemoteRoute:
             if time.monotonic() - ask.began > _LATE_S:
                 with contextlib.suppress(IndexError):  # it travels just now
                     line, _ = ask.direct.pop()
+                    ask.first_server = None
                     ask.is_back = True
                     line.give_up()
             if ask.is_back:
@@ -228,6 +231,8 @@ class RemoteRoute:
                 core.begin(ask)
             except Busy as error:
                 ask.outcome = error
+            if ask.first_server is None:
+                ask.first_server = ask.server
         self._alone.discard(ask)
         if not self.link.alone:
             self.link.wake_all()

@@ -38,6 +38,10 @@ Answer = Callable[[bytes], object]
 Handler = Callable[[bytes, Answer, bool], Callable[[], object] | None]
 
 
+class NotReceived(Exception):
+    """The server has not read that request, and never will."""
+
+
 class DirectLine:
     """The caller's end. Whoever `claim`s it may `exchange` once; `close` from any thread."""
 
@@ -49,7 +53,7 @@ class DirectLine:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.setblocking(False)
-            self._socket.connect(path)  # who is stopped, and has many waiting, is not waited for
+            self._socket.connect(path)  # not blocking: a stopped server's backlog may be full
             self._socket.setblocking(True)
             self._set_nap(NAP_S)
         except BaseException:
@@ -66,11 +70,14 @@ class DirectLine:
 
     def exchange(self, request: bytes, timeout: float | None) -> bytes | None:
         """The answer to `request`. None: there was none within `timeout` seconds, or the line
-        broke; then it is closed. Gives it back, in any case."""
+        broke; then it is closed. Raises `NotReceived`; then it is closed, too. Gives it back, in
+        any case."""
         until = None if timeout is None else time.monotonic() + timeout
         answer = b""
+        sent = False
         try:
             self._socket.send(request)
+            sent = True
             while not self._closed:
                 left_s = NAP_S if until is None else until - time.monotonic()
                 if left_s <= 0:
@@ -84,6 +91,9 @@ class DirectLine:
                     continue
         except OSError as error:
             logger.debug("a direct line broke: %s", error)
+            # A reset says that its other end was closed before all was read, and this is all.
+            if not sent or isinstance(error, ConnectionResetError):
+                raise NotReceived from None
         finally:
             if not answer:  # also after a Ctrl-C: an answer to this is not for the next
                 self._end()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import Node
+from mesh import Node, StreamOptions
 from mesh.durable import appending
 from mesh.durable import route as routes
 from mesh.durable.batch import Batch
@@ -18,7 +18,9 @@ from mesh.durable.encoding import item_of
 from mesh.durable.records import batch_of
 from mesh.durable.route import RemoteRoute
 from mesh.durable.stream import Stream
-from mesh.errors import Closed, Timeout
+from mesh.errors import Closed, LogFull, Timeout
+from mesh.message import Stats
+from mesh.sockets import direct
 from mesh.sockets.direct import PACKET_BYTES_MAX, DirectLine
 from tests.mesh.test_streams import kill_and_start_again, sound
 from tests.support.opcodes import before_opcode
@@ -141,11 +143,17 @@ def test_a_line_that_broke_is_there_again(orders: Stream, sidecar: Program, line
 def test_what_goes_by_the_line_is_counted_at_either_end(tmp_path: Path, lines: Lines) -> None:
     with Node("sidecar", durable=tmp_path / "log") as sidecar, Node("writer") as node:
         orders = node.stream("orders")
+
+        def counted() -> tuple[Stats, Stats]:
+            """The sidecar counts an answer when it is under way already."""
+            until(lambda: (now := sidecar.stats()).sent["stream"] == now.received["stream"])
+            return node.stats(), sidecar.stats()
+
         orders.append(b"x" * 1000)
-        before, there_before = node.stats(), sidecar.stats()
+        before, there_before = counted()
         orders.append(b"x" * 1000)
         assert lines.exchanged == 1
-        after, there = node.stats(), sidecar.stats()
+        after, there = counted()
         assert after.sent["stream"] == before.sent["stream"] + 1
         assert after.received["stream"] == before.received["stream"] + 1
         assert 1000 < after.bytes_sent - before.bytes_sent < 1200
@@ -168,6 +176,24 @@ def test_what_was_to_go_by_the_line_and_did_not_goes_the_usual_way(
     assert pending.appended is not None
     assert lines.exchanged == 0
     assert payloads(orders) == [0, 1]
+
+
+@pytest.mark.slow
+def test_what_a_line_that_is_turned_away_did_not_carry_was_sent_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a refusal is one, and no doubt."""
+    monkeypatch.setattr(direct, "LINES_MAX", 0)
+    with Node("log", durable=tmp_path / "log"), Node("writer") as node:
+        orders = node.stream("orders", options=StreamOptions(bytes_max=2000))
+        orders.append("x" * 1000, timeout=10)
+        with pytest.raises(LogFull):
+            orders.append("x" * 1000, timeout=10)
+        core = route_of(orders).core
+        until(lambda: core.line is not None and not core.line.closed)
+        with pytest.raises(LogFull):
+            orders.append("x" * 1000, timeout=10)
+    sound(tmp_path / "log")
 
 
 def test_threads_that_append_at_once_have_each_its_receipt(orders: Stream, lines: Lines) -> None:

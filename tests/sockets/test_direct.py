@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from mesh.sockets import direct
-from mesh.sockets.direct import PACKET_BYTES_MAX, Answer, DirectLine, DirectListener
+from mesh.sockets.direct import (
+    PACKET_BYTES_MAX,
+    Answer,
+    DirectLine,
+    DirectListener,
+    NotReceived,
+)
 from mesh.sockets.home import Counters
 from tests.support.waiting import until
 
@@ -113,6 +119,36 @@ def test_who_waits_is_told_when_the_line_is_closed_at_either_end(server: Server,
     assert not line.claim()
 
 
+@pytest.mark.parametrize("when", ["before it was sent", "unread", "read"])
+def test_who_was_turned_away_knows_whether_the_request_was_received(
+    tmp_path: Path, when: str
+) -> None:
+    path = str(tmp_path / "direct")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        line = DirectLine(path)
+        end, _ = listener.accept()
+
+        def turn_away() -> None:
+            if when != "before it was sent":
+                until(lambda: end.recv(100, socket.MSG_PEEK) == b"a")
+            if when == "read":
+                end.recv(100)
+            end.close()
+
+        if when == "before it was sent":
+            turn_away()
+        else:
+            threading.Thread(target=turn_away).start()
+        if when == "read":
+            assert ask(line, b"a") is None
+        else:
+            with pytest.raises(NotReceived):
+                ask(line, b"a")
+        assert not line.claim()
+
+
 def test_what_is_answered_after_the_listener_was_closed_is_no_answer(server: Server) -> None:
     """It may say no more than that the server closes."""
     go_on = threading.Event()
@@ -170,7 +206,9 @@ def test_there_are_no_more_lines_than_may_be(
 ) -> None:
     monkeypatch.setattr(direct, "LINES_MAX", 2)
     lines = [server.line() for _ in range(3)]
-    assert [ask(each, b"a") for each in lines] == [b"A", b"A", None]
+    assert [ask(each, b"a") for each in lines[:2]] == [b"A", b"A"]
+    with pytest.raises(NotReceived):
+        ask(lines[2], b"a")
     counters = Counters()
     server.listener.count(counters)
     assert counters.dropped == {"lines full": 1}
