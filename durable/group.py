@@ -336,9 +336,9 @@ class Group:
         """The group that wrote `journal`, with nobody in it and nothing in flight. It is to be told
         of the log from its `end` on, which is where it is committed.
 
-        `end` here is that of the log. A crash may have taken records from it that the journal says
-        are settled, and others will get their offsets: so that part of the journal is forgotten,
-        and a new one with this group's `snapshot` must take its place before anything is appended.
+        `end` here is that of the log of which the journal speaks, as far as it is there still: what
+        the journal says of records behind it is forgotten. A crash may have taken them, and others
+        get their offsets.
         """
         group = cls(options)
         group._tally = tally = Tally.restore(journal, end)

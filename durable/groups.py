@@ -39,54 +39,69 @@ class _Held:
         self.group = group
         self.supply = Supply(name, group, log)
         self.journal = journal
-        self.beginning = Beginning(name, group.options, start)
+        self.name = name
+        self.start = start
         self.safe = 0
         """Where it was committed when its journal was synced last."""
+        self._failure = ""
 
-    def begin(self) -> None:
-        """Write its journal anew. Raises `OSError`."""
-        self.journal.begin(self.beginning, self.group.snapshot())
+    def begin(self, log_epoch: int) -> None:
+        """Write its journal anew, as one of the log with that epoch. Raises `OSError`."""
+        beginning = Beginning(self.name, self.group.options, self.start, log_epoch)
+        self.journal.begin(beginning, self.group.snapshot())
         self.safe = self.group.committed
+        self._failure = ""
+
+    def try_to_begin(self, log_epoch: int) -> None:
+        """Or go on in memory, until it can be written again."""
+        try:
+            self.begin(log_epoch)
+        except OSError as error:
+            self.group.counters["journal failed"] += 1
+            if self._failure != str(error):
+                self._failure = str(error)
+                text = "group %r: what it acknowledges may come again after a crash: %s"
+                logger.error(text, self.name, error)
 
 
 class Groups:
     """See above."""
 
     def __init__(self, storage: Storage, log: Log) -> None:
-        """Open those that are in that folder. Where the log may lose what its readers have seen,
-        that has to be before anything is appended: what gets the same offsets would seem to be
-        settled. Raises `OSError`."""
+        """Open those that are in that folder. Raises `LogDamaged` if it is the log that does not
+        read, `OSError`."""
         self._storage = storage
         self._log = log
         self._groups: dict[str, _Held] = {}
         self._damaged: dict[str, LogDamaged] = {}
+        self.log_epoch = log.log_epoch
+        """Of the log, as far as what is known here is of that log still."""
         try:
             for file_name in storage.names():
                 self._restore(unquote(file_name), Journal(storage, file_name, log.partition))
         except BaseException:
             self._close()
             raise
-        self.log_epoch = log.log_epoch
-        """Of the log, as far as what is known here is of that log still."""
 
     def _restore(self, name: str, journal: Journal) -> None:
-        log = self._log
         try:
             beginning, progress = journal.read()
         except LogDamaged as error:
             logger.error("group %r: %s", name, error)
             self._damaged[name] = error
             return
-        group = Group.restore(beginning.options, progress, log.end)
+        kept = self._kept_since(beginning.log_epoch)
+        group = Group.restore(beginning.options, progress, kept)
         if journal.left_out_bytes:
             group.counters["journal bytes left out"] = journal.left_out_bytes
-        held = self._groups[name] = _Held(name, group, beginning.start, journal, log)
-        try:
-            held.begin()
-        except OSError as error:
-            if any(end > log.end for each in progress for _, end in each.settled):
-                raise
-            self._failed(held, error)
+        held = self._groups[name] = _Held(name, group, beginning.start, journal, self._log)
+        held.try_to_begin(self.log_epoch)
+
+    def _kept_since(self, log_epoch: int) -> int:
+        """What is settled from there on, by somebody who knew the log as it was then, is lost, and
+        other records may have those offsets. Raises `LogDamaged`, `OSError`."""
+        log = self._log
+        return log.end if log.keeps_all else log.kept_since(log_epoch)
 
     def __contains__(self, name: str) -> bool:
         return name in self._groups
@@ -97,19 +112,18 @@ class Groups:
     def rewind(self) -> bool:
         """The log may have lost what it had not promised to keep, and other records may have those
         offsets now: begin again with all groups. Whether it has; then nobody is a member any more.
-        Raises `LogDamaged`, `OSError`."""
+        Raises `LogDamaged`, `OSError`, if the log does not read."""
         log = self._log
         log_epoch = log.log_epoch
         if log.keeps_all or self.log_epoch == log_epoch:
             return False
-        kept = log.kept_since(self.log_epoch)  # its end may be that of others already
+        kept = self._kept_since(self.log_epoch)
         for name, held in list(self._groups.items()):
             group = Group.restore(held.group.options, [held.group.snapshot()], kept)
             group.counters.update(held.group.counters)
             held.supply.close()
-            again = _Held(name, group, held.beginning.start, held.journal, log)
-            again.begin()
-            self._groups[name] = again
+            self._groups[name] = _Held(name, group, held.start, held.journal, log)
+            self._groups[name].try_to_begin(log_epoch)
         self.log_epoch = log_epoch
         return True
 
@@ -130,7 +144,7 @@ class Groups:
             raise LogFull(f"there are {limits.GROUPS_MAX:,} groups already")
         journal = Journal(self._storage, file_name_of(name), self._log.partition)
         held = _Held(name, Group(options.all(), start), start, journal, self._log)
-        held.begin()
+        held.begin(self.log_epoch)
         self._groups[name] = held
 
     def committed(self, name: str) -> int:
@@ -237,7 +251,7 @@ class Groups:
         for held in self._groups.values():
             changes = held.group.changes()
             if changes is not None and not held.journal.append(changes):
-                self._anew(held)
+                held.try_to_begin(self.log_epoch)
 
     def sync(self) -> None:
         """Have on disk what was written, and what has changed."""
@@ -246,19 +260,7 @@ class Groups:
             if held.journal.sync():
                 held.safe = held.group.committed
             else:
-                self._anew(held)
-
-    def _anew(self, held: _Held) -> None:
-        try:
-            held.begin()
-        except OSError as error:
-            self._failed(held, error)
-
-    def _failed(self, held: _Held, error: OSError) -> None:
-        """It goes on in memory, until it can be written again."""
-        held.group.counters["journal failed"] += 1
-        text = "group %r: what it acknowledges from now on may come again after a crash: %s"
-        logger.error(text, held.beginning.name, error)
+                held.try_to_begin(self.log_epoch)
 
     def stats(self) -> dict[str, GroupStats]:
         return {

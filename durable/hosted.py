@@ -69,7 +69,7 @@ class Hosted:
         message_bytes_max: int,
     ) -> None:
         """`bury` appends a batch to the dead letters of the stream with that name.
-        `message_bytes_max`: of an answer. Raises `OSError`."""
+        `message_bytes_max`: of an answer."""
         self.name = name
         self._message_bytes_max = message_bytes_max
         self.options = options
@@ -85,10 +85,9 @@ class Hosted:
         """Whether the clerk is about to look after those who wait for records."""
         self._readers: list[_Reader] = []
         self._members: Members | None = None
+        self._members_failure = ""
         self._wake_at = 0.0
         self._dismissed = False
-        if not self.log.keeps_all and _GROUPS in self.log.storage.names():
-            self._with_members()  # before anything is appended: see `Groups`
 
     # -- From any thread ---------------------------------------------------------------------
 
@@ -158,7 +157,7 @@ class Hosted:
         if self._members is not None or _GROUPS in log.storage.names():
             try:
                 groups = self._with_members().stats()
-            except OSError as error:
+            except (LogDamaged, OSError) as error:
                 answer(self._unreadable(error))
                 return
         segments = log.segments
@@ -257,9 +256,7 @@ class Hosted:
         self._plan()
 
     def node_gone(self, node: str) -> None:
-        if self._members is not None:
-            self._members.gone(node, time.monotonic(), time.time_ns())
-            self._plan()
+        self._serve_members(lambda members, now, now_ns: members.gone(node, now, now_ns))
 
     def dismiss(self) -> None:
         """Nobody is to wait for records any more."""
@@ -269,6 +266,22 @@ class Hosted:
             reader.answer(CLOSED)
         if self._members is not None:
             self._members.dismiss()
+
+    def _serve_members(self, serve: Callable[[Members, float, int], object]) -> None:
+        """If there are any; and come back when something is due."""
+        if self._members is None:
+            return
+        try:
+            serve(self._members, time.monotonic(), time.time_ns())
+        except (LogDamaged, OSError) as error:  # whoever asks next has that tried again
+            text = f"groups of stream {self.name!r} cannot go on: {error}"
+            if text != self._members_failure:
+                self._members_failure = text
+                logger.error("%s", text)
+            self._members.dismiss(refused_for(error, text))
+            return
+        self._members_failure = ""
+        self._plan()
 
     def _with_members(self) -> Members:
         if self._members is None:
@@ -288,15 +301,7 @@ class Hosted:
         self._woken = False
         if self._readers:
             self._readers = [reader for reader in self._readers if not self._serve(reader)]
-        if self._members is not None:
-            now = time.monotonic()
-            try:
-                self._members.serve_all(now, time.time_ns())
-            except (LogDamaged, OSError) as error:  # whoever asks next has that tried again
-                self._members.dismiss(self._unreadable(error))
-                return
-            self._members.end_waits(now)
-            self._plan()
+        self._serve_members(Members.serve_all)
 
     def _plan(self) -> None:
         """Come back when something is due."""
@@ -312,10 +317,9 @@ class Hosted:
         if self._writer is not None:
             self._writer.tick()
         if self._members is None and self.options.retention == "acked":
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(LogDamaged, OSError):
                 self._with_members()
-        if self._members is not None:
-            self._members.tick(time.monotonic(), time.time_ns())
+        self._serve_members(Members.tick)
         offset = self._trim_to()
         if offset is not None and self.log.segment_of(offset) is not self.log.segments[0]:
             writer = self._writer or self._begin_to_write()
@@ -325,11 +329,7 @@ class Hosted:
     def _trim(self, offset: int) -> None:
         """In the writer's thread."""
         if self._partition.trim(offset) and self._members is not None:
-            self._clerk.run(self._trimmed)
-
-    def _trimmed(self) -> None:
-        if self._members is not None:
-            self._members.trimmed(time.monotonic(), time.time_ns())
+            self._clerk.run(partial(self._serve_members, Members.trimmed))
 
     def _trim_to(self) -> int | None:
         options, log = self.options, self.log

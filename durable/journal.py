@@ -45,6 +45,9 @@ class Beginning(msgspec.Struct, frozen=True):
     options: GroupOptions
     start: int
     """Offset of its first record."""
+    log_epoch: int
+    """Of the log whose records are meant: it may since have lost some, and given their offsets to
+    others."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode

@@ -163,7 +163,7 @@ class Members:
 
     def rewind(self) -> None:
         """See `Groups.rewind`. To be called before anything that they ask. Raises `LogDamaged`,
-        `OSError`."""
+        `OSError`, if the log does not read."""
         if self._groups.rewind():
             self.dismiss()
             self._members.clear()
@@ -185,35 +185,33 @@ class Members:
         self._send_letters(asking)
 
     def serve_all(self, now: float, now_ns: int) -> None:
-        """The log has more, or something is due. Raises `LogDamaged`, `OSError`."""
+        """The log has more, or something is due; and those who have waited long enough are told
+        that there is nothing. Raises `LogDamaged`, `OSError`."""
         self.serve({group for group, _ in self._members}, now, now_ns)
+        for member in self._members.values():
+            if member.waiting is not None and member.waiting.until <= now:
+                waiting, member.waiting = member.waiting, None
+                waiting.answer(Delivered(_NOTHING))
 
     def next_at(self) -> float | None:
-        """When to `serve_all`, and to `end_waits`, if nothing happens before."""
+        """When to `serve_all`, if nothing happens before."""
         times = [each.waiting.until for each in self._members.values() if each.waiting is not None]
         due = self._groups.next_at()
         if due is not None and self._members:
             times.append(due)
         return min(times, default=None)
 
-    def end_waits(self, now: float) -> None:
-        """Those who have waited long enough are told that there is nothing."""
-        for member in self._members.values():
-            if member.waiting is not None and member.waiting.until <= now:
-                waiting, member.waiting = member.waiting, None
-                waiting.answer(Delivered(_NOTHING))
-
     def gone(self, node: str, now: float, now_ns: int) -> None:
-        """That node is gone, and with it its members."""
+        """That node is gone, and with it its members. Raises `LogDamaged`, `OSError`."""
         self._remove([key for key in self._members if key[1].startswith(node)], now, now_ns)
 
     def tick(self, now: float, now_ns: int) -> None:
-        """About every second."""
+        """About every second. Raises `LogDamaged`, `OSError`."""
+        self._groups.sync()
         silent = [key for key, m in self._members.items() if now - m.heard_at > _SILENT_S]
         self._remove(silent, now, now_ns)
         if self._refused and self._unburied:
             self._send(next(iter(self._unburied.values())), then_all=True)
-        self._groups.sync()
 
     def stats(self) -> dict[str, GroupStats]:
         return self._groups.stats()
@@ -223,7 +221,7 @@ class Members:
         return self._groups.acked_to()
 
     def trimmed(self, now: float, now_ns: int) -> None:
-        """The log has given up records."""
+        """The log has given up records. Raises `LogDamaged`, `OSError`."""
         self._groups.trimmed()
         self.serve_all(now, now_ns)
 

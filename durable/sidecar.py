@@ -335,13 +335,9 @@ class Sidecar:
                 now_ns=time.time_ns(),
                 segment_bytes=self._segment_bytes,
             )
-            try:
-                hosted = Hosted(
-                    name, options, partition, self._clerk, self._bury, self._message_bytes_max
-                )
-            except BaseException:
-                partition.close()
-                raise
+            hosted = Hosted(
+                name, options, partition, self._clerk, self._bury, self._message_bytes_max
+            )
         except InvalidName as error:
             return Refused("malformed", str(error))
         except (LogDamaged, LogFormat) as error:

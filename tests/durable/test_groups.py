@@ -298,29 +298,6 @@ def test_names_of_groups_may_be_anything_that_channels_may() -> None:
     assert len({file_name_of(name) for name in names}) == len(names)
 
 
-def test_a_group_begins_again_where_a_log_has_lost_its_tail() -> None:
-    """Only where losing it was allowed: other records get those offsets."""
-    disk = FakeDisk()
-    log = Log(disk, PARTITION, now_ns=0, shown_when_synced=False)
-    fill(log, *numbered(3))
-    groups = Groups(disk.folder("groups"), log)
-    groups.open("g", AskedOptions(), 0)
-    groups.join("g", "a", 10)
-    log.append([batch_of([NewRecord(codec.pack("lost"))])], 0)
-    assert len(contents(deliver(groups, "a"))) == 4
-    groups.settle("g", "a", Settlements(acks=((0, 4),)), 0.0)
-    disk.faults.fail("sync")
-    with pytest.raises(Exception, match="Input/output"):
-        log.sync()
-    log.mend()
-    assert log.end == 3
-    fill(log, "other")  # by another thread, it may have been
-    assert groups.rewind()
-    assert not groups.has("g", "a")
-    groups.join("g", "a", 10)
-    assert contents(deliver(groups, "a")) == [(3, "other")]
-
-
 def test_what_nobody_asks_for_is_granted_to_nobody() -> None:
     """Leased and unsent, it would run out time and again, and be a dead letter in the end."""
     setting = Setting(max_deliver=2)

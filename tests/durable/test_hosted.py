@@ -1,78 +1,62 @@
-"""What a sidecar does about a stream that it opens, before anybody asks for it."""
+"""What a sidecar does for a stream by itself, whether or not anybody asks for it."""
 
 from __future__ import annotations
 
 import errno
 import threading
+from itertools import count
 from queue import SimpleQueue
-from random import Random
 
 import pytest
 
 from mesh.durable.clerk import Clerk
-from mesh.durable.deliveries import AskedOptions, Settlements
-from mesh.durable.groups import Groups
 from mesh.durable.hosted import Hosted
+from mesh.durable.log import Log
 from mesh.durable.outcomes import Appended, Refused
 from mesh.durable.partition import Partition
 from mesh.durable.protocol import Fetch, Join, Joined, Open, Reply
 from mesh.durable.sidecar import Sidecar
 from mesh.options import StreamOptions
-from tests.durable.test_groups import contents, deliver, fill, numbered
 from tests.support.fake_disk import FakeDisk
 from tests.support.logs import PARTITION, sound
 from tests.support.one_thread import in_one_thread
 from tests.support.partitions import Writing, payloads, record
 from tests.support.waiting import until
 
-
-def test_what_is_appended_in_place_of_a_lost_record_is_delivered() -> None:
-    """Where losing it was allowed, and a group had settled it: the group has to forget that before
-    another record has its offset."""
-    options = StreamOptions(durability="interval")
-    disk = FakeDisk()
-    log = Partition(disk, PARTITION, options, now_ns=0).log
-    fill(log, *numbered(3))
-    groups = Groups(disk.folder("groups"), log)
-    groups.open("g", AskedOptions(), 0)
-    groups.join("g", "a", 10)
-    fill(log, "lost", synced=False)
-    assert len(contents(deliver(groups, "a"))) == 4
-    groups.settle("g", "a", Settlements(acks=((0, 4),)), 0.0)
-    groups.sync()
-
-    lost = 0
-    clerk = Clerk("test")
-    for seed in range(8):
-        partition = Partition(disk.crash(Random(seed)), PARTITION, options, now_ns=0)
-        if partition.log.end == 3:
-            lost += 1
-            hosted = Hosted("s", options, partition, clerk, lambda *_: None, 1 << 26)
-            fill(partition.log, "other")
-            groups = hosted._with_members()._groups
-            groups.join("g", "a", 10)
-            assert contents(deliver(groups, "a")) == [(3, "other")]
-    clerk.close()
-    assert lost
+MEMBER = "0123456789abcdef-a"
+REASON = "[Errno 5] the disk's own"
 
 
-def test_who_waits_of_a_group_that_cannot_begin_again_is_told_why() -> None:
-    """The log has lost something, and the disk takes no new journal."""
+def test_who_waits_of_groups_that_cannot_go_on_is_told_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has lost something, and does not read: how much, nobody knows. It is said once."""
     disk = FakeDisk()
     replies: list[Reply] = []
+    number = count(1)
+
+    def wait() -> None:
+        sidecar.ask(Fetch("s", "g", MEMBER, next(number), 5000), replies.append)
+        turns.go()
+
+    def unreadable(log: Log, log_epoch: int) -> int:
+        raise OSError(errno.EIO, "the disk's own")
+
     with in_one_thread(1e6) as turns:
         sidecar = Sidecar(disk)
         sidecar.ask(Open("s", 1, StreamOptions(durability="interval")), replies.append)
-        sidecar.ask(Join("s", "g", "0123456789abcdef-a", 1), replies.append)
-        sidecar.ask(Fetch("s", "g", "0123456789abcdef-a", 1, 5000), replies.append)
-        turns.go()
-        for nth in range(1, 100):
-            disk.faults.fail("sync", nth)
-        turns.wait(6)
+        sidecar.ask(Join("s", "g", MEMBER, 1), replies.append)
+        wait()
+        monkeypatch.setattr(Log, "kept_since", unreadable)
+        disk.faults.fail("sync")
+        for _ in range(6):
+            turns.tick()
         assert isinstance(replies[-1], Refused)
         assert replies[-1].code == "storage"
-        disk.faults.mend()
-        sidecar.ask(Join("s", "g", "0123456789abcdef-a", 1), replies.append)
+        assert replies[-1].text == f"groups of stream 's' cannot go on: {REASON}"
+        assert caplog.text.count("cannot go on") == 1
+        monkeypatch.undo()
+        sidecar.ask(Join("s", "g", MEMBER, 1), replies.append)
         turns.go()
         assert isinstance(replies[-1], Joined)
         sidecar.close()

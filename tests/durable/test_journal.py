@@ -17,7 +17,7 @@ from mesh.errors import LogDamaged
 from tests.support.fake_disk import FakeDisk, Operation, Stopped
 
 PARTITION = 0x1234_5678_9ABC_DEF0
-BEGINNING = Beginning("orders", GroupOptions(), 3)
+BEGINNING = Beginning("orders", GroupOptions(), 3, 7)
 REPLACE: list[Operation] = ["create", "append", "sync", "rename", "names"]
 
 

@@ -576,7 +576,7 @@ class SidecarMachine(RuleBasedStateMachine):
         for name in [each for each in ORDERS if each in stats]:
             group, found = self.groups.get(name), stats[name]
             if group is None:
-                begun_at = groups._groups[name].beginning.start
+                begun_at = groups._groups[name].start
                 group = self.groups[name] = Followed(begun_at, committed=begun_at)
             failures = found.counters.get("journal failed", 0)
             if failures > group.failures:  # a sync that failed takes with it what was written

@@ -113,7 +113,7 @@ class Client:
                 tally = held.group._tally
                 settled = {n for n in range(hosted.log.end) if n in tally.settled}
                 found.groups[name] = FoundGroup(
-                    held.beginning.start, tally.committed, settled, dict(tally.deliveries)
+                    held.start, tally.committed, settled, dict(tally.deliveries)
                 )
         found.letters = list(self._letters())
         self.tell("opened", found)
