@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.machine import lines
 from bench.rows import size_text
@@ -50,8 +50,13 @@ PLACES = {"disk": "in process", "ipc": "over ipc", "tcp": "over tcp"}
 MANY = {"append-many": "append", "consume": "consume,\nacknowledge each", "replay": "replay"}
 Rows = Sequence[dict[str, Any]]
 Series = dict[str, dict[Any, float]]
-Panel = tuple[str, Callable[[Any, Series], None], Series]
-"""Its title, what draws it on axes, and of what."""
+
+
+class Panel(NamedTuple):
+    title: str
+    draw: Callable[[Any, Series], None]
+    """On axes."""
+    series: Series
 
 
 def rates(rows: Rows, transport: str) -> Series:
@@ -168,23 +173,23 @@ def panels(rows: Rows) -> dict[str, tuple[str, bool, list[Panel]]]:
         "throughput": (
             "Messages a second, one publisher to one subscriber, a call for each",
             True,
-            [(f"over {t}", draw_rates, rates_of[t]) for t in transports],
+            [Panel(f"over {t}", draw_rates, rates_of[t]) for t in transports],
         ),
         "latency": (
             "Round trip of a 16-byte call, microseconds",
             True,
-            [(f"over {t}", points, latencies_of[t]) for t in transports],
+            [Panel(f"over {t}", points, latencies_of[t]) for t in transports],
         ),
         "streams": (
             "Records of 100 bytes, each on the disk before it is acknowledged",
             False,
             [
-                (
+                Panel(
                     "median of an append that waits, microseconds",
                     partial(draw_points, columns=list(PLACES.values())),
                     waits(rows),
                 ),
-                (
+                Panel(
                     "many records a second, over tcp",
                     partial(draw_points, columns=list(MANY.values())),
                     records(rows),
@@ -205,16 +210,16 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (title, one_scale, every) in panels(results["results"]).items():
-        shown = [panel for panel in every if panel[2]]
+        shown = [panel for panel in every if panel.series]
         if not shown:
             continue
         figure, plots = pyplot.subplots(
             1, len(shown), figsize=(5 * len(shown), 4), squeeze=False, sharey=one_scale
         )
         legend: dict[str, Any] = {}
-        for axes, (heading, draw_one, series) in zip(plots[0], shown, strict=True):
-            draw_one(axes, series)
-            axes.set_title(heading)
+        for axes, panel in zip(plots[0], shown, strict=True):
+            panel.draw(axes, panel.series)
+            axes.set_title(panel.title)
             axes.grid(axis="y", alpha=0.3)
             handles, labels = axes.get_legend_handles_labels()
             legend |= dict(zip(labels, handles, strict=True))

@@ -351,7 +351,7 @@ class Appender:
         self._paused_until = self._now() + self._pause_s
 
     def _may_be_there(self, pending: Pending) -> bool:
-        """Though it was refused."""
+        """Though it was refused: its disk is not sure, or an earlier connection brought it."""
         assert pending.ask is not None
         reply = self.route.reply(pending.ask)
         unsure = isinstance(reply, Refused) and reply.code == "unsure"

@@ -75,7 +75,7 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
     while True:
         try:
             if ask is not None:
-                route.travel(ask, timeout)
+                route.travel(ask, left_of(deadline))
             link.wait(
                 _attempt(appender, pending, ask),
                 left_of(deadline),
@@ -88,9 +88,7 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
         finally:
             with link.lock:
                 appender.release(ask)
-        if not pending.done:  # who was handed its answer has not taken it in
-            link.run(lambda: appender.advance(None))
-        if pending.done:
+        if _is_taken_in(appender, pending):
             return
         ask = link.run(lambda: appender.claim(pending))
 
@@ -98,7 +96,7 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
 async def await_(appender: Appender, pending: Pending, timeout: float | None) -> None:
     """`wait` for asyncio."""
     link, deadline = appender.route.link, deadline_of(timeout)
-    while not pending.done:
+    while not _is_taken_in(appender, pending):
         ask = link.run(lambda: appender.claim(pending))
         try:
             await link.wait_async(
@@ -111,6 +109,14 @@ async def await_(appender: Appender, pending: Pending, timeout: float | None) ->
         finally:
             with link.lock:
                 appender.release(ask)
+
+
+def _is_taken_in(appender: Appender, pending: Pending) -> bool:
+    """Whether its outcome is known. A hand-over only says that the answer is here: it is taken in
+    before anybody looks whom to wait with."""
+    if not pending.done:
+        appender.route.link.run(lambda: appender.advance(None))
+    return pending.done
 
 
 def _attempt(appender: Appender, pending: Pending, ask: Ask | None) -> Callable[[], bool | None]:

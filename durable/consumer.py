@@ -139,6 +139,10 @@ class Consuming:
     def partitions(self) -> frozenset[str]:
         return frozenset(list(self._seats))
 
+    @property
+    def missing(self) -> frozenset[str]:
+        return self._streams.missing(self.channel)
+
     def settled(self) -> bool:
         """Whether all that was done is remembered."""
         return all(
@@ -233,6 +237,12 @@ class Consumer(Receiving[ConsumedRecord]):
     def partitions(self) -> frozenset[str]:
         """Those that it consumes."""
         return self._core.partitions
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Partitions of the stream that this node has met and cannot reach now: their records come
+        once it can."""
+        return self._core.missing
 
     @property
     def committed(self) -> dict[str, int]:

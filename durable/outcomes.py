@@ -48,7 +48,7 @@ Code = Literal[
     "full",  # no room now: in the log, on the disk, or in a table with a bound
     "large",  # more than the log may ever have
     "storage",  # the disk failed; it may work again
-    "unsure",  # likewise, and so that it may have been written: whoever opens the log sees
+    "unsure",  # it failed, and then failed to cut that off: it may be there when the log is opened
     "damaged",  # what had been on disk does not read
     "closed",  # the sidecar ends
     "missing",  # there is no such stream here

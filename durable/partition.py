@@ -108,8 +108,8 @@ class Partition:
 
     def commit(self, requests: Sequence[Request], now_ns: int) -> list[Outcome]:
         """Write those that are new, all in one go, and have them on disk if that is asked for.
-        What became of each. After a failed write the log is as it was before; or that has to be
-        seen to before the next, and what was to be written is ``unsure`` until then."""
+        What became of each. After a failed write the log is as it was before; or, if that failed
+        too, the refusals are ``unsure``, and nothing is written before `mend` went well."""
         writing = False
         try:
             if self._ahead and not self.mend():

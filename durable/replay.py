@@ -91,7 +91,7 @@ class Replay:
         """Partitions of the stream that this node has met and cannot reach now."""
         if self._only is not None:
             return frozenset()
-        return self._streams.met(self._stream) - frozenset(self._streams.having(self._stream))
+        return self._streams.missing(self._stream)
 
     def close(self) -> None:
         """Read no more; what was read already may come still. Idempotent; from any thread."""

@@ -125,9 +125,9 @@ class Streams:
         """The partitions of a stream that are there, the nearest first."""
         return self._reachable(self.hosts(stream))
 
-    def met(self, stream: str) -> frozenset[str]:
-        """All that this node has met."""
-        return frozenset(self.hosts(stream).met)
+    def missing(self, stream: str) -> frozenset[str]:
+        """Those that this node has met and cannot reach now."""
+        return frozenset(self.hosts(stream).met) - frozenset(self.having(stream))
 
     def _reachable(self, finder: Finder) -> list[str]:
         partitions = finder.nearest()

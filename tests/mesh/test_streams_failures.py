@@ -97,11 +97,12 @@ def test_a_cut_cable_costs_a_stream_nothing_and_repeats_no_append(
 def test_a_log_that_is_gone_is_named_and_another_takes_what_may_be_anywhere(
     tmp_path: Path, programs: Programs
 ) -> None:
-    logs = {}
+    logs, folders = {}, {}
     for name in ("a", "b"):
         sidecar = programs.start(SIDECAR, str(tmp_path / name))
         sidecar.expect("ready")
-        logs[(tmp_path / name / "identity").read_text().strip()] = sidecar
+        partition = (tmp_path / name / "identity").read_text().strip()
+        logs[partition], folders[partition] = sidecar, tmp_path / name
     with Node("writer") as node:
         until(lambda: len(node.peers) == 2)
         orders = node.stream("orders")
@@ -117,3 +118,12 @@ def test_a_log_that_is_gone_is_named_and_another_takes_what_may_be_anywhere(
         replay = orders.replay()
         assert [record.payload for record in replay] == ["after"]
         assert replay.missing == {gone}
+        with orders.consumer("billing") as consumer:
+            record = consumer.recv(timeout=10)
+            record.ack()
+            assert record.payload == "after"
+            assert consumer.missing == {gone}
+            programs.start(SIDECAR, str(folders[gone])).expect("ready")
+            before = [consumer.recv(timeout=10) for _ in range(3)]
+            assert {record.partition for record in before} == {gone}
+            assert consumer.missing == set()
