@@ -1,4 +1,5 @@
-"""What every test gets: a private runtime directory, no settings from outside, fixed luck in CI."""
+"""What every test gets: a private runtime directory, no settings from outside, fixed luck in CI,
+and a look at the logs that it leaves."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = [
+    "tests.support.integrity",
     "tests.support.homes",
     "tests.support.processes",
     "tests.support.hosts",

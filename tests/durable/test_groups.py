@@ -273,6 +273,7 @@ def test_a_damaged_journal_stops_its_group_alone() -> None:
     assert groups.acked_to() is None, "or retention would take what it may not have settled"
 
 
+@pytest.mark.damages
 def test_a_group_whose_log_is_damaged_says_so_to_its_members() -> None:
     setting = Setting()
     fill(setting.log, *numbered(60))
@@ -372,6 +373,7 @@ def test_nothing_is_kept_of_what_is_settled() -> None:
     assert cache._bytes == 0
 
 
+@pytest.mark.damages
 def test_a_dead_letter_that_cannot_be_read_keeps_no_other() -> None:
     setting = Setting()
     fill(setting.log, *numbered(60))

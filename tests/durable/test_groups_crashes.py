@@ -24,7 +24,7 @@ from mesh.durable.waiting import Order
 from mesh.sockets import codec
 from tests.durable.test_groups import contents, fill
 from tests.support.fake_disk import FakeDisk, Operation, Stopped
-from tests.support.logs import PARTITION, open_log
+from tests.support.logs import PARTITION, open_log, sound
 
 SMALL = {
     "mesh.limits.GROUP_WINDOW": 16,
@@ -288,6 +288,7 @@ class GroupMachine(RuleBasedStateMachine):
                 acks = tuple((offset, offset + 1) for offset in given["last"])
                 self.groups.settle("g", "last", Settlements(acks=acks), self.now)
             assert sorted(rest) == sorted(set(range(self.number)) - self.settled - self.gone)
+            sound(self.disk)
         finally:
             self.stack.close()
 

@@ -260,6 +260,7 @@ def test_a_segment_of_more_than_4_gib_is_appended_to(
     assert header.synced == (1 << 32) - 1
 
 
+@pytest.mark.damages
 def test_a_log_of_another_format_is_refused(disk: FakeDisk) -> None:
     open_log(disk).close()
     (name,) = [name for name in disk.names() if name.endswith(".log")]

@@ -113,6 +113,7 @@ NAMES = small_log().names()
 LOGS = [name for name in NAMES if name.endswith(".log")]
 
 
+@pytest.mark.damages
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fault", ["flipped", "zeroed", "cut off", "added"])
@@ -131,6 +132,7 @@ def test_no_damaged_byte_of_a_log_yields_a_wrong_record_or_silence(name: str, fa
         never_wrong(damaged(name, bytes(changed)), name)
 
 
+@pytest.mark.damages
 @pytest.mark.parametrize("name", LOGS)
 def test_a_segment_that_is_missing_is_named(name: str) -> None:
     disk = small_log()
@@ -147,6 +149,7 @@ def test_a_segment_that_is_missing_is_named(name: str) -> None:
             bodies(log)
 
 
+@pytest.mark.damages
 def test_a_check_finds_what_is_behind_the_end_of_a_sealed_segment_and_what_is_not_there() -> None:
     data = contents(small_log())
     (finding,) = check(damaged(LOGS[0], data[LOGS[0]] + b"x"), PARTITION).findings
@@ -188,6 +191,7 @@ def test_a_log_without_any_segment_is_not_begun_anew() -> None:
     assert disk.names() == names
 
 
+@pytest.mark.damages
 def test_a_segment_in_the_place_of_another_is_named_and_not_cut_off() -> None:
     disk = damaged(LOGS[-1], contents(small_log())[LOGS[0]])
     before = contents(disk)
@@ -312,6 +316,7 @@ def test_a_hole_in_one_append_is_cut_off_with_all_behind_it() -> None:
     assert bodies(log) == [record(0), record(3)]
 
 
+@pytest.mark.damages
 def test_a_hole_before_what_was_acknowledged_is_damage_without_a_mark_or_a_state() -> None:
     disk = FakeDisk()
     log = open_log(disk)
@@ -327,6 +332,7 @@ def test_a_hole_before_what_was_acknowledged_is_damage_without_a_mark_or_a_state
         assert damage.value.offset == 0
 
 
+@pytest.mark.damages
 def test_a_closed_log_protects_also_what_is_no_record() -> None:
     """Of a note no offset tells that it is missing: the mark behind it does."""
     disk = FakeDisk()
@@ -343,6 +349,7 @@ def test_a_closed_log_protects_also_what_is_no_record() -> None:
             open_log(found)
 
 
+@pytest.mark.damages
 def test_a_mark_says_that_all_before_it_is_on_disk_and_sees_to_it() -> None:
     disk = FakeDisk()
     log = Log(disk, PARTITION, now_ns=0, shown_when_synced=False)
@@ -356,6 +363,7 @@ def test_a_mark_says_that_all_before_it_is_on_disk_and_sees_to_it() -> None:
         open_log(found)
 
 
+@pytest.mark.damages
 def test_segments_that_are_missing_at_the_end_are_missed_though_the_log_was_not_closed() -> None:
     disk = FakeDisk()
     log = open_log(disk, segment_bytes=300)

@@ -109,6 +109,7 @@ def test_a_time_is_found_though_its_segment_goes_meanwhile(disk: Meddled) -> Non
     assert log.offset_at(SECOND_NS) == second
 
 
+@pytest.mark.damages
 def test_a_segment_that_is_missing_is_damage_and_no_gap(disk: Meddled) -> None:
     """A gap says that retention took it; and the reader would begin again at the front."""
     log = filled(disk)
@@ -170,6 +171,7 @@ def fails(log: Log) -> None:
         log.sync()
 
 
+@pytest.mark.damages
 @pytest.mark.parametrize("segment", [1, -1])
 def test_damage_is_named_to_whoever_reads_it_or_looks_for_a_time(
     disk: Meddled, segment: int
@@ -341,6 +343,7 @@ def test_a_check_finds_nothing_amiss_in_a_log_that_is_cut_meanwhile(
         assert sound(disk).end == log.end == 30
 
 
+@pytest.mark.damages
 def test_a_check_names_a_segment_that_is_missing(disk: Meddled) -> None:
     log = filled(disk)
     disk.remove(log.segments[2].name)

@@ -200,6 +200,7 @@ def test_no_descriptor_stays_open_whatever_fails(tmp_path: Path) -> None:
     assert failures > 5
 
 
+@pytest.mark.damages
 def test_a_damaged_log_is_not_kept_open(tmp_path: Path) -> None:
     disk, journal = Disk(tmp_path / "log"), Closing()
     work(disk, journal)

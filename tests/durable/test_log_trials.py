@@ -65,6 +65,7 @@ def test_bodies_that_are_not_checked_are_found_out(monkeypatch: pytest.MonkeyPat
     is_found_out(lambda: ended_at_every_operation("crash"))
 
 
+@pytest.mark.damages
 def test_memory_that_is_believed_after_a_failed_sync_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -323,6 +323,7 @@ def test_what_a_disk_does_not_let_go_of_is_not_said_to_be_refused(
 # -- Opening
 
 
+@pytest.mark.damages
 def test_a_snapshot_spares_reading_all_segments(disk: FakeDisk) -> None:
     partition = open_partition(disk)
     writing = Writing(partition, 1)
@@ -382,6 +383,7 @@ def test_what_retention_takes_is_remembered_though_no_snapshot_was_written(
     assert appended(partition.commit([other], 0)).repeated
 
 
+@pytest.mark.damages
 def test_a_partition_that_cannot_be_opened_keeps_no_file_open(tmp_path: Path) -> None:
     partition = open_partition(Disk(tmp_path))
     writing = Writing(partition, 1)

@@ -214,6 +214,7 @@ def test_how_far_groups_have_come_is_told_though_nobody_consumes(
     again.sidecar.close()
 
 
+@pytest.mark.damages
 def test_a_damaged_stream_refuses_and_others_go_on(asking: Asking, disk: FakeDisk) -> None:
     asking.append("a")
     asking.append("b")

@@ -76,6 +76,7 @@ def test_a_runtime_directory_that_cannot_be_is_told_in_a_line(
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.damages
 def test_a_check_names_what_is_damaged(tmp_path: Path) -> None:
     with Node("one", durable=tmp_path) as node:
         for n in range(10):

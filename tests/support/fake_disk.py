@@ -38,11 +38,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from random import Random
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from mesh.durable.storage import Bytes, Poison, check_name, fresh_name
 from mesh.errors import LogLocked
@@ -78,6 +78,11 @@ class Faults:
     def fail(self, operation: Operation, nth: int = 1, code: int = errno.EIO) -> None:
         """Let the `nth` of these fail, counted from here."""
         self._failing[operation, self.done[operation] + nth] = code
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is dead."""
+        return self._stopped
 
     def mend(self) -> None:
         """Nothing fails any more; but for what there is no room for."""
@@ -316,6 +321,8 @@ class FakeDisk:
     def __init__(
         self, seed: int = 0, *, directory: Directory | None = None, faults: Faults | None = None
     ) -> None:
+        if faults is None:
+            MADE.append(self)
         self.faults = Faults(seed) if faults is None else faults
         self._directory = Directory() if directory is None else directory
         self._locked_here = False
@@ -417,6 +424,10 @@ class FakeDisk:
         if isinstance(entry, Directory):
             raise _os_error(errno.EISDIR, name)
         return entry
+
+
+MADE: Final[deque[FakeDisk]] = deque(maxlen=16)
+"""The latest, which are looked at when a test is over (`tests.support.integrity`)."""
 
 
 def _os_error(code: int, name: str) -> OSError:

@@ -45,8 +45,8 @@ def bodies(log: Log, offset: int = 0, bytes_max: int = 1 << 20) -> list[bytes]:
     return read
 
 
-def sound(storage: Storage) -> Report:
+def sound(storage: Storage, partition: int = PARTITION) -> Report:
     """What a check of the whole log reports, which is nothing amiss."""
-    report = check(storage, PARTITION)
+    report = check(storage, partition)
     assert not report.findings, report.findings
     return report

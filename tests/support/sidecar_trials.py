@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from mesh.durable.storage import Storage
 from tests.support.account import Account, Telling
+from tests.support.integrity import sound_sidecar
 from tests.support.one_thread import in_one_thread
 from tests.support.sidecar_client import GROUPS, Client
 
@@ -73,6 +74,7 @@ def holds_and_goes_on(storage: Storage, account: Account) -> None:
         end = programs.hosted.log.end
         assert all(each.committed == end for each in account.groups.values())
         assert not any(series.pending for series in account.series.values())
+    sound_sidecar(storage)
 
 
 def drain(programs: Client) -> None:
