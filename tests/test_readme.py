@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mesh import Node, StreamOptions
@@ -93,13 +94,22 @@ def test_the_page_of_streams_runs(tmp_path: Path, programs: Programs) -> None:
     programs.start(at).expect("sensors/kitchen 21.5")
 
 
-def test_the_page_of_streams_names_every_option() -> None:
+def test_the_page_of_streams_names_every_option_and_its_default() -> None:
     table = (ROOT / "docs" / "log.md").read_text().partition("| of `StreamOptions`")[2]
-    rows = table.partition("\n\n")[0]
-    named = {
-        name for row in rows.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
-    }
-    assert named == set(StreamOptions.__struct_fields__)
+    said: dict[str, object] = {}
+    for row in table.partition("\n\n")[0].splitlines()[2:]:
+        _, names, default, *_ = row.split("|")
+        for name in re.findall(r"`(\w+)`", names):
+            said[name] = default_of(default.strip())
+    assert said == msgspec.structs.asdict(StreamOptions())
+
+
+def default_of(text: str) -> object:
+    """What a cell of that table says."""
+    if text in ("all is kept", "the disk"):
+        return None
+    seconds = re.fullmatch(r"([\d,]+) s", text)
+    return float(seconds[1].replace(",", "")) if seconds else text.strip('`"')
 
 
 def test_every_link_leads_somewhere() -> None:

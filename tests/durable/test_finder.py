@@ -1,22 +1,34 @@
-"""Which sidecars there are, as their nodes say it."""
+"""Which sidecars there are, as their nodes say it, and which of them is taken."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import pytest
 
 from mesh.durable.finder import Finder
+from mesh.durable.streams import Streams
 from mesh.sockets.control import Offer
+from mesh.sockets.home import Core
+from tests.support.homes import Homes
 
-P, Q = "0" * 15 + "1", "0" * 15 + "2"
+Host = Literal["own", "another"]
+
+P, Q, R = ("0" * 15 + digit for digit in "123")
+NAMES = {0: "own", 1: "one", 2: "two", 3: "three"}
 
 
 @pytest.fixture
 def finder() -> Finder:
-    return Finder(0, "log", "*", {1: "one", 2: "two", 3: "three"}.__getitem__)
+    return Finder(0, "log", "*", NAMES.__getitem__)
 
 
-def attach(finder: Finder, peer: int, partition: str) -> None:
-    finder.attach(peer, Offer(7, "log", partition), f"tcp://127.0.0.1:{peer}")
+def attach(finder: Finder, peer: int, partition: str, *, host: Host = "another") -> None:
+    offer = Offer(7, "log", partition)
+    if finder.seeks == "host":
+        offer = Offer(8, "host", finder.channel, partition=partition)
+    at = f"ipc:///tmp/{peer}" if host == "own" else f"tcp://127.0.0.1:{peer}"
+    finder.attach(peer, offer, at)
 
 
 def ticks(finder: Finder, count: int) -> None:
@@ -48,3 +60,68 @@ def test_a_partition_that_moved_is_no_copy(
         ticks(finder, 10)
         finder.detach(2, 7, "left")
     assert not caplog.records
+
+
+# -- The nearest
+
+
+@pytest.mark.parametrize("seeks", ["log", "host"])
+def test_the_nearest_is_the_first_whatever_its_name(seeks: Literal["log", "host"]) -> None:
+    finder = Finder(0, seeks, "orders", NAMES.__getitem__)
+    attach(finder, 1, P)
+    attach(finder, 2, Q, host="own")
+    assert finder.nearest() == [Q, P]
+    attach(finder, 0, R, host="own")
+    assert finder.nearest() == [R, Q, P]
+    assert [finder.distance(partition) for partition in (R, Q, P)] == [0, 1, 2]
+    finder.detach(2, 7 if seeks == "log" else 8, "left")
+    assert finder.nearest() == [R, P]
+
+
+def test_a_partition_at_two_nodes_is_as_near_as_the_nearer_one(finder: Finder) -> None:
+    attach(finder, 1, Q)
+    attach(finder, 2, P)
+    attach(finder, 3, Q, host="own")
+    assert finder.nearest() == [Q, P]
+    assert finder.distance(Q) == 1
+
+
+class Choosing:
+    """The streams of a node without a log, and which sidecars there are."""
+
+    def __init__(self, homes: Homes) -> None:
+        cores: list[Core] = []
+        self.streams = Streams(
+            homes.make(9), cores.append, lambda core: lambda: None, None, NAMES.__getitem__
+        )
+        (logs,) = cores
+        assert isinstance(logs, Finder)
+        self.logs, self.hosts = logs, self.streams.hosts("orders")
+
+    def chosen(self) -> str:
+        """Where an append goes that may go anywhere."""
+        return self.streams.find("orders", None, 0)
+
+
+@pytest.fixture
+def choosing(homes: Homes) -> Choosing:
+    return Choosing(homes)
+
+
+def test_an_append_goes_to_its_own_host_though_another_has_the_stream(choosing: Choosing) -> None:
+    attach(choosing.logs, 1, P)
+    attach(choosing.hosts, 1, P)
+    assert choosing.chosen() == P
+    attach(choosing.logs, 2, Q, host="own")
+    assert choosing.chosen() == Q
+
+
+@pytest.mark.parametrize("host", ["own", "another"])
+def test_of_those_that_are_as_near_an_append_goes_to_one_that_has_the_stream(
+    choosing: Choosing, host: Host
+) -> None:
+    attach(choosing.logs, 1, P, host=host)
+    attach(choosing.logs, 2, Q, host=host)
+    assert choosing.chosen() == P
+    attach(choosing.hosts, 2, Q, host=host)
+    assert choosing.chosen() == Q

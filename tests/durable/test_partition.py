@@ -399,13 +399,18 @@ def test_a_partition_that_cannot_be_opened_keeps_no_file_open(tmp_path: Path) ->
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_an_unsynced_durability_answers_before_the_disk_has_it(disk: FakeDisk) -> None:
-    partition = open_partition(disk, StreamOptions(durability="interval"))
+@pytest.mark.parametrize("durability", ["interval", "os"])
+def test_an_unsynced_durability_answers_before_the_disk_has_it(
+    disk: FakeDisk, durability: Durability
+) -> None:
+    options = StreamOptions(durability=durability)
+    partition = open_partition(disk, options)
     writing = Writing(partition, 1)
     syncs = disk.faults.done["sync"]
     writing.append("a")
     assert disk.faults.done["sync"] == syncs
     assert payloads(partition) == ["a"]
+    assert payloads(open_partition(disk.kill(), options)) == ["a"], "a killed process loses nothing"
     assert partition.sync()
     assert disk.faults.done["sync"] == syncs + 1
 

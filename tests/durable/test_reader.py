@@ -1,17 +1,20 @@
-"""How a partition is read on and on: what is asked, and when again."""
+"""How a partition is read on and on: what is asked, and when again; and that nobody else has to
+wait for that."""
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
-from mesh.durable.protocol import Query
+from mesh.durable.outcomes import Appended
+from mesh.durable.protocol import Query, Read
 from mesh.durable.reader import PartitionReader, read
 from mesh.durable.route import Ask, LocalRoute
 from mesh.durable.sidecar import Sidecar
-from tests.durable.test_sidecar import Asking
-from tests.support.fake_disk import FakeDisk
+from tests.durable.test_sidecar import Asking, payloads_in
+from tests.support.fake_disk import FakeDisk, FakeFile
 
 
 def test_a_sidecar_that_is_about_to_close_is_asked_again_after_a_pause(
@@ -36,4 +39,32 @@ def test_a_sidecar_that_is_about_to_close_is_asked_again_after_a_pause(
     began = time.monotonic()
     assert read(reader, 10, stopped=lambda: len(asked) == 4) == []
     assert time.monotonic() - began >= 0.15
+    sidecar.close()
+
+
+def test_an_append_does_not_wait_for_who_reads_however_long_that_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    read_file = FakeFile.read
+
+    def slow(file: FakeFile, at: int, length: int) -> bytes:
+        if not held.is_set():
+            held.set()
+            assert go_on.wait(30)
+        return read_file(file, at, length)
+
+    sidecar = Sidecar(FakeDisk())
+    asking, reading = Asking(sidecar), Asking(sidecar)
+    asking.append("a")
+    monkeypatch.setattr(FakeFile, "read", slow)
+    reading.ask(Read("orders", 0))
+    assert held.wait(10)
+    try:
+        for payload in ("b", "c"):
+            assert isinstance(asking.append(payload), Appended)
+        assert reading.answers.empty()
+    finally:
+        go_on.set()
+    assert payloads_in(reading.answer(), sidecar)[:1] == ["a"]
     sidecar.close()
