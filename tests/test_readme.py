@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from mesh import Node, StreamOptions
+from mesh.durable import batch
 from tests.support.pages import snippets
 from tests.support.processes import Programs
 
@@ -110,6 +112,13 @@ def default_of(text: str) -> object:
         return None
     seconds = re.fullmatch(r"([\d,]+) s", text)
     return float(seconds[1].replace(",", "")) if seconds else text.strip('`"')
+
+
+def test_the_page_of_streams_draws_a_segment_as_its_module_does() -> None:
+    drawing = "┌" + (ROOT / "docs" / "log.md").read_text().partition("```\n┌")[2]
+    drawing = drawing.partition("```")[0]
+    assert "head, little endian" in drawing
+    assert textwrap.indent(drawing, "    ") in (batch.__doc__ or "")
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.durable import batch as layout
 from mesh.durable.batch import (
     HEAD_BYTES,
     HEADER_BYTES,
+    Flags,
     Head,
     Header,
     batch,
@@ -59,6 +63,43 @@ def test_a_head_is_read_as_it_was_written(
     packed = encode_head(head)
     assert len(packed) == HEAD_BYTES == 48
     assert decode_head(packed + b"more") == head
+
+
+def drawn(title: str) -> dict[str, tuple[int, str]]:
+    """Where the module's own drawing has each field, and in which form."""
+    rows = (layout.__doc__ or "").partition(f"{title}, little endian")[2].partition("\n\n")[0]
+    found = re.findall(r"^ +(\d+)  (u8|u16|u32|u64) +(\w+(?: \w+)?)", rows, re.MULTILINE)
+    return {name.replace(" ", "_"): (int(at), form) for at, form, name in found if name != "0"}
+
+
+def test_each_field_is_where_it_is_drawn() -> None:
+    """In the module, and so on the page of streams, which has the same drawing."""
+    head = Head(partition=PARTITION, offset=2, time_ns=3, log_epoch=4)
+    header = Header(
+        body_check=1,
+        body_bytes=3,
+        column_bytes=2,
+        count=4,
+        offset=5,
+        time_ns=6,
+        producer=7,
+        seq=8,
+        producer_epoch=9,
+        log_epoch=10,
+        synced=11,
+        codec=12,
+        flags=Flags.UNIQUE,
+    )
+    for title, record, packed in (
+        ("head", head, encode_head(head)),
+        ("header", header, encode(header, PARTITION)),
+    ):
+        fields = drawn(title)
+        assert fields.keys() - {"check"} == set(record.__struct_fields__)
+        for name, (at, form) in fields.items():
+            if name != "check":
+                size = int(form[1:]) // 8
+                assert int.from_bytes(packed[at : at + size], "little") == getattr(record, name)
 
 
 SOME = Header(body_check=1, body_bytes=2, count=3, offset=4, time_ns=5, producer=6, seq=7)
