@@ -1,0 +1,119 @@
+"""A stream on a disk that is full: appends are refused, or wait; all else goes on, and what that
+makes room for is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh import Node
+from mesh.durable.consumer import Consumer
+from mesh.durable.storage import Disk
+from mesh.durable.stream import Stream
+from mesh.errors import LogFull, Timeout
+from mesh.options import StreamOptions
+from tests.support.faults import filled, small_disk
+from tests.support.integrity import sound_sidecar
+from tests.support.processes import Programs
+from tests.support.sidecars import SIDECAR
+
+pytestmark = pytest.mark.slow
+
+DISK_BYTES = 40 << 20
+"""Room for two segments and a half: retention gives up whole ones."""
+PAD = b"x" * 100_000
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, DISK_BYTES) as disk:
+        yield disk
+        sound_sidecar(Disk(disk / "log"))
+
+
+@pytest.fixture(params=["embedded", "sidecar"])
+def node(request: pytest.FixtureRequest, disk: Path, programs: Programs) -> Iterator[Node]:
+    """One whose streams are in its own process, or in another."""
+    if request.param == "embedded":
+        with Node("writer", durable=disk / "log") as node:
+            yield node
+    else:
+        sidecar = programs.start(SIDECAR, str(disk / "log"))
+        sidecar.expect("ready")
+        with Node("writer") as node:
+            yield node
+        sidecar.tell()
+        assert sidecar.finish()[0] == 0  # it has to let go of the disk
+
+
+def append_on(orders: Stream, appended: list[int]) -> None:
+    for number in range(DISK_BYTES // len(PAD)):
+        orders.append([number, PAD])
+        appended.append(number)
+
+
+def fill(orders: Stream) -> int:
+    """Append until that is refused. How many it were."""
+    appended: list[int] = []
+    with pytest.raises(LogFull, match="No space left on device"):
+        append_on(orders, appended)
+    return len(appended)
+
+
+def numbers(orders: Stream) -> list[int]:
+    return [record.payload[0] for record in orders.replay()]
+
+
+def take(consumer: Consumer, count: int) -> list[int]:
+    taken = []
+    for _ in range(count):
+        record = consumer.recv(10)
+        taken.append(record.payload[0])
+        record.ack()
+    return taken
+
+
+def test_what_was_acknowledged_makes_room_on_a_full_disk_for_what_waits(
+    node: Node, disk: Path
+) -> None:
+    orders = node.stream("orders", options=StreamOptions(retention="acked"))
+    waiting = node.stream("orders", when_full="wait")
+    with orders.consumer("billing", prefetch=1000) as consumer:
+        orders.append([-1])
+        assert take(consumer, 1) == [-1]
+        consumer.flush(timeout=10)
+        count = fill(orders)
+        with filled(disk):  # not even a page is left
+            with pytest.raises(LogFull):
+                orders.append([-2, PAD])
+            with pytest.raises(Timeout):
+                waiting.append([count, PAD], timeout=0.2)
+            assert numbers(orders) == [-1, *range(count)], "each is there, and none in part"
+            assert take(consumer, count) == [*range(count)]
+            consumer.flush(timeout=10)
+            waiting.flush(timeout=20)
+            assert orders.append([count + 1, PAD]).offset == count + 2
+            ((start, end),) = orders.bounds().values()
+            assert (start > 100, end) == (True, count + 3)
+            assert numbers(orders) == [*range(start - 1, count + 2)]
+            assert take(consumer, 2) == [count, count + 1]
+    (stats,) = orders.stats().values()
+    assert set(stats.refused) == {"full"}
+
+
+def test_a_full_disk_takes_appends_again_once_somebody_makes_room(node: Node, disk: Path) -> None:
+    orders = node.stream("orders")
+    waiting = node.stream("orders", when_full="wait")
+    orders.append([-1])
+    with filled(disk, room_bytes=1 << 20):
+        count = fill(orders)
+        assert count > 2
+        under_way = waiting.append_nowait([count, PAD])
+        with pytest.raises(Timeout):
+            under_way.wait(0.2)
+        assert numbers(orders) == [-1, *range(count)]
+    assert under_way.wait(20).offset == count + 1
+    assert orders.append([count + 1, PAD]).offset == count + 2
+    assert numbers(orders) == [*range(-1, count + 2)]
