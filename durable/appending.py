@@ -13,15 +13,15 @@ from mesh.durable.appender import Appender, Pending
 from mesh.durable.batch import Batch
 from mesh.durable.outcomes import OFFSET_UNKNOWN
 from mesh.durable.route import Ask
-from mesh.errors import Timeout
 from mesh.message import Receipt
-from mesh.options import check_timeout, within
+from mesh.options import Left, check_timeout
 
 WINDOW_BYTES: Final = 16 * 1024 * 1024
 """Under way at one time: who appends more waits."""
 AGAIN_S: Final = 0.05
 """How often who waits without an ask of its own looks again."""
 _RECEIPT: Final = "receipt"
+_ROOM: Final = "room for an append"
 
 
 class Appending(msgspec.Struct, frozen=True, eq=False):
@@ -46,7 +46,7 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
     def wait(self, timeout: float | None = None) -> Receipt:
         """Block until its outcome is known, up to `timeout` seconds (None: for ever). Raises what
         `Stream.append` raises. From any thread, any number of times."""
-        wait(self._appender, self._pending, check_timeout(timeout))
+        wait(self._appender, self._pending, deadline_of(timeout))
         return receipt_of(self._appender, self._pending, self._index)
 
     def __await__(self) -> Generator[Any, None, Receipt]:
@@ -54,24 +54,44 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
         return receipt_of(self._appender, self._pending, self._index)
 
 
-def wait(appender: Appender, pending: Pending, timeout: float | None) -> None:
+class Deadline(msgspec.Struct, frozen=True, gc=False):
+    """When several waits, one after the other, have to be over."""
+
+    at: float
+    timeout: float
+    """Of all of them, in seconds."""
+
+
+def deadline_of(timeout: float | None) -> Deadline | None:
+    """Raises `InvalidOption`."""
+    timeout = check_timeout(timeout)
+    return None if timeout is None else Deadline(time.monotonic() + timeout, timeout)
+
+
+def left_of(deadline: Deadline | None) -> Left | None:
+    """For the next of its waits."""
+    if deadline is None:
+        return None
+    return Left(max(0.0, deadline.at - time.monotonic()), deadline.timeout)
+
+
+def wait(appender: Appender, pending: Pending, deadline: Deadline | None) -> None:
     """Block until its outcome is known. Raises `Timeout`, `Closed`."""
     if not pending.done:
         link = appender.route.link
-        _wait(appender, pending, link.run(lambda: appender.claim(pending)), timeout)
+        _wait(appender, pending, link.run(lambda: appender.claim(pending)), deadline)
 
 
-def append(appender: Appender, batch: Batch, timeout: float | None) -> Receipt:
+def append(appender: Appender, batch: Batch, deadline: Deadline | None) -> Receipt:
     """Have it appended, and block until its outcome is known. Raises what `Stream.append` does."""
     pending, ask = appender.route.link.run(lambda: appender.submit_and_claim(batch))
-    _wait(appender, pending, ask, timeout)
+    _wait(appender, pending, ask, deadline)
     return receipt_of(appender, pending)
 
 
-def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float | None) -> None:
+def _wait(appender: Appender, pending: Pending, ask: Ask | None, deadline: Deadline | None) -> None:
     """With the `ask` that was claimed, and then whichever it takes."""
     link, route = appender.route.link, appender.route
-    deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         try:
             if ask is not None:
@@ -83,8 +103,6 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
                 slot=ask,
                 retry_s=None if ask is not None else AGAIN_S,
             )
-        except Timeout:
-            raise Timeout(f"no {_RECEIPT} {within(timeout)}") from None
         finally:
             with link.lock:
                 appender.release(ask)
@@ -93,9 +111,9 @@ def _wait(appender: Appender, pending: Pending, ask: Ask | None, timeout: float 
         ask = link.run(lambda: appender.claim(pending))
 
 
-async def await_(appender: Appender, pending: Pending, timeout: float | None) -> None:
+async def await_(appender: Appender, pending: Pending, deadline: Deadline | None) -> None:
     """`wait` for asyncio."""
-    link, deadline = appender.route.link, deadline_of(timeout)
+    link = appender.route.link
     while not _is_taken_in(appender, pending):
         ask = link.run(lambda: appender.claim(pending))
         try:
@@ -140,24 +158,31 @@ def _look(appender: Appender, pending: Pending) -> bool | None:
     return pending.done or appender.may_claim(pending) or None
 
 
-def wait_for_room(appender: Appender, timeout: float | None) -> None:
+def wait_for_room(appender: Appender, deadline: Deadline | None) -> None:
     """Block while as much is under way as may be. Raises `Timeout`, `Closed`."""
     if appender.bytes_waiting >= WINDOW_BYTES:
         appender.route.link.wait(
-            lambda: has_room(appender), timeout, "room for an append", retry_s=AGAIN_S
+            lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
         )
 
 
-def has_room(appender: Appender) -> bool | None:
-    """For its link to wait with."""
+async def await_room(appender: Appender, deadline: Deadline | None) -> None:
+    """`wait_for_room` for asyncio."""
+    if appender.bytes_waiting >= WINDOW_BYTES:
+        await appender.route.link.wait_async(
+            lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
+        )
+
+
+def _has_room(appender: Appender) -> bool | None:
     if appender.bytes_waiting >= WINDOW_BYTES:
         appender.advance(None)
     return appender.bytes_waiting < WINDOW_BYTES or None
 
 
-def flush(appender: Appender, timeout: float | None, what: str) -> None:
+def flush(appender: Appender, deadline: Deadline | None, what: str) -> None:
     """Block until nothing is under way. Raises `Timeout`, `Closed`."""
-    link, deadline = appender.route.link, deadline_of(timeout)
+    link = appender.route.link
     while not appender.idle:
         ask = link.run(appender.claim_last)
         try:
@@ -167,9 +192,9 @@ def flush(appender: Appender, timeout: float | None, what: str) -> None:
                 appender.release(ask)
 
 
-async def aflush(appender: Appender, timeout: float | None, what: str) -> None:
+async def aflush(appender: Appender, deadline: Deadline | None, what: str) -> None:
     """`flush` for asyncio."""
-    link, deadline = appender.route.link, deadline_of(timeout)
+    link = appender.route.link
     while not appender.idle:
         ask = link.run(appender.claim_last)
         try:
@@ -216,12 +241,3 @@ def join(receipts: list[Receipt], receipt: Receipt) -> None:
             receipts[-1] = msgspec.structs.replace(last, count=last.count + receipt.count)
             return
     receipts.append(receipt)
-
-
-def deadline_of(timeout: float | None) -> float | None:
-    timeout = check_timeout(timeout)
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def left_of(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -63,7 +63,7 @@ class Producing:
         is. Raises what `bind` raises."""
         deadline = deadline_of(timeout)
         appender = self.bind(left_of(deadline), derived_from)
-        wait_for_room(appender, left_of(deadline))
+        wait_for_room(appender, deadline)
         return Appending(appender, *appender.route.link.run(lambda: submit(appender)))
 
     def submit(

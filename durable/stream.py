@@ -16,14 +16,13 @@ from typing import Any, Final, Literal, TypeVar
 from mesh import limits
 from mesh.durable.appender import Pending
 from mesh.durable.appending import (
-    AGAIN_S,
     Appending,
     aflush,
     append,
     await_,
+    await_room,
     deadline_of,
     flush,
-    has_room,
     join,
     left_of,
     receipt_of,
@@ -111,7 +110,7 @@ class Stream(Handle):
         item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline), derived_from)
-        return append(appender, batch_of([item]), left_of(deadline))
+        return append(appender, batch_of([item]), deadline)
 
     async def aappend(
         self,
@@ -130,7 +129,7 @@ class Stream(Handle):
         deadline = deadline_of(timeout)
         appender = await self._writing().abind(left_of(deadline), derived_from)
         pending = appender.route.link.run(lambda: appender.submit(batch_of([item])))
-        await await_(appender, pending, left_of(deadline))
+        await await_(appender, pending, deadline)
         return receipt_of(appender, pending)
 
     def append_nowait(
@@ -172,11 +171,11 @@ class Stream(Handle):
         link = appender.route.link
         pendings: list[Pending] = []
         for batch in batches_of(payloads, self._streams.bytes_max, key):
-            wait_for_room(appender, left_of(deadline))
+            wait_for_room(appender, deadline)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:
-            wait(appender, pending, left_of(deadline))
+            wait(appender, pending, deadline)
             join(receipts, receipt_of(appender, pending))
         return receipts
 
@@ -193,13 +192,11 @@ class Stream(Handle):
         link = appender.route.link
         pendings: list[Pending] = []
         for batch in batches_of(payloads, self._streams.bytes_max, key):
-            await link.wait_async(
-                lambda: has_room(appender), left_of(deadline), "room", retry_s=AGAIN_S
-            )
+            await await_room(appender, deadline)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:
-            await await_(appender, pending, left_of(deadline))
+            await await_(appender, pending, deadline)
             join(receipts, receipt_of(appender, pending))
         return receipts
 
@@ -208,13 +205,13 @@ class Stream(Handle):
         Raises `Timeout`, `Closed`. What became of each append, its `Appending` says."""
         deadline = deadline_of(timeout)
         for appender in self._producing.appenders:
-            flush(appender, left_of(deadline), f"end of appends to {self._what}")
+            flush(appender, deadline, f"end of appends to {self._what}")
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
         """`flush` for asyncio."""
         deadline = deadline_of(timeout)
         for appender in self._producing.appenders:
-            await aflush(appender, left_of(deadline), f"end of appends to {self._what}")
+            await aflush(appender, deadline, f"end of appends to {self._what}")
 
     def _writing(self) -> Producing:
         self._check_open()

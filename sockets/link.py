@@ -199,7 +199,7 @@ class Link:
                 if result is not None:
                     return result
                 if timeout == 0:
-                    raise Timeout(f"no {what} at once")
+                    raise Timeout(f"no {what} {within(timeout)}")
                 # Under the lock still: nothing that anybody took notice of can have come since.
                 sleeper.busy = True
                 sleeper.result = None
@@ -307,7 +307,7 @@ class Link:
             if result is not None:
                 return result
             if timeout == 0:
-                raise Timeout(f"no {what} at once")
+                raise Timeout(f"no {what} {within(timeout)}")
             waiter = self.loops.get(loop) or loops.loop_waiter(self, loop)
             wait = waiter.begin(attempt, timeout, what, slot, retry_s)
             if self._stirred:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from mesh.durable.appender import Appender, Pending
-from mesh.durable.appending import await_, receipt_of, wait
+from mesh.durable.appending import await_, deadline_of, receipt_of, wait
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import BATCH_BYTES, BATCH_RECORDS
 from mesh.durable.outcomes import Appended, Code, Opened, Refused
@@ -411,14 +411,14 @@ def test_who_waits_for_a_batch_that_another_waits_for_has_the_same_patience(
     places = items(appender, b"a", b"b", b"c")
     appender.close_batches()
     shared, _ = places[2]
-    waited = threading.Thread(target=wait, args=(appender, shared, 10))
+    waited = threading.Thread(target=wait, args=(appender, shared, deadline_of(10)))
     waited.start()
     until(lambda: route.asked[1].waiter is not None)
     before = appender.route.link.attempts
     with pytest.raises(Timeout):
-        wait(appender, shared, 0.12)
+        wait(appender, shared, deadline_of(0.12))
     assert appender.route.link.attempts - before < 5
-    last = threading.Thread(target=wait, args=(appender, shared, 10))
+    last = threading.Thread(target=wait, args=(appender, shared, deadline_of(10)))
     last.start()
     with route.link.lock:
         for number, ask in enumerate(route.asked):
@@ -438,7 +438,7 @@ def test_tasks_that_wait_for_one_batch_leave_their_loop_to_others(
     appender.close_batches()
 
     async def others() -> None:
-        awaiting = [asyncio.ensure_future(await_(appender, places[2][0], 10)) for _ in range(3)]
+        awaiting = [asyncio.ensure_future(await_(appender, places[2][0], None)) for _ in range(3)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         for number, ask in enumerate(route.asked):

@@ -39,7 +39,7 @@ def test_a_producer_that_begins_while_too_much_waits_does_not_hold_up_the_writer
         return route.link.run(lambda: appender.submit(batch_of([record("x")])))
 
     first, second = producer(1), producer(2)
-    append(first, batch_of([record("x")]), 10)
+    append(first, batch_of([record("x")]), None)
     hosted = sidecar.hosted("orders")
     assert hosted is not None
     assert hosted._writer is not None
@@ -54,5 +54,5 @@ def test_a_producer_that_begins_while_too_much_waits_does_not_hold_up_the_writer
     gate.open()
     begun.join(5)
     assert not begun.is_alive()
-    wait(second, pendings[-1], 10)
-    wait(first, pendings[-2], 10)
+    wait(second, pendings[-1], None)
+    wait(first, pendings[-2], None)

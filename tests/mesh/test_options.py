@@ -59,7 +59,7 @@ def test_every_field_of_every_class_is_documented() -> None:
     classes = [
         node
         for node in ast.parse(inspect.getsource(options)).body
-        if isinstance(node, ast.ClassDef)
+        if isinstance(node, ast.ClassDef) and ast.unparse(node.bases[0]) == "msgspec.Struct"
     ]
     assert {node.name for node in classes} == {cls.__name__ for cls in CLASSES}
     for cls in classes:

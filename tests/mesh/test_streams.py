@@ -271,10 +271,32 @@ def test_an_append_waits_for_room_if_it_is_to(node: Node) -> None:
     orders.append_many([b"x" * 1000] * 9)
     with pytest.raises(Timeout):
         orders.append(b"y" * 1000, timeout=0.2)
-    with pytest.raises(Timeout):
-        orders.flush(timeout=0.1)
     with pytest.raises(InvalidOption, match="when_full must be 'refuse' or 'wait', not 'drop'"):
         node.stream("orders", when_full="drop")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_timeout_names_what_was_given_and_not_what_was_left_of_it(node: Node) -> None:
+    """Each of these waits more than once."""
+    orders = node.stream("orders", when_full="wait", options=StreamOptions(bytes_max=10_000))
+    orders.append_many([b"x" * 1000] * 9)
+    large = b"y" * 1000
+    no_receipt, no_end = (
+        "no receipt within 0.2 s",
+        "no end of appends to stream 'orders' within 0.2 s",
+    )
+    for wait, text in (
+        (lambda: orders.append(large, timeout=0.2), no_receipt),
+        (lambda: orders.append_nowait(large).wait(0.2), no_receipt),
+        (lambda: orders.append_many([large], timeout=0.2), no_receipt),
+        (lambda: orders.flush(timeout=0.2), no_end),
+        (lambda: asyncio.run(orders.aappend(large, timeout=0.2)), no_receipt),
+        (lambda: asyncio.run(orders.aappend_many([large], timeout=0.2)), no_receipt),
+        (lambda: asyncio.run(orders.aflush(timeout=0.2)), no_end),
+    ):
+        with pytest.raises(Timeout) as late:
+            wait()
+        assert str(late.value) == text
 
 
 def test_what_was_refused_leaves_no_hole_in_what_follows(node: Node) -> None:

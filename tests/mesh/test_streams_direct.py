@@ -229,7 +229,7 @@ def test_a_line_that_was_given_back_may_carry_what_another_stream_appends(
         lines.then = begin
         assert one.append(2).offset == 2
         ((pending, ask),) = begun
-        appending._wait(appender, pending, ask, 10)
+        appending._wait(appender, pending, ask, None)
         assert lines.exchanged == 2
         assert payloads(other) == [0, 1]
 
