@@ -32,6 +32,11 @@ from mesh.errors import InvalidOption, PayloadTooLarge
 from mesh.options import check_count, check_function, check_seconds
 from mesh.sockets.codec import Headers
 
+KeyOf = Callable[[Any], str | bytes | None]
+"""The key of the record with that payload."""
+HeadersOf = Callable[[Any], Headers | None]
+"""Likewise its headers."""
+
 BATCH_RECORDS: Final = 1024
 """Most records that share a batch."""
 BATCH_BYTES: Final = 256 * 1024
@@ -87,20 +92,31 @@ def _plain(payload: Any, bytes_max: int) -> Plain:
 
 
 def batches_of(
-    payloads: Iterable[Any], bytes_max: int, key: Callable[[Any], str | bytes | None] | None = None
+    payloads: Iterable[Any],
+    bytes_max: int,
+    key: KeyOf | None = None,
+    headers: HeadersOf | None = None,
 ) -> Iterator[Batch]:
-    """Batches of them, as they come. Raises what `item_of` raises, and what `key` does."""
-    if key is not None:
-        check_function(key, "key")
+    """Batches of them, as they come. Raises what `item_of` raises, and what `key` and `headers`
+    do."""
+    for function, what in ((key, "key"), (headers, "headers")):
+        if function is not None:
+            check_function(function, what)
+    bare = key is None and headers is None
     items: list[Item] = []
     size, size_max = 0, min(BATCH_BYTES, bytes_max // 2)
     for payload in payloads:
         item: Item
-        if key is None:
+        if bare:
             item = plain = _plain(payload, bytes_max)
             item_bytes = len(plain) + _BESIDE_BYTES
         else:
-            item, item_bytes = item_of(payload, bytes_max=bytes_max, key=key(payload))
+            item, item_bytes = item_of(
+                payload,
+                bytes_max=bytes_max,
+                key=None if key is None else key(payload),
+                headers=None if headers is None else headers(payload),
+            )
         if items and (len(items) >= BATCH_RECORDS or size + item_bytes > size_max):
             yield batch_of(items)
             items, size = [], 0

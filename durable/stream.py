@@ -31,11 +31,7 @@ from mesh.durable.appending import (
 )
 from mesh.durable.consumer import Consumer, Consuming
 from mesh.durable.deliveries import AskedOptions
-from mesh.durable.encoding import (
-    batches_of,
-    derived_of,
-    item_of,
-)
+from mesh.durable.encoding import HeadersOf, KeyOf, batches_of, derived_of, item_of
 from mesh.durable.producing import Producing
 from mesh.durable.protocol import Find, Inspect, Inspected, Place, Query
 from mesh.durable.reading import Record
@@ -158,19 +154,21 @@ class Stream(Handle):
         self,
         payloads: Iterable[Any],
         *,
-        key: Callable[[Any], str | bytes | None] | None = None,
+        key: KeyOf | None = None,
+        headers: HeadersOf | None = None,
         timeout: float | None = 10.0,
     ) -> list[Receipt]:
         """Append each of `payloads`, in order, and return once all are in the log: a receipt for
-        each range of consecutive offsets. `key`: called with each payload, returns the key of its
-        record (None: no record has one). `timeout` in seconds, for the whole. Raises what `append`
-        raises, for the first batch that fails; those before it are written, those behind it may
+        each range of consecutive offsets. `key` and `headers`: functions, called with each
+        payload, which return the key and the headers of its record, or None if it has none.
+        `timeout` in seconds, for the whole. Raises what `append` raises, for the first batch that
+        fails, and what these functions do; what is before it is written, what is behind it may
         be."""
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
-        for batch in batches_of(payloads, self._streams.bytes_max, key):
+        for batch in batches_of(payloads, self._streams.bytes_max, key, headers):
             wait_for_room(appender, deadline)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
@@ -183,7 +181,8 @@ class Stream(Handle):
         self,
         payloads: Iterable[Any],
         *,
-        key: Callable[[Any], str | bytes | None] | None = None,
+        key: KeyOf | None = None,
+        headers: HeadersOf | None = None,
         timeout: float | None = 10.0,
     ) -> list[Receipt]:
         """`append_many` for asyncio."""
@@ -191,7 +190,7 @@ class Stream(Handle):
         appender = await self._writing().abind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
-        for batch in batches_of(payloads, self._streams.bytes_max, key):
+        for batch in batches_of(payloads, self._streams.bytes_max, key, headers):
             await await_room(appender, deadline)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []

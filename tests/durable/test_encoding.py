@@ -42,7 +42,11 @@ def one_with_a_key(payload: bytes) -> Batch:
     return list(batches_of([b"x", payload], BYTES_MAX, lambda _: "k" * 100))[-1]
 
 
-@pytest.mark.parametrize("made", [plain, with_all, one_of_many, one_with_a_key])
+def one_with_headers(payload: bytes) -> Batch:
+    return list(batches_of([b"x", payload], BYTES_MAX, headers=lambda _: {"trace": "x" * 100}))[-1]
+
+
+@pytest.mark.parametrize("made", [plain, with_all, one_of_many, one_with_a_key, one_with_headers])
 def test_what_is_not_refused_can_travel_whatever_the_name_of_its_stream(
     made: Callable[[bytes], Batch],
 ) -> None:

@@ -101,6 +101,36 @@ def test_each_of_many_records_may_have_its_key(node: Node) -> None:
         orders.append_many([1], key=lambda n: n)
 
 
+def test_each_of_many_records_may_have_its_headers(node: Node) -> None:
+    orders = node.stream("orders")
+
+    def traced(n: int) -> dict[str, object] | None:
+        return {"trace": f"t-{n}", "n": n} if n % 3 else None
+
+    def keyed(n: int) -> str | None:
+        return f"customer-{n}" if n % 2 else None
+
+    (receipt,) = orders.append_many(range(3000), headers=traced)
+    assert (receipt.offset, receipt.count) == (0, 3000)
+    asyncio.run(orders.aappend_many(range(3000, 5000), key=keyed, headers=traced))
+    read = [(record.payload, record.key, dict(record.headers)) for record in orders.replay()]
+    assert read == [
+        (n, b"customer-%d" % n if n >= 3000 and n % 2 else None, traced(n) or {})
+        for n in range(5000)
+    ]
+
+
+def test_headers_of_many_that_cannot_be_are_told_as_those_of_one_are(node: Node) -> None:
+    orders = node.stream("orders")
+    with pytest.raises(NotSerializable, match="headers must be a mapping, not str"):
+        orders.append_many([1], headers=lambda _: "t")  # type: ignore[arg-type,return-value]
+    with pytest.raises(InvalidOption, match=r"headers takes a function, not \{'trace': '7'\}"):
+        orders.append_many([1], headers={"trace": "7"})  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        orders.append_many([0], headers=lambda n: {"share": 1 / n})
+    assert orders.append("x").offset == 0, "and nothing was appended"
+
+
 def test_appends_under_way_are_waited_for_later(node: Node) -> None:
     orders = node.stream("orders")
     under_way = [orders.append_nowait(n) for n in range(300)]
