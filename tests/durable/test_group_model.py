@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
         for offset in lost:
             self.log[offset].settle()
         gap = Trimmed(lost[0], lost[-1], len(lost)) if lost else None
-        assert self.group.trimmed(start) == gap
+        assert self.group.trimmed(start) == gap, "retention took something else"
 
     # -- Members
 
@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
             if record.delivered and not record.settled:
                 record.settle()
                 settled += 1
-        assert self.group.ack(member, first, first + count) == settled
+        assert self.group.ack(member, first, first + count) == settled, "settled"
 
     @rule(place=PLACES)
     def bury(self, place: int) -> None:
@@ -336,6 +336,11 @@ class Machine(RuleBasedStateMachine):
     def compact(self) -> None:
         self.journal = [(self.group.snapshot(), *self.state())]
         self.base = 1
+
+    @rule(random=st.randoms())
+    def restart(self, random: Random) -> None:
+        self.write()
+        self.crash(0, 0, random)
 
     @rule(keep=st.integers(0, 5), cut=st.integers(0, 3), random=st.randoms())
     def crash(self, keep: int, cut: int, random: Random) -> None:
@@ -412,10 +417,11 @@ class Machine(RuleBasedStateMachine):
     def records_are_as_the_model_says(self) -> None:
         settled, counts = self.state()
         progress = self.group.snapshot()
-        assert {o for first, end in progress.settled for o in range(first, end)} == settled
+        found = {o for first, end in progress.settled for o in range(first, end)}
+        assert found == settled, "settled"
         assert {o: n for first, end, n in progress.deliveries for o in range(first, end)} == {
             o: n for o, n in counts.items() if not self.log[o].settled
-        }
+        }, "deliveries"
         assert self.group.in_flight == sum(record.holder is not None for record in self.log)
         assert self.group.active == (
             self.line[0] if self.order == "exclusive" and self.line else None

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from random import Random
 from unittest.mock import patch
 
@@ -21,6 +21,7 @@ from mesh.durable.journal import Journal
 from mesh.durable.progress import Tally
 from mesh.durable.records import NewRecord, payloads_of
 from mesh.durable.waiting import Order
+from mesh.errors import LogDamaged
 from mesh.sockets import codec
 from tests.durable.test_groups import contents, fill
 from tests.support.fake_disk import FakeDisk, Operation, Stopped
@@ -123,15 +124,26 @@ class GroupMachine(RuleBasedStateMachine):
         held = self.holding[member]
         offset = held.pop(data.draw(st.integers(0, len(held) - 1)))
         if how == "ack":
-            self.groups.settle("g", member, Settlements(acks=((offset, offset + 1),)), self.now)
-            self.settled.add(offset)
-            self.said.add(offset)
+            self.ack(member, offset)
         elif how == "reject":
             self.groups.settle("g", member, Settlements(rejects=((offset, "bad"),)), self.now)
             self.rejected.add(offset)
         else:
             self.groups.settle("g", member, Settlements(naks=((offset, 0.0),)), self.now)
         self.remember(failing)
+
+    def ack(self, member: str, offset: int) -> None:
+        self.groups.settle("g", member, Settlements(acks=((offset, offset + 1),)), self.now)
+        self.settled.add(offset)
+        self.said.add(offset)
+
+    @rule(member=MEMBERS, failing=FAILING)
+    def handle(self, member: str, failing: Failing) -> None:
+        """All that it gets, and all of it is confirmed, if the disk does not fail."""
+        self.deliver([member], ())
+        while self.holding[member]:
+            self.ack(member, self.holding[member].pop())
+        self.remember(failing, sync=True)
 
     @rule(failing=FAILING)
     def bury(self, failing: Failing) -> None:
@@ -185,10 +197,11 @@ class GroupMachine(RuleBasedStateMachine):
                 self.disk.faults.stop_at = 0
                 self.remember((), sync=True)
         self.said |= self.gone  # it may be back: a removal is not synced at once
-        self.disk = self.disk.crash(Random(seed)) if crash else self.disk.kill()
-        self.log = open_log(self.disk, segment_bytes=900)
-        self.groups = Groups(self.disk.folder("groups"), self.log)
-        assert not self.groups._damaged
+        disk = self.disk.crash(Random(seed)) if crash else self.disk.kill()
+        log = open_log(disk, segment_bytes=900)
+        groups = Groups(disk.folder("groups"), log)
+        assert "g" in groups, "gone, or damaged"
+        self.disk, self.log, self.groups = disk, log, groups
         self.holding.clear()
         tally = self.groups._groups["g"].group._tally
         found = {n for n in range(self.number) if n in tally.settled}
@@ -259,9 +272,11 @@ class GroupMachine(RuleBasedStateMachine):
     def on_disk(self) -> set[int]:
         """What would be settled after a crash."""
         disk = self.disk.crash(Random(self.number)).folder("groups")
-        _, progress = Journal(disk, "g", PARTITION).read()
-        settled = Tally.restore(progress, self.number).settled
-        return {n for n in range(self.number) if n in settled}
+        with suppress(FileNotFoundError, LogDamaged):
+            _, progress = Journal(disk, "g", PARTITION).read()
+            settled = Tally.restore(progress, self.number).settled
+            return {n for n in range(self.number) if n in settled}
+        return set()
 
     @property
     def failures(self) -> int:
@@ -287,8 +302,11 @@ class GroupMachine(RuleBasedStateMachine):
                 rest += given["last"]
                 acks = tuple((offset, offset + 1) for offset in given["last"])
                 self.groups.settle("g", "last", Settlements(acks=acks), self.now)
-            assert sorted(rest) == sorted(set(range(self.number)) - self.settled - self.gone)
+            left = set(range(self.number)) - self.settled - self.gone
+            assert sorted(rest) == sorted(left), "not what is left"
             sound(self.disk)
+        except Stopped:
+            pass  # what was amiss after that end has been raised
         finally:
             self.stack.close()
 

@@ -31,6 +31,7 @@ from tests.support.logs import (
     open_log,
     record,
     sound,
+    written,
 )
 from tests.support.trials import End, Journal, ended_at_every_operation, failed_every_time
 
@@ -100,9 +101,9 @@ def never_wrong(disk: FakeDisk, name: str) -> None:
         log.close()
     except (LogDamaged, LogFormat) as found:
         error = found
-    assert read == [record(number) for number in range(len(read))]
+    assert read == [record(number) for number in range(len(read))], "not what was appended"
     if error is None or not name.endswith(".log"):
-        assert len(read) == 7
+        assert len(read) == 7, "missing in silence"
     else:
         assert len(read) < 7
         assert not isinstance(error, LogDamaged) or error.offset >= len(read)
@@ -118,6 +119,10 @@ LOGS = [name for name in NAMES if name.endswith(".log")]
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fault", ["flipped", "zeroed", "cut off", "added"])
 def test_no_damaged_byte_of_a_log_yields_a_wrong_record_or_silence(name: str, fault: str) -> None:
+    damage_every_byte(name, fault)
+
+
+def damage_every_byte(name: str, fault: str) -> None:
     data = contents(small_log())[name]
     for at in range(len(data)):
         changed = bytearray(data)
@@ -291,14 +296,6 @@ def test_of_many_torn_tails_the_latest_are_kept_aside(monkeypatch: pytest.Monkey
 
 
 # -- What a crash may leave, and what it may not
-
-
-def written(disk: FakeDisk, name: str, at: int, data: bytes) -> None:
-    """Put that there, as a disk would that fails in silence."""
-    file = disk.open(name)
-    whole = bytearray(file.read(0, file.size()))
-    whole[at : at + len(data)] = data
-    disk._directory.put(name, Content(bytes(whole)))
 
 
 def test_a_hole_in_one_append_is_cut_off_with_all_behind_it() -> None:
@@ -766,7 +763,8 @@ class LogMachine(RuleBasedStateMachine):
 
     def settle(self, end: int) -> None:
         """So many of them are there for sure, and no others may come back."""
-        assert len(self.records) <= end <= len(self.records) + len(self.unsure)
+        assert len(self.records) <= end, "lost"
+        assert end <= len(self.records) + len(self.unsure), "invented"
         self.records += self.unsure[: end - len(self.records)]
         self.unsure.clear()
 
@@ -796,6 +794,23 @@ class LogMachine(RuleBasedStateMachine):
     def kill(self) -> None:
         self.reopen(self.disk.kill())
 
+    @rule(count=st.integers(1, 5), seed=st.integers(0, 1 << 16))
+    def crash_after_a_failed_sync(self, count: int, seed: int) -> None:
+        self.disk.faults.fail("sync")
+        self.append(count)
+        self.sync()
+        self.crash(seed)
+
+    @rule(count=st.integers(1, 3), missing=st.integers(1, 8))
+    def crash_in_the_last_body(self, count: int, missing: int) -> None:
+        """All is on the disk but its end, where there is room still: a check alone can tell."""
+        self.append(count)
+        if self.unsure:  # nothing has failed
+            last = self.log.segments[-1]
+            found = self.disk.kill()
+            written(found, last.name, last.size - missing, bytes(missing))
+            self.reopen(found)
+
     @precondition(lambda self: self.disk.faults.room_bytes is None)
     @rule()
     def close(self) -> None:
@@ -818,8 +833,8 @@ class LogMachine(RuleBasedStateMachine):
         assert log.start <= self.trimmed
         shown = [record(number) for number in (self.records + self.unsure)[log.start :]]
         read = bodies(log, log.start)
-        assert read == shown[: len(read)]
-        assert len(read) >= len(self.records) - log.start
+        assert read == shown[: len(read)], "not what was appended"
+        assert len(read) >= len(self.records) - log.start, "missing"
 
     def teardown(self) -> None:
         sound(self.disk)

@@ -38,6 +38,7 @@ from tests.support.faults import (
 )
 from tests.support.log_process import MEND, OPCODES, WORK, heard, mends, room_for_work
 from tests.support.logs import append
+from tests.support.planted import receipt_before_the_sync
 from tests.support.trials import Journal, work
 
 pytestmark = pytest.mark.slow
@@ -167,17 +168,10 @@ def test_acknowledged_records_survive_many_power_losses(tmp_path: Path, seed: in
     assert journal.acknowledged > 80
 
 
-class Hasty(Log):
-    """Acknowledges what it has not synced."""
-
-    def sync(self) -> None:
-        self._show()
-
-
 def test_an_acknowledgement_before_the_sync_does_not_survive_a_power_loss(tmp_path: Path) -> None:
     """Which is what these power losses are for."""
-    with pytest.raises(AssertionError):
-        power_losses(tmp_path, 0, 30, Closing(Hasty))
+    with receipt_before_the_sync(), pytest.raises(AssertionError):
+        power_losses(tmp_path, 0, 30, Closing())
 
 
 # -- Disks that are broken or full

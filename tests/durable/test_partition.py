@@ -3,6 +3,7 @@ one, and what was refused is not there."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -17,13 +18,12 @@ from mesh.durable.batch import Batch
 from mesh.durable.cursor import Cursor
 from mesh.durable.outcomes import OFFSET_UNKNOWN, Appended, Opened, Refused
 from mesh.durable.partition import Opening, Partition
-from mesh.durable.producers import Producers
 from mesh.durable.records import Derived, batch_of
 from mesh.durable.storage import Disk
 from mesh.errors import LogDamaged
 from mesh.options import Durability, StreamOptions
 from tests.support.fake_disk import Content, FakeDisk, Operation, Stopped
-from tests.support.logs import sound
+from tests.support.logs import sound, written
 from tests.support.partitions import (
     PARTITION,
     SECOND_NS,
@@ -421,8 +421,6 @@ def test_an_unsynced_durability_answers_before_the_disk_has_it(
 class PartitionMachine(RuleBasedStateMachine):
     """Producers that repeat what they are not sure of, on a disk that does all it may."""
 
-    partition_class: type[Partition] = Partition
-
     def __init__(self) -> None:
         super().__init__()
         self.disk = FakeDisk(1)
@@ -431,12 +429,14 @@ class PartitionMachine(RuleBasedStateMachine):
         self.runs: dict[int, Writing] = {}
         self.receipts: dict[tuple[int, int], int] = {}
         """Offsets that were acknowledged, by producer and number."""
+        self.bodies: dict[tuple[int, int], bytes] = {}
+        """All that were sent, acknowledged or not."""
         self.batches: dict[tuple[int, int], Batch] = {}
         self.owed: dict[int, list[Batch]] = {}
         """What each producer has not got an answer for."""
 
     def opened(self) -> Partition:
-        return self.partition_class(
+        return Partition(
             self.disk, PARTITION, StreamOptions(), now_ns=self.now_ns, segment_bytes=700
         )
 
@@ -450,18 +450,20 @@ class PartitionMachine(RuleBasedStateMachine):
         run.partition, run.producer = self.partition, producer
         run.epoch, run.seq = outcome.epoch, outcome.seq  # type: ignore[union-attr]
         acknowledged = [seq for p, seq in self.receipts if p == producer]
-        assert run.seq >= max(acknowledged, default=-1) + 1
+        assert run.seq >= max(acknowledged, default=-1) + 1, "forgotten"
         self.runs[producer] = run
 
     @rule(producer=st.integers(1, 3), counts=st.lists(st.integers(1, 3), max_size=4))
     def append(self, producer: int, counts: list[int]) -> None:
-        run = self.runs.get(producer)
-        if run is None:
+        if producer not in self.runs:
+            self.begin(producer)
+        if producer not in self.runs:
             return
-        owed = self.owed[producer]
+        run, owed = self.runs[producer], self.owed[producer]
         for count in counts:
             first = run.seq
             new = run.batch(*(record([producer, first + n]) for n in range(count)))
+            self.bodies[producer, first] = b"".join(new.body)
             owed.append(new)
         self.now_ns += SECOND_NS
         for batch, outcome in zip(
@@ -470,6 +472,9 @@ class PartitionMachine(RuleBasedStateMachine):
             if isinstance(outcome, Appended):
                 self.acknowledged(batch, outcome)
                 owed.remove(batch)
+            else:
+                assert isinstance(outcome, Refused)
+                assert outcome.code != "unknown", "forgotten"
 
     @rule(data=st.data())
     def repeat(self, data: st.DataObject) -> None:
@@ -478,15 +483,19 @@ class PartitionMachine(RuleBasedStateMachine):
             batch = self.batches[key]
             outcome = only(self.partition.commit([batch], self.now_ns))
             if isinstance(outcome, Appended):
-                assert outcome.repeated
+                assert outcome.repeated, "anew"
                 self.acknowledged(batch, outcome)
+            else:
+                assert isinstance(outcome, Refused)
+                assert outcome.code != "unknown", "forgotten"
 
     def acknowledged(self, batch: Batch, outcome: Appended) -> None:
         header = batch.header
         self.batches[header.producer, header.seq] = batch
         for n in range(header.count):
             key = header.producer, header.seq + n
-            assert self.receipts.setdefault(key, outcome.offset + n) == outcome.offset + n
+            offset = outcome.offset + n
+            assert self.receipts.setdefault(key, offset) == offset, "another receipt"
 
     @rule(seconds=st.integers(-5, 5))
     def clock(self, seconds: int) -> None:
@@ -520,37 +529,54 @@ class PartitionMachine(RuleBasedStateMachine):
         self.disk = self.disk.kill()
         self.partition = self.opened()
 
+    @rule(
+        producer=st.integers(1, 3),
+        counts=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+        stop=st.integers(1, 4),
+        missing=st.integers(0, 8),
+        seed=st.integers(0, 1 << 16),
+    )
+    def crash_while_it_appends(
+        self, producer: int, counts: list[int], stop: int, missing: int, seed: int
+    ) -> None:
+        """Of what it writes all may be there but its end: a check alone can tell."""
+        self.disk.faults.stop_at = self.disk.operations + stop
+        with contextlib.suppress(Stopped):
+            self.append(producer, counts)
+        log = self.partition.log
+        if log.synced_end == log.end:
+            self.crash(seed)
+        else:
+            last, self.disk = log.segments[-1], self.disk.kill()
+            written(self.disk, last.name, last.size - missing, bytes(missing))
+            self.partition = self.opened()
+
+    @rule(producer=st.integers(1, 3), count=st.integers(1, 3), seed=st.integers(0, 1 << 16))
+    def crash_after_a_failed_sync(self, producer: int, count: int, seed: int) -> None:
+        self.disk.faults.fail("sync")
+        self.append(producer, [count])
+        self.crash(seed)
+
     @invariant()
     def each_is_there_once(self) -> None:
-        found = payloads(self.partition)
-        assert len(set(map(str, found))) == len(found), "twice"
-        for (producer, seq), offset in self.receipts.items():
-            assert found[offset] == [producer, seq]
+        log, found = self.partition.log, list[tuple[int, int]]()
+        cursor = Cursor(log, log.start)
+        while read := cursor.read(1 << 20):
+            assert isinstance(read, list), read
+            for header, body in ((each.header, each.body) for each in read if each.header.count):
+                sent = self.bodies[header.producer, header.seq]
+                assert body == sent, "not what was appended"
+                found += [(header.producer, header.seq + n) for n in range(header.count)]
+        cursor.close()
+        assert len(set(found)) == len(found), "twice"
+        for key, offset in self.receipts.items():
+            assert found[offset : offset + 1] == [key], "lost"
 
     def teardown(self) -> None:
         sound(self.disk)
 
 
 TestPartitionMachine = PartitionMachine.TestCase
-
-
-class Forgetful(Partition):
-    """Keeps what it deduplicates by in memory only."""
-
-    def _remembered(self, tail: object) -> Producers:
-        return Producers()
-
-
-def test_the_machine_finds_one_that_deduplicates_in_memory_only() -> None:
-    class Machine(PartitionMachine):
-        partition_class = Forgetful
-
-    machine = Machine()
-    machine.begin(1)
-    machine.append(1, [1])
-    machine.kill()
-    with pytest.raises(AssertionError):
-        machine.begin(1)
 
 
 # -- Notes

@@ -9,6 +9,7 @@ from mesh.durable.check import Report, check
 from mesh.durable.cursor import Cursor
 from mesh.durable.log import Log
 from mesh.durable.storage import Storage
+from tests.support.fake_disk import Content, FakeDisk
 
 PARTITION = 0x0123456789ABCDEF
 SECOND_NS = 1_000_000_000
@@ -27,6 +28,14 @@ def batches(numbers: Iterable[int]) -> list[Batch]:
 def open_log(storage: Storage, *, segment_bytes: int = 1000, now_s: float = 0) -> Log:
     """One whose segments hold some ten records."""
     return Log(storage, PARTITION, now_ns=int(now_s * SECOND_NS), segment_bytes=segment_bytes)
+
+
+def written(disk: FakeDisk, name: str, at: int, data: bytes) -> None:
+    """Put that there, as a disk would that fails in silence."""
+    file = disk.open(name)
+    whole = bytearray(file.read(0, file.size()))
+    whole[at : at + len(data)] = data
+    disk._directory.put(name, Content(bytes(whole)))
 
 
 def append(log: Log, numbers: Iterable[int], now_s: float = 0) -> None:

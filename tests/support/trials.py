@@ -1,8 +1,7 @@
 """What a log is put through on a disk in memory: ended at each operation of it, let down by each.
 Whatever that leaves has to hold what was acknowledged, and the log has to go on.
 
-A log, or a disk, that does it wrong has to be found out here: `tests/durable/test_log_trials.py`
-plants such ones.
+A log that does it wrong has to be found out here: `tests.support.planted_parts` has such ones.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ End = Literal["crash", "kill"]
 class Journal:
     """What was asked of a log, and what it said."""
 
-    def __init__(self, kind: type[Log] = Log) -> None:
-        self.kind = kind
+    def __init__(self) -> None:
         self.attempted = 0
         """Records whose append was begun."""
         self.acknowledged = 0
@@ -33,7 +31,7 @@ class Journal:
 
     def open(self, storage: Storage) -> Log:
         """With segments of some four records."""
-        return self.kind(storage, PARTITION, now_ns=0, segment_bytes=400)
+        return Log(storage, PARTITION, now_ns=0, segment_bytes=400)
 
     def begins(self, log: Log) -> None:
         """That is what there is now, and has to be there from here on."""
@@ -94,12 +92,10 @@ def work(storage: Storage, journal: Journal) -> None:
     log.close()
 
 
-def ended_at_every_operation(
-    end: End, *, kind: type[Log] = Log, disk_kind: type[FakeDisk] = FakeDisk
-) -> int:
+def ended_at_every_operation(end: End) -> int:
     """The power fails in the middle of each of them in turn, or SIGKILL comes. How many it were."""
     for stop_at in count(1):
-        disk, journal = disk_kind(stop_at), Journal(kind)
+        disk, journal = FakeDisk(stop_at), Journal()
         disk.faults.stop_at = stop_at
         try:
             work(disk, journal)
@@ -112,13 +108,11 @@ def ended_at_every_operation(
     raise AssertionError
 
 
-def failed_every_time(
-    operation: Operation, *, kind: type[Log] = Log, disk_kind: type[FakeDisk] = FakeDisk
-) -> None:
+def failed_every_time(operation: Operation) -> None:
     """The first of these operations fails, and the power some time after it, or SIGKILL comes, and
     then the power fails; then likewise the second, and so on."""
     for nth in range(1, 30):
-        disk, journal = disk_kind(nth), Journal(kind)
+        disk, journal = FakeDisk(nth), Journal()
         log = journal.open(disk)
         disk.faults.fail(operation, nth)
         for number in range(12):
@@ -139,7 +133,7 @@ def after_a_kill(journal: Journal, disk: FakeDisk) -> None:
     """Nothing was mended yet: what is appended by the next process is as safe."""
     for seed in range(5):
         found = disk.kill()
-        after = Journal(journal.kind)
+        after = Journal()
         after.trimmed, after.attempted = journal.trimmed, journal.attempted
         log = after.open(found)
         assert log.end >= journal.acknowledged
