@@ -27,7 +27,7 @@ from tests.support.planted import (
     settled_with_its_neighbour,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.damages]
 
 SETTINGS = settings(
     max_examples=1000,
