@@ -248,12 +248,12 @@ def balances(path: Path) -> dict[str, int]:
 def test_the_documented_pipeline_makes_an_invoice_of_each_order(
     tmp_path: Path, programs: Programs
 ) -> None:
-    assert len(_SNIPPETS) == 2
+    assert len(_SNIPPETS) == 3
     with Node("shop", durable=tmp_path / "log") as node:
         orders, invoices = node.stream("orders"), node.stream("invoices")
         orders.append_many({"id": n, "lamps": 2} for n in range(20))
         for n in range(20, 22):
-            pricing = programs.start(_SNIPPETS[1])
+            pricing = programs.start(_SNIPPETS[2])
             orders.append({"id": n, "lamps": 2})
             until(lambda n=n: invoices.bounds() and len(list(invoices.replay())) > n)  # type: ignore[misc]
             pricing.kill()

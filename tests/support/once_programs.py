@@ -13,6 +13,8 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from mesh import Node
 from mesh.durable.consumer import Consumer
@@ -20,6 +22,10 @@ from mesh.durable.seat import ConsumedRecord
 from mesh.durable.stream import Stream
 from mesh.errors import Timeout
 
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
+_NAME = "a program of the docs"
 DONE = """
     INSERT INTO done VALUES (?, ?) ON CONFLICT (partition)
     DO UPDATE SET last = excluded.last WHERE done.last < excluded.last
@@ -70,6 +76,26 @@ def transform(remedy: str, fatal: str) -> None:
                 _die_at(count, fatal)
                 record.ack()
     sys.stdout.write("drained\n")
+
+
+def at_line(source: str, line: str, nth: str, number: str) -> None:
+    """Run a program that gets a signal as it comes to one of its lines for the `nth` time. A `with`
+    is come to again where it ends."""
+    left = int(nth)
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+        nonlocal left
+        if frame.f_code.co_filename != _NAME:
+            return None
+        if event == "line" and frame.f_lineno == int(line):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), int(number))
+        return trace
+
+    program = compile(source, _NAME, "exec")
+    sys.settrace(trace)
+    exec(program, {"__name__": "__main__"})
 
 
 def _batches(orders: Stream, consumer: Consumer, size: int) -> Iterator[list[ConsumedRecord]]:
