@@ -321,11 +321,11 @@ class FakeDisk:
     def __init__(
         self, seed: int = 0, *, directory: Directory | None = None, faults: Faults | None = None
     ) -> None:
-        if faults is None:
-            MADE.append(self)
         self.faults = Faults(seed) if faults is None else faults
         self._directory = Directory() if directory is None else directory
         self._locked_here = False
+        if faults is None:
+            MADE.append(self)
 
     @property
     def operations(self) -> int:
