@@ -11,6 +11,7 @@ taken for a word about the one that has its offset now.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import time
 from collections import deque
@@ -29,6 +30,8 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.handle import Receiving
 from mesh.sockets.home import Counters, node_text
 from mesh.sockets.link import Link
+
+logger = logging.getLogger(__name__)
 
 _GAPS_MAX: Final = 1024
 _FLUSH_S: Final = 0.02
@@ -71,6 +74,8 @@ class Consuming:
         """Whether somebody takes records: until then it sits nowhere."""
         self._inbox: deque[ConsumedRecord] = deque()
         self._error: MeshError | None = None
+        self._logged = ""
+        """Of what keeps it waiting."""
         self._taken_at = time.monotonic()
         self._closed = False
 
@@ -95,10 +100,15 @@ class Consuming:
         return record
 
     def explained(self, late: Timeout) -> Timeout:
-        """`late`, which says so if there is nobody to wait for."""
-        if self._seats:
-            return late
-        return NoSidecar(f"{late}: nobody has a stream {self.channel!r}")
+        """`late`, which says so if there is nobody to wait for, or a disk is in the way."""
+        if not self._seats:
+            return NoSidecar(f"{late}: nobody has a stream {self.channel!r}")
+        return Timeout(f"{late}: {self._refusal}") if self._refusal else late
+
+    @property
+    def _refusal(self) -> str:
+        """Why it has no seat at one of its partitions, if that is known."""
+        return next((seat.refusal for seat in list(self._seats.values()) if seat.refusal), "")
 
     def give_back(self, record: ConsumedRecord) -> None:
         """Its receiver was cancelled before it saw it: it goes before what came behind it."""
@@ -204,6 +214,9 @@ class Consuming:
             return
         now = time.monotonic()
         self.look()
+        before, self._logged = self._logged, self._refusal
+        if self._logged and self._logged != before:
+            logger.warning("%s waits: %s", self.link.what, self._logged)
         for seat in list(self._seats.values()):
             busy = now - self._taken_at < seat.ack_wait_s
             if busy and now - seat.extended_at > seat.ack_wait_s / 3:
@@ -271,8 +284,8 @@ class Consumer(Receiving[ConsumedRecord]):
     def recv(self, timeout: float | None = None) -> ConsumedRecord:
         """The next record, blocking up to `timeout` seconds (None: for ever, 0: not at all).
 
-        Raises `Timeout`, and of these `NoSidecar` if nobody has the stream: what is appended to it
-        later comes. `OptionsDiffer` and `InvalidOption` if the group cannot be had so;
+        Raises `Timeout`, which says if a sidecar's disk is too full for the group to begin, and of
+        these `NoSidecar` if nobody has the stream: what is appended to it later comes. `OptionsDiffer` and `InvalidOption` if the group cannot be had so;
         `StorageFailed`, `LogDamaged` if its partition cannot be read on; `Closed`.
         """
         core = self._core

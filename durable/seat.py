@@ -125,6 +125,8 @@ class Seat:
         self._order: Order = "any"
         self.committed = 0
         """All records of the group below that are settled, as heard last."""
+        self.refusal = ""
+        """Why it cannot join now, if it is the sidecar's disk that keeps it from that."""
         self.extended_at = time.monotonic()
         self._stream = stream
         self._member = member
@@ -264,10 +266,7 @@ class Seat:
         with self._lock:
             self._gather()
             said = Settlements(
-                tuple(self._acks),
-                tuple(self._naks),
-                tuple(self._extends),
-                tuple(self._rejects),
+                tuple(self._acks), tuple(self._naks), tuple(self._extends), tuple(self._rejects)
             )
             self._acks, self._naks, self._extends, self._rejects = Intervals(), [], [], []
             self._unsaid, log_epoch = 0, self._log_epoch
@@ -367,6 +366,7 @@ class Seat:
                 self._message_bytes_max,
             )
         )
+        self.refusal = reply.text if isinstance(reply, Refused) and reply.code == "storage" else ""
         if isinstance(reply, Joined):
             self.ack_wait_s = reply.options.ack_wait_s
             self._order = reply.options.order

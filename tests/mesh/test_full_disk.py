@@ -18,6 +18,7 @@ from tests.support.faults import filled, small_disk
 from tests.support.integrity import sound_sidecar
 from tests.support.processes import Programs
 from tests.support.sidecars import SIDECAR
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,21 @@ def node(request: pytest.FixtureRequest, disk: Path, programs: Programs) -> Iter
             yield node
         sidecar.tell()
         assert sidecar.finish()[0] == 0  # it has to let go of the disk
+
+
+def test_who_cannot_join_for_want_of_room_is_told_so_and_comes_in_when_there_is(
+    node: Node, disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A group's journal takes some."""
+    orders = node.stream("orders")
+    orders.append("first")
+    with orders.consumer("shipping") as consumer:
+        with filled(disk):
+            text = "no record within 0.5 s: group 'shipping': .* No space left on device"
+            with pytest.raises(Timeout, match=text):
+                consumer.recv(timeout=0.5)
+            until(lambda: "consumer 'shipping' of stream 'orders' waits: group" in caplog.text)
+        assert consumer.recv(timeout=10).payload == "first"
 
 
 def append_on(orders: Stream, appended: list[int]) -> None:
