@@ -285,8 +285,9 @@ class Consumer(Receiving[ConsumedRecord]):
         """The next record, blocking up to `timeout` seconds (None: for ever, 0: not at all).
 
         Raises `Timeout`, which says if a sidecar's disk is too full for the group to begin, and of
-        these `NoSidecar` if nobody has the stream: what is appended to it later comes. `OptionsDiffer` and `InvalidOption` if the group cannot be had so;
-        `StorageFailed`, `LogDamaged` if its partition cannot be read on; `Closed`.
+        these `NoSidecar` if nobody has the stream: what is appended to it later comes.
+        `OptionsDiffer` and `InvalidOption` if the group cannot be had so; `StorageFailed`,
+        `LogDamaged` if its partition cannot be read on; `Closed`.
         """
         core = self._core
         record = core.pop()
