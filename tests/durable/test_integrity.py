@@ -45,6 +45,15 @@ def test_damage_is_seen_wherever_a_log_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.damages
+def test_a_log_of_which_no_head_can_be_read_is_not_passed_over() -> None:
+    disk = FakeDisk()
+    damaged(disk)
+    disk.replace(name_of(0), bytes(500))
+    with pytest.raises(AssertionError, match="there were 10 records"):
+        look([disk], None)
+
+
+@pytest.mark.damages
 def test_what_is_found_after_an_end_is_looked_at_too() -> None:
     disk = FakeDisk()
     damaged(disk)

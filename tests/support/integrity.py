@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.durable.batch import HEAD_BYTES, decode_head
+from mesh.durable.batch import HEAD_BYTES, Head, decode_head
 from mesh.durable.check import Finding, check
 from mesh.durable.segment import bases, name_of
 from mesh.durable.storage import Disk, Storage
@@ -66,10 +66,15 @@ def _logs_in(disk: FakeDisk) -> Iterator[FakeDisk]:
 
 
 def _findings(storage: Storage) -> list[Finding]:
-    """With whosever log it is, as its segments say."""
-    for base in bases(storage.names()):
-        with contextlib.closing(storage.open_to_read(name_of(base))) as file:
-            head = decode_head(file.read(0, HEAD_BYTES))
-        if head is not None:
-            return check(storage, head.partition).findings
-    return []
+    """With whosever log it is, as its segments say: nobody's, if none of them can be read."""
+    names = storage.names()
+    if not bases(names):
+        return []
+    heads = (_head_of(storage, name_of(base)) for base in bases(names))
+    partition = next((head.partition for head in heads if head is not None), 0)
+    return check(storage, partition).findings
+
+
+def _head_of(storage: Storage, name: str) -> Head | None:
+    with contextlib.closing(storage.open_to_read(name)) as file:
+        return decode_head(file.read(0, HEAD_BYTES))
