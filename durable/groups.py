@@ -21,7 +21,7 @@ from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import Group, GroupOptions
 from mesh.durable.journal import Beginning, Journal
 from mesh.durable.log import Log
-from mesh.durable.storage import Storage
+from mesh.durable.storage import Storage, is_for_room
 from mesh.durable.supply import Letter, Supply
 from mesh.errors import InvalidName, LogDamaged, LogFull, OptionsDiffer
 from mesh.message import GroupStats
@@ -44,13 +44,14 @@ class _Held:
         self.safe = 0
         """Where it was committed when its journal was synced last."""
         self._failure = ""
+        self._has_room = True
 
     def begin(self, log_epoch: int) -> None:
         """Write its journal anew, as one of the log with that epoch. Raises `OSError`."""
         beginning = Beginning(self.name, self.group.options, self.start, log_epoch)
         self.journal.begin(beginning, self.group.snapshot())
         self.safe = self.group.committed
-        self._failure = ""
+        self._failure, self._has_room = "", True
 
     def try_to_begin(self, log_epoch: int) -> None:
         """Or go on in memory, until it can be written again."""
@@ -58,22 +59,31 @@ class _Held:
             self.begin(log_epoch)
         except OSError as error:
             self.group.counters["journal failed"] += 1
+            self._has_room = not is_for_room(error)
             if self._failure != str(error):
                 self._failure = str(error)
                 text = "group %r: what it acknowledges may come again after a crash: %s"
                 logger.error(text, self.name, error)
 
+    @property
+    def done_with(self) -> int:
+        """What is below that may go. That it is settled is on disk; or there is no room for that,
+        and what goes makes some."""
+        return self.safe if self._has_room else self.group.committed
+
 
 class Groups:
     """See above."""
 
-    def __init__(self, storage: Storage, log: Log) -> None:
-        """Open those that are in that folder. Raises `LogDamaged` if it is the log that does not
-        read, `OSError`."""
+    def __init__(self, storage: Storage, log: Log, *, trims_unsettled: bool = True) -> None:
+        """Open those that are in that folder. `trims_unsettled`: retention may take from the log
+        what a group has not settled. Raises `LogDamaged` if it is the log that does not read,
+        `OSError`."""
         self._storage = storage
         self._log = log
         self._groups: dict[str, _Held] = {}
         self._damaged: dict[str, LogDamaged] = {}
+        self._trims_unsettled = trims_unsettled
         self.log_epoch = log.log_epoch
         """Of the log, as far as what is known here is of that log still."""
         try:
@@ -92,6 +102,8 @@ class Groups:
             return
         kept = self._kept_since(beginning.log_epoch)
         group = Group.restore(beginning.options, progress, kept)
+        if not self._trims_unsettled:
+            group.resume(self._log.start)  # its journal may have had no room for that
         if journal.left_out_bytes:
             group.counters["journal bytes left out"] = journal.left_out_bytes
         held = self._groups[name] = _Held(name, group, beginning.start, journal, self._log)
@@ -237,12 +249,12 @@ class Groups:
             held.supply.trimmed()
 
     def acked_to(self) -> int | None:
-        """All groups have settled everything below that, and it is on disk that they have; None if
-        there is no group, or one that does not say."""
+        """All groups have settled everything below that, and where there is room for it, it is on
+        disk that they have; None if there is no group, or one that does not say."""
         if not self._groups or self._damaged:
             return None
         self.sync()
-        return min(held.safe for held in self._groups.values())
+        return min(held.done_with for held in self._groups.values())
 
     # -- What is remembered ------------------------------------------------------------------
 

@@ -73,6 +73,9 @@ class Hosted:
         self.name = name
         self._message_bytes_max = message_bytes_max
         self.options = options
+        self._keep = Keep(
+            bytes_max=options.keep_bytes, age_s_max=options.keep_s, count_max=options.keep_count
+        )
         self.log = partition.log
         self._partition = partition
         self._clerk = clerk
@@ -285,7 +288,11 @@ class Hosted:
 
     def _with_members(self) -> Members:
         if self._members is None:
-            groups = Groups(self.log.storage.folder(_GROUPS), self.log)
+            groups = Groups(
+                self.log.storage.folder(_GROUPS),
+                self.log,
+                trims_unsettled=self.options.retention != "acked" or self._keep != Keep(),
+            )
             self._members = Members(
                 self.name, groups, self.log, self._send_letter, self._message_bytes_max
             )
@@ -336,9 +343,6 @@ class Hosted:
         segments, storage = log.segments, log.storage
         if len(segments) < 2:
             return None
-        keep = Keep(
-            bytes_max=options.keep_bytes, age_s_max=options.keep_s, count_max=options.keep_count
-        )
         acked = None
         if options.retention == "acked" and self._members is not None:
             acked = self._members.acked_to()
@@ -350,4 +354,4 @@ class Hosted:
         except (LogDamaged, OSError) as error:
             logger.error("stream %r: nothing is given up: %s", self.name, error)
             return None
-        return trim_to(sealed, segments[-1].size, log.end, keep, time.time_ns(), acked)
+        return trim_to(sealed, segments[-1].size, log.end, self._keep, time.time_ns(), acked)

@@ -217,7 +217,7 @@ class Members:
         return self._groups.stats()
 
     def acked_to(self) -> int | None:
-        """All groups have settled everything below that, for good; None if there is no group."""
+        """See `Groups.acked_to`."""
         return self._groups.acked_to()
 
     def trimmed(self, now: float, now_ns: int) -> None:

@@ -14,7 +14,6 @@ from, leave a note in their stead, since they have used up a number of their pro
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import struct
 from collections import Counter
@@ -33,7 +32,7 @@ from mesh.durable.records import Columns, columns_of
 from mesh.durable.scan import Found
 from mesh.durable.segment import Segment, name_of
 from mesh.durable.snapshot import SnapshotFile
-from mesh.durable.storage import Storage
+from mesh.durable.storage import Storage, is_for_room
 from mesh.errors import LogDamaged, StorageFailed
 from mesh.options import StreamOptions
 from mesh.sockets.frame import Malformed
@@ -45,7 +44,6 @@ _UNBOUNDED: Final = (1 << 64) - 1
 """More bytes than any log has."""
 _SEGMENTS_MIN: Final = 4
 """Of a stream that is full."""
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -394,9 +392,7 @@ def _refusal(failure: StorageFailed, *, sure: bool) -> Refused:
     if not sure:
         text = f"{failure}; what was being written may be found when the log is opened again"
         return Refused("unsure", text)
-    cause = failure.__cause__
-    full = isinstance(cause, OSError) and cause.errno in _NO_ROOM
-    return Refused("full" if full else "storage", str(failure))
+    return Refused("full" if is_for_room(failure.__cause__) else "storage", str(failure))
 
 
 def _full(bytes_max: int, size: int) -> str:

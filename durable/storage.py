@@ -39,6 +39,14 @@ Bytes = bytes | memoryview
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 """How many parts one `pwritev` takes: 1024 on Linux."""
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_for_room(error: BaseException | None) -> bool:
+    """Whether it is for want of room that a disk has failed."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
 _LOCK: Final = ".lock"
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK
 """Of every file, besides O_CLOEXEC, which Python gives them all. Opening a named pipe would wait

@@ -435,13 +435,38 @@ def test_retention_takes_nothing_of_which_no_disk_knows_that_it_is_settled() -> 
     setting.deliver()
     setting.groups.sync()
     setting.ack(0, 1, 2)
-    setting.disk.faults.room_bytes = 0
+    setting.disk.faults.fail("append")
+    for nth in (1, 2):
+        setting.disk.faults.fail("create", nth)
     assert setting.groups.acked_to() == 0
     assert setting.groups.stats()["g"].committed == 3
     assert setting.groups.stats()["g"].counters["journal failed"] > 0
-    setting.disk.faults.room_bytes = None
     assert setting.groups.acked_to() == 3
     assert setting.again("crash").groups.stats()["g"].committed == 3
+
+
+@pytest.mark.parametrize("how", ["kill", "crash"])
+def test_where_a_disk_has_no_room_for_what_is_settled_that_goes_and_makes_some(how: str) -> None:
+    """Else the disk would be full for ever. That it was settled, its absence says."""
+    setting = Setting()
+    fill(setting.log, *numbered(40))
+    setting.deliver()
+    setting.groups.sync()
+    setting.ack(*range(35))
+    setting.disk.faults.room_bytes = 0
+    assert setting.groups.acked_to() == 35
+    setting.log.trim(35)
+    start = setting.log.start
+    assert 0 < start <= 35
+    disk = setting.disk.kill() if how == "kill" else setting.disk.crash(Random(5))
+    disk.faults.room_bytes = None
+    log = open_log(disk, segment_bytes=2000)
+    groups = Groups(disk.folder("groups"), log, trims_unsettled=False)
+    assert groups.committed("g") == log.start
+    groups.join("g", "a", 100)
+    assert [offset for offset, _ in contents(deliver(groups, "a"))] == [*range(log.start, 40)]
+    assert groups.gaps("g", "a") == []
+    assert "trimmed" not in groups.stats()["g"].counters
 
 
 @pytest.mark.parametrize("operation", ["append", "sync"])

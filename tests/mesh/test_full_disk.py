@@ -3,6 +3,7 @@ makes room for is taken."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mesh.durable.storage import Disk
 from mesh.durable.stream import Stream
 from mesh.errors import LogFull, Timeout
 from mesh.options import StreamOptions
-from tests.support.faults import filled, small_disk
+from tests.support.faults import filled, loop_disk, small_disk
 from tests.support.integrity import sound_sidecar
 from tests.support.processes import Programs
 from tests.support.sidecars import SIDECAR
@@ -133,3 +134,37 @@ def test_a_full_disk_takes_appends_again_once_somebody_makes_room(node: Node, di
     assert under_way.wait(20).offset == count + 1
     assert orders.append([count + 1, PAD]).offset == count + 2
     assert numbers(orders) == [*range(-1, count + 2)]
+
+
+def test_a_work_queue_of_small_records_that_has_filled_its_disk_goes_on(tmp_path: Path) -> None:
+    """On a file system that has no room for the group's journal either, till something goes."""
+    with loop_disk(tmp_path, 8 << 20) as disk:
+        options = StreamOptions(retention="acked", bytes_max=16 << 20)  # in segments of 4 MiB
+        with Node("one", durable=disk.path / "log") as node:
+            orders = node.stream("orders", options=options)
+            orders.append(-1)
+            with orders.consumer("billing", prefetch=4096) as consumer:
+                consumer.recv(10).ack()
+                consumer.flush()
+                count = 1
+                for many in (500, 1):
+                    with contextlib.suppress(LogFull):
+                        while True:
+                            orders.append_many([bytes(100)] * many)
+                            count += many
+                with pytest.raises(LogFull):
+                    orders.append(bytes(100))
+                for _ in range(count - 1):
+                    consumer.recv(10).ack()
+                consumer.flush()
+                waiting = node.stream("orders", when_full="wait")
+                assert waiting.append(bytes(5000), timeout=30).offset == count
+                ((start, _),) = orders.bounds().values()
+                assert 0 < start < count
+        with Node("one", durable=disk.path / "log") as node:
+            orders = node.stream("orders")
+            with orders.consumer("billing") as consumer:
+                assert consumer.recv(10).offset >= start
+                assert consumer.gaps == []
+            assert orders.append(0).offset == count + 1
+        sound_sidecar(Disk(disk.path / "log"))
