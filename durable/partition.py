@@ -161,7 +161,9 @@ class Partition:
 
     def trim(self, offset: int) -> int:
         """Give up whole segments below `offset`, as far as what is remembered of them is on disk;
-        says how many."""
+        says how many. After a failure that is still to be mended it does that first."""
+        if self._ahead and not self.mend():
+            return 0
         if offset > self._snapshot.safe_to:
             self._snapshot.write_again()
         return self.log.trim(min(offset, self._snapshot.safe_to))

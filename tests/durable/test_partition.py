@@ -276,6 +276,25 @@ def test_while_a_disk_does_not_work_everything_is_refused(disk: FakeDisk) -> Non
     sound(disk)
 
 
+def test_retention_does_not_wait_for_an_append_to_mend_what_has_failed() -> None:
+    """Maybe there is none: of a queue, say, that is worked off."""
+    left_undone = 0
+    for nth in range(1, 8):
+        disk = FakeDisk()
+        partition = open_partition(disk, segment_bytes=500)
+        writing = Writing(partition, 1)
+        writing.append("x" * 500)
+        for later in range(4):
+            disk.faults.fail("sync", nth + later)
+        if isinstance(only(partition.commit([writing.batch(record("y"))], 0)), Refused):
+            disk.faults.mend()
+            left_undone += partition._ahead and len(partition.log.segments) > 1
+            partition.trim(partition.log.end)
+            assert len(partition.log.segments) == 1
+            sound(disk)
+    assert left_undone
+
+
 def test_a_run_whose_opening_a_failed_sync_took_shares_its_epoch_with_no_other(
     disk: FakeDisk,
 ) -> None:
