@@ -128,7 +128,7 @@ def recover(
             head = Head(partition=partition, offset=base, time_ns=now_ns, log_epoch=log_epoch)
             file.append([encode_head(head)])
             walk.time_ns = now_ns
-        if walk.position < size:
+        if walk.fault:
             file.sync()
         last.size = index.size
         undo.pop_all()

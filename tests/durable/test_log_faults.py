@@ -432,6 +432,27 @@ def test_time_does_not_go_back_over_a_segment_whose_head_a_crash_has_torn() -> N
     assert log.offset_at(int(100.5 * SECOND_NS)) == 1
 
 
+def test_the_head_of_a_segment_that_was_made_and_no_more_is_on_disk_when_a_log_is_opened() -> None:
+    """Or the first sync that fails takes it, and what is acknowledged then stands behind a hole."""
+    for size in (0, 10):
+        disk = FakeDisk()
+        log = open_log(disk)
+        append(log, [0])
+        sealed = log.segments[-1]
+        log._roll(0)
+        disk.open(log.segments[-1].name).truncate(size)
+        log = open_log(disk.kill())
+        assert log.segments[0].size == sealed.size
+        found = log.storage
+        assert isinstance(found, FakeDisk)
+        found.faults.fail("sync", 2)  # behind that of the log's state
+        with pytest.raises(StorageFailed):
+            append(log, [1])
+        log.mend()
+        append(log, [2])
+        assert bodies(open_log(found.kill())) == [record(0), record(2)]
+
+
 # -- A disk that fails while it is used
 
 
