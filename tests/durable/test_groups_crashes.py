@@ -201,12 +201,12 @@ class GroupMachine(RuleBasedStateMachine):
         log = open_log(disk, segment_bytes=900)
         groups = Groups(disk.folder("groups"), log)
         assert "g" in groups, "gone, or damaged"
-        self.disk, self.log, self.groups = disk, log, groups
-        self.holding.clear()
-        tally = self.groups._groups["g"].group._tally
+        tally = groups._groups["g"].group._tally
         found = {n for n in range(self.number) if n in tally.settled}
         assert (self.synced if crash else self.written) <= found, "forgotten"
         assert found <= self.said, "invented"
+        self.disk, self.log, self.groups = disk, log, groups
+        self.holding.clear()
         self.settled, self.written, self.synced = set(found), set(found), found
         if crash or self.failed:
             self.committed = 0
@@ -223,7 +223,7 @@ class GroupMachine(RuleBasedStateMachine):
         """The offsets that each gets, and they are what they should be."""
         given = {}
         for member, delivery in self.groups.deliver("g", asking, self.now, 0).items():
-            assert isinstance(delivery, Delivery)
+            assert isinstance(delivery, Delivery), delivery
             assert member in asking
             records = contents(delivery)
             for offset, payload in records:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -39,6 +40,11 @@ from tests.support.faults import (
 from tests.support.log_process import MEND, OPCODES, WORK, heard, mends, room_for_work
 from tests.support.logs import append
 from tests.support.planted import receipt_before_the_sync
+from tests.support.planted_parts import (
+    Planting,
+    gone_on_with_after_a_failure,
+    memory_believed_after_a_failed_sync,
+)
 from tests.support.trials import Journal, work
 
 pytestmark = pytest.mark.slow
@@ -49,9 +55,9 @@ CALLS = ("pwritev2", "fallocate", "fdatasync", "fsync", "ftruncate", "rename", "
 # -- Processes that are killed
 
 
-def killed(path: Path, journal: Journal, call: str, nth: int, program: str = WORK) -> bool:
+def killed(path: Path, journal: Journal, call: str, nth: int, planted: str = "") -> bool:
     """Whether it was, at that call; what it said before goes into the journal."""
-    run = traced(program, path, inject=[kill_at(call, nth)])
+    run = traced(WORK, path, planted, inject=[kill_at(call, nth)])
     assert run.status in (0, -signal.SIGKILL), run.err
     heard(journal, run.out.splitlines())
     return run.status != 0
@@ -70,13 +76,16 @@ def test_acknowledged_records_survive_sigkill_at_a_system_call(tmp_path: Path, c
 def test_acknowledged_records_survive_sigkill_at_every_system_call(
     tmp_path: Path, call: str, first: int
 ) -> None:
-    nth = 0
-    for nth in range(first, 1000, 2):
+    assert killed_at_calls(tmp_path, call, first, 2) > 8
+
+
+def killed_at_calls(tmp_path: Path, call: str, first: int, step: int, planted: str = "") -> int:
+    for nth in count(first, step):
         journal, path = Journal(), tmp_path / str(nth)
-        if not killed(path, journal, call, nth):
-            break
+        if not killed(path, journal, call, nth, planted):
+            return nth
         journal.holds_and_goes_on(Disk(path))
-    assert nth > 8
+    raise AssertionError
 
 
 @pytest.mark.long
@@ -89,24 +98,31 @@ def test_acknowledged_records_survive_one_sigkill_after_another(tmp_path: Path) 
     assert journal.acknowledged > 50
 
 
-def at_opcodes(path: Path, first: int, step: int, timeout_s: float) -> int:
+def at_opcodes(path: Path, first: int, step: int, planted: str = "") -> str:
+    """What is found, or how many opcodes it were."""
     with tempfile.TemporaryDirectory(dir=room_for_work() or path) as directory:
-        command = [sys.executable, "-c", OPCODES, directory, str(first), str(step)]
-        run = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
-    assert run.returncode == 0, run.stderr
-    return int(run.stdout)
+        command = [sys.executable, "-c", OPCODES, directory, str(first), str(step), planted]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=55)
+    return run.stdout if run.returncode == 0 else run.stderr
 
 
 def test_acknowledged_records_survive_sigkill_at_many_opcodes(tmp_path: Path) -> None:
-    assert at_opcodes(tmp_path, 7, 97, 50) > 1000
+    assert int(at_opcodes(tmp_path, 7, 97)) > 1000
+
+
+def test_what_is_acknowledged_before_it_is_written_is_lost_at_some_opcode(tmp_path: Path) -> None:
+    assert "lost" in at_opcodes(tmp_path, 7, 97, "written_with_what_comes_next")
+
+
+def test_what_is_acknowledged_before_it_is_written_is_lost_at_some_call(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="lost"):
+        killed_at_calls(tmp_path, "pwritev2", 3, 2, "written_with_what_comes_next")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("first", range(1, 13))
 def test_acknowledged_records_survive_sigkill_at_every_opcode(tmp_path: Path, first: int) -> None:
-    assert at_opcodes(tmp_path, first, 12, 55) > 1000
+    assert int(at_opcodes(tmp_path, first, 12)) > 1000
 
 
 # -- Power that fails
@@ -169,8 +185,7 @@ def test_acknowledged_records_survive_many_power_losses(tmp_path: Path, seed: in
 
 
 def test_an_acknowledgement_before_the_sync_does_not_survive_a_power_loss(tmp_path: Path) -> None:
-    """Which is what these power losses are for."""
-    with receipt_before_the_sync(), pytest.raises(AssertionError):
+    with receipt_before_the_sync(), pytest.raises(AssertionError, match="lost"):
         power_losses(tmp_path, 0, 30, Closing())
 
 
@@ -212,9 +227,9 @@ def fails() -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def failed(tmp_path: Path, fault: str) -> bool:
+def failed(tmp_path: Path, fault: str, planted: str = "") -> bool:
     journal = Journal()
-    run = traced(MEND, tmp_path / "log", inject=[fault])
+    run = traced(MEND, tmp_path / "log", planted, inject=[fault])
     assert run.status == 0, run.err
     heard(journal, run.out.splitlines())
     journal.holds_and_goes_on(Disk(tmp_path / "log"))
@@ -239,17 +254,29 @@ def test_a_sync_that_fails_for_ever_ends_the_appends_and_costs_nothing_acknowled
 def test_each_call_that_fails_once_or_from_then_on_costs_nothing_acknowledged(
     tmp_path: Path, call: str, fault: Callable[[str, int], str]
 ) -> None:
+    assert failed_at_calls(tmp_path, call, fault) or fault is fail_from
+
+
+def failed_at_calls(
+    tmp_path: Path, call: str, fault: Callable[[str, int], str], planted: str = ""
+) -> int:
+    """How many were mended."""
     mended = 0
     for nth in range(4, 36):
         (directory := tmp_path / str(nth)).mkdir()
-        mended += failed(directory, fault(call, nth))
-    assert mended or fault is fail_from
+        mended += failed(directory, fault(call, nth), planted)
+    return mended
+
+
+def test_a_write_that_failed_and_is_taken_for_written_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"not what was appended|is damaged"):
+        failed_at_calls(tmp_path, "pwritev2", fail_at, "failed_writes_taken_for_written")
 
 
 def append_until_failure(journal: Journal, log: Log) -> None:
-    for count in range(1, 200):
+    for number in range(1, 200):
         try:
-            journal.append(log, count % 4 + 1)
+            journal.append(log, number % 4 + 1)
         except StorageFailed:
             return
     raise AssertionError("there was room for all of it")
@@ -258,6 +285,10 @@ def append_until_failure(journal: Journal, log: Log) -> None:
 def test_a_full_disk_costs_nothing_acknowledged_and_the_log_goes_on_when_there_is_room(
     tmp_path: Path,
 ) -> None:
+    on_a_full_disk(tmp_path)
+
+
+def on_a_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path, 1 << 20) as path:
         disk, journal = Disk(path / "log"), Closing()
         log = Log(disk, 0x0123456789ABCDEF, now_ns=0, segment_bytes=6000)
@@ -275,6 +306,10 @@ def test_a_full_disk_costs_nothing_acknowledged_and_the_log_goes_on_when_there_i
 
 
 def test_writes_that_are_cut_short_cost_nothing_acknowledged(tmp_path: Path) -> None:
+    with_writes_cut_short(tmp_path)
+
+
+def with_writes_cut_short(tmp_path: Path) -> None:
     disk, journal = Disk(tmp_path / "log"), Journal()
     log = Log(disk, 0x0123456789ABCDEF, now_ns=0, segment_bytes=10_000)
     for limit in range(200, 3000, 41):
@@ -283,26 +318,53 @@ def test_writes_that_are_cut_short_cost_nothing_acknowledged(tmp_path: Path) -> 
             append_until_failure(journal, log)
         assert mends(log)
         journal.mended(log)
+        journal.append(log, 1)
     log.close()
     journal.holds_and_goes_on(disk)
 
 
-def test_a_sync_that_really_failed_is_not_believed_by_the_next_process(tmp_path: Path) -> None:
-    """The disk lacks what memory still has; a second sync would succeed."""
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_sync_that_really_failed_is_not_believed(tmp_path: Path, killed: bool) -> None:
+    after_a_failed_sync(tmp_path, killed)
+
+
+def after_a_failed_sync(tmp_path: Path, killed: bool) -> None:
+    """The disk lacks what memory still has; a second sync would succeed, in this process and in the
+    next."""
     with thin_disk(tmp_path) as thin:
         disk, journal = Disk(thin.path / "log"), Closing()
         log = Log(disk, 0x0123456789ABCDEF, now_ns=0)
         journal.append(log, 3)
+        journal.attempted = 20_000
         with filled(thin.image.parent):
             with pytest.raises(StorageFailed):
                 append(log, range(3, 20_000))
-            log._file.close()  # killed: it mends nothing
-        log = Log(disk, 0x0123456789ABCDEF, now_ns=0)
-        assert journal.acknowledged <= log.end < 20_000
-        journal.acknowledged = journal.attempted = log.end
+            if killed:
+                log._file.close()
+        if killed:
+            log = Log(disk, 0x0123456789ABCDEF, now_ns=0)
+        else:
+            log.mend()
+        journal.mended(log)
         journal.append(log, 2)
         thin.cut_power(JOURNAL_KEPT)
         log.close()
         thin.restore_power()
         journal.holds(disk)
         journal.close()
+
+
+@pytest.mark.parametrize(
+    ("planted", "trial"),
+    [
+        (gone_on_with_after_a_failure, partial(after_a_failed_sync, killed=False)),
+        (memory_believed_after_a_failed_sync, partial(after_a_failed_sync, killed=True)),
+        (gone_on_with_after_a_failure, on_a_full_disk),
+        (gone_on_with_after_a_failure, with_writes_cut_short),
+    ],
+)
+def test_what_is_believed_of_a_disk_that_failed_is_found_out(
+    tmp_path: Path, planted: Planting, trial: Callable[[Path], None]
+) -> None:
+    with planted(), pytest.raises((AssertionError, LogDamaged), match=r"^lost|is damaged"):
+        trial(tmp_path)

@@ -21,11 +21,11 @@ from tests.durable.test_log_faults import LogMachine
 from tests.durable.test_partition import PartitionMachine
 from tests.support import planted_parts as parts
 from tests.support.planted import (
-    Planting,
     dedup_in_memory_only,
     receipt_before_the_sync,
     settled_with_its_neighbour,
 )
+from tests.support.planted_parts import Planting
 
 pytestmark = [pytest.mark.slow, pytest.mark.damages]
 
@@ -39,9 +39,9 @@ SETTINGS = settings(
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
-LOST = "^lost|^invented|^missing|is damaged|Finding"
+LOST = "^lost|^invented|^missing|^forgotten|is damaged|Finding"
 """Or what is back, though it was cut off."""
-FORGOTTEN = "^not on disk|^forgotten|^gone"
+FORGOTTEN = "^not on disk|^forgotten|^gone|is damaged"
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_the_machine_of_a_log_finds(planted: Planting, found: str) -> None:
         (parts.sync_repeated_after_it_failed, LOST),
         (parts.directory_not_synced, LOST),
         (parts.bodies_not_checked, "^not what was appended"),
-        (dedup_in_memory_only, "^forgotten"),
+        (dedup_in_memory_only, "^forgotten|^not what was appended"),
     ],
 )
 def test_the_machine_of_a_partition_finds(planted: Planting, found: str) -> None:

@@ -37,6 +37,7 @@ from tests.support.faults import (
 )
 from tests.support.log_process import room_for_work
 from tests.support.planted import PLANTED
+from tests.support.planted_parts import failed_writes_taken_for_written
 from tests.support.sidecar_client import new_account
 from tests.support.sidecar_process import OPCODES, WORK
 from tests.support.sidecar_trials import holds_and_goes_on, work
@@ -60,10 +61,10 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
 
 
-def run(path: Path, account: Account, fault: str) -> int:
+def run(path: Path, account: Account, fault: str, planted: str = "") -> int:
     """One process, which works there with that fault. What it said is in the account then."""
     (said := path / "account").write_bytes(encode_account(account))
-    ran = traced(WORK, path / "sidecar", said, inject=[fault], watch=CALLS)
+    ran = traced(WORK, path / "sidecar", said, planted, inject=[fault], watch=CALLS)
     assert ran.status in (0, -signal.SIGKILL), ran.err
     heard(account, ran.out.splitlines(keepends=True))
     return ran.status
@@ -72,10 +73,10 @@ def run(path: Path, account: Account, fault: str) -> int:
 # -- Processes that are killed
 
 
-def killed(path: Path, call: str, nth: int) -> bool:
+def killed(path: Path, call: str, nth: int, planted: str = "") -> bool:
     path.mkdir(exist_ok=True)
     account = new_account()
-    status = run(path, account, kill_at(call, nth))
+    status = run(path, account, kill_at(call, nth), planted)
     holds_and_goes_on(Disk(path / "sidecar"), account)
     return status != 0
 
@@ -88,8 +89,12 @@ def test_a_sidecar_survives_sigkill_at_a_system_call(path: Path) -> None:
 @pytest.mark.parametrize("first", range(1, 7))
 @pytest.mark.parametrize("call", CALLS)
 def test_a_sidecar_survives_sigkill_at_every_system_call(path: Path, call: str, first: int) -> None:
-    last = next(nth for nth in range(first, 1000, 6) if not killed(path / str(nth), call, nth))
-    assert last > 4
+    assert killed_at_calls(path, call, first, 6) > 4
+
+
+def killed_at_calls(path: Path, call: str, first: int, step: int, planted: str = "") -> int:
+    calls = count(first, step)
+    return next(nth for nth in calls if not killed(path / str(nth), call, nth, planted))
 
 
 @pytest.mark.long
@@ -139,6 +144,21 @@ def test_a_sidecar_survives_sigkill_at_every_opcode(path: Path, first: int) -> N
 )
 def test_what_does_not_survive_sigkill_is_found_out(path: Path, planted: str, found: str) -> None:
     assert found in at_opcodes(path, 0, 3, planted)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("planted", "call", "first", "found"),
+    [
+        ("settled_before_it_is_written", "fdatasync", 24, "forgot"),
+        ("dedup_in_memory_only", "pwritev2", 10, "is not known here"),
+    ],
+)
+def test_what_does_not_survive_sigkill_at_a_system_call_is_found_out(
+    path: Path, planted: str, call: str, first: int, found: str
+) -> None:
+    with PLANTED[planted](), pytest.raises(AssertionError, match=found):
+        killed_at_calls(path, call, first, 1, planted)
 
 
 # -- Power that fails
@@ -218,10 +238,10 @@ def test_what_does_not_survive_a_power_loss_is_found_out(
 # -- Disks that fail
 
 
-def failed(path: Path, fault: str) -> Account:
+def failed(path: Path, fault: str, planted: str = "") -> Account:
     path.mkdir(exist_ok=True)
     account = new_account()
-    assert run(path, account, fault) == 0
+    assert run(path, account, fault, planted) == 0
     holds_and_goes_on(Disk(path / "sidecar"), copy_of(account))
     return account
 
@@ -236,8 +256,14 @@ def test_a_sync_that_fails_costs_nothing_that_was_confirmed(path: Path) -> None:
 def test_system_calls_that_fail_cost_nothing_that_was_confirmed(
     path: Path, call: str, fault: Callable[[str, int], str]
 ) -> None:
+    failed_at_calls(path, call, fault)
+
+
+def failed_at_calls(
+    path: Path, call: str, fault: Callable[[str, int], str], planted: str = ""
+) -> None:
     for nth in (1, 4, 11, 18, 30, 38):
-        failed(path / str(nth), fault(call, nth))
+        failed(path / str(nth), fault(call, nth), planted)
 
 
 @pytest.mark.long
@@ -249,14 +275,32 @@ def test_system_calls_that_fail_cost_nothing_that_was_confirmed(
 def test_each_call_that_fails_costs_nothing_that_was_confirmed(
     path: Path, name: str, error: int, for_ever: bool
 ) -> None:
+    fails_each_time(path, name, error, for_ever)
+
+
+def fails_each_time(path: Path, name: str, error: int, for_ever: bool) -> None:
     for nth in count(1):
-        account, disk = new_account(), path / str(nth)
-        with (
-            suppress(OSError, StorageFailed),
-            failing(name, nth, error, for_ever=for_ever) as calls,
-        ):
-            work(Disk(disk), Telling(account))
-        holds_and_goes_on(Disk(disk), account)
-        if not calls:
+        if not fails(disk := path / str(nth), name, nth, error, for_ever):
             break
         shutil.rmtree(disk)
+
+
+def fails(path: Path, name: str, nth: int, error: int, for_ever: bool) -> bool:
+    """Whether that call did."""
+    account = new_account()
+    with suppress(OSError, StorageFailed), failing(name, nth, error, for_ever=for_ever) as calls:
+        work(Disk(path), Telling(account))
+    holds_and_goes_on(Disk(path), account)
+    return bool(calls)
+
+
+def test_a_write_that_failed_and_is_taken_for_written_is_missed(path: Path) -> None:
+    with failed_writes_taken_for_written(), pytest.raises(AssertionError, match="is damaged"):
+        fails_each_time(path, "pwritev", errno.EIO, for_ever=False)
+
+
+@pytest.mark.long
+def test_a_system_call_that_failed_and_is_taken_for_done_is_missed(path: Path) -> None:
+    planted = failed_writes_taken_for_written.__name__
+    with pytest.raises(AssertionError, match="is damaged"):
+        failed_at_calls(path, "pwritev2", fail_at, planted)

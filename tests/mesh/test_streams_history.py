@@ -28,3 +28,29 @@ def test_a_few_seconds_of_killing_show_no_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_minute_of_killing_shows_no_fault(tmp_path: Path, seed: int) -> None:
     clean(run(tmp_path, seconds=60, seed=seed), 2000)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(430)
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("dedup_in_memory_only", "duplicate"),
+        ("settled_with_its_neighbour", "unseen"),
+        ("settled_in_memory_only", "acked again"),
+        ("settled_before_it_is_written", "acked again"),
+    ],
+)
+def test_what_does_not_survive_killing_is_found_out(
+    tmp_path: Path, planted: str, found: str
+) -> None:
+    """The last of them is there for moments only: it is met in every other run or third."""
+    kinds = set[str]()
+    for seed in range(12):
+        (folder := tmp_path / str(seed)).mkdir()
+        killed = ("sidecar", "producer")
+        judgement = run(folder, seconds=8, seed=seed, producers=2, killed=killed, planted=planted)
+        kinds = {finding.kind for finding in judgement.findings}
+        if kinds:
+            break
+    assert found in kinds

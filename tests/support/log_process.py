@@ -7,6 +7,7 @@ what that has left. What they print is read by `heard`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from mesh.durable.log import Log
 from mesh.durable.storage import Disk, Storage
 from mesh.errors import StorageFailed
 from tests.support.opcodes import before_opcode
+from tests.support.planted_parts import PLANTED
 from tests.support.trials import Journal, work
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -33,11 +35,12 @@ from tests.support.log_process import {{0}} as main
 main(*sys.argv[1:])
 """
 WORK: Final = _PROGRAM.format("work_twice")
-"""Argument: the directory."""
+"""Arguments: the directory, and what is planted (`PLANTED`), if anything."""
 MEND: Final = _PROGRAM.format("work_and_mend")
 """Likewise; it goes on after failures, as long as mending helps."""
 OPCODES: Final = _PROGRAM.format("die_at_opcodes")
-"""Arguments: a directory; from which opcode, and every which. Prints how many it were."""
+"""Arguments: a directory; from which opcode, every which, and what is planted, if anything. Prints
+how many it were."""
 
 _TRACED: Final = {module.__file__ for module in (logs, recovery, segment, storage)}
 """What is done to files is done there."""
@@ -77,8 +80,7 @@ def heard(journal: Journal, lines: Iterable[str]) -> None:
     for line in lines:
         match line.split():
             case ["begins", start, end]:
-                assert int(start) <= journal.trimmed
-                assert journal.acknowledged <= int(end) <= journal.attempted
+                journal.may_be(int(start), int(end))
                 journal.trimmed = int(start)
                 journal.acknowledged = journal.attempted = int(end)
             case ["attempts", end]:
@@ -86,7 +88,7 @@ def heard(journal: Journal, lines: Iterable[str]) -> None:
             case ["acknowledges", end]:
                 journal.acknowledged = int(end)
             case ["mends", end]:
-                assert journal.acknowledged <= int(end) <= journal.attempted
+                journal.may_be(0, int(end))
                 journal.attempted = int(end)
             case ["trims", offset]:
                 journal.trimmed = max(journal.trimmed, int(offset))
@@ -94,12 +96,22 @@ def heard(journal: Journal, lines: Iterable[str]) -> None:
                 raise AssertionError(f"it says {other}")
 
 
-def work_twice(path: str) -> None:
-    for _ in range(2):
-        work(Disk(Path(path)), Telling())
+def with_planted(name: str) -> contextlib.AbstractContextManager[object]:
+    return PLANTED[name]() if name else contextlib.nullcontext()
 
 
-def work_and_mend(path: str) -> None:
+def work_twice(path: str, planted: str = "") -> None:
+    with with_planted(planted):
+        for _ in range(2):
+            work(Disk(Path(path)), Telling())
+
+
+def work_and_mend(path: str, planted: str = "") -> None:
+    with with_planted(planted):
+        _work_and_mend(path)
+
+
+def _work_and_mend(path: str) -> None:
     """Appends, rolls and trims; a failure is mended, and if that fails it is tried twice more."""
     journal, disk = Telling(), Disk(Path(path))
     log = journal.open(disk)
@@ -112,6 +124,7 @@ def work_and_mend(path: str) -> None:
                 break
             journal.mended(log)
         if number == 8:
+            journal.reads(log)
             journal.trim(log, log.end - 4)
     log.close()
 
@@ -137,7 +150,12 @@ def small_work(disk: Storage, journal: Journal) -> None:
     log.close()
 
 
-def die_at_opcodes(path: str, first: str, step: str) -> None:
+def die_at_opcodes(path: str, first: str, step: str, planted: str = "") -> None:
+    with with_planted(planted):
+        _die_at_opcodes(path, first, step)
+
+
+def _die_at_opcodes(path: str, first: str, step: str) -> None:
     for nth in count(int(first), int(step)):
         with tempfile.TemporaryDirectory(dir=path) as directory:
             journal = Journal()

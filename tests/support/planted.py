@@ -4,7 +4,7 @@ find each of them."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
@@ -22,8 +22,8 @@ from mesh.durable.producers import Producers
 from mesh.durable.progress import Progress
 from mesh.durable.snapshot import SnapshotFile
 from mesh.durable.storage import Disk
-
-Planting = Callable[[], contextlib.AbstractContextManager[object]]
+from tests.support.planted_parts import PLANTED as PLANTED_PARTS
+from tests.support.planted_parts import Planting
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def snapshot_ahead_of_the_log() -> Iterator[None]:
         yield
 
 
-PLANTED: Final[dict[str, Planting]] = {
+PLANTED: Final[dict[str, Planting]] = PLANTED_PARTS | {
     planting.__name__: planting
     for planting in (
         settled_before_it_is_written,

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 from mesh.durable import batch, index, journal, recovery, scan, storage
 from mesh.durable.journal import Journal
+from mesh.durable.log import Log
 from mesh.durable.progress import Progress, Tally
-from mesh.durable.storage import DiskFile, Poison
+from mesh.durable.storage import Bytes, DiskFile, Poison
 from tests.support.fake_disk import FakeDisk, FakeFile
 
 Planted = contextlib.AbstractContextManager[object]
+Planting = Callable[[], Planted]
 
 
 # -- Files and directories
@@ -64,6 +67,56 @@ def memory_believed_after_a_failed_sync() -> Iterator[None]:
         patch.object(DiskFile, "forget", lambda _: None),
     ):
         yield
+
+
+@contextlib.contextmanager
+def written_with_what_comes_next() -> Iterator[None]:
+    """As into a buffered file, of which a sync is no flush: what is appended waits in the process.
+    For files that nobody else reads meanwhile."""
+    append, waiting = DiskFile.append, WeakKeyDictionary[DiskFile, Sequence[Bytes]]()
+
+    def flush(file: DiskFile) -> None:
+        if parts := waiting.pop(file, ()):
+            append(file, parts)
+
+    def later(file: DiskFile, parts: Sequence[Bytes]) -> None:
+        flush(file)
+        waiting[file] = parts
+
+    def flushed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: DiskFile, *arguments: Any) -> Any:
+            flush(file)
+            return method(file, *arguments)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(DiskFile, "append", later))
+        for name in ("size", "reserve", "read", "truncate", "close"):
+            method = flushed(getattr(DiskFile, name))
+            stack.enter_context(patch.object(DiskFile, name, method))
+        yield
+
+
+def failed_writes_taken_for_written() -> Planted:
+    append = DiskFile.append
+
+    def believing(file: DiskFile, parts: Sequence[Bytes]) -> None:
+        with contextlib.suppress(OSError):
+            append(file, parts)
+        file._poison = Poison("as if it had not failed")
+
+    return patch.object(DiskFile, "append", believing)
+
+
+def gone_on_with_after_a_failure() -> Planted:
+    """Whatever could not be written, or synced, is taken to be so by what comes next."""
+
+    def mend(log: Log) -> None:
+        log._failed = None
+        log._file._poison = Poison("as if anew")  # type: ignore[attr-defined]
+
+    return patch.object(Log, "mend", mend)
 
 
 def _like(_: object, other: object) -> bool:
@@ -141,3 +194,14 @@ def _changes(kept: Callable[[Progress], Progress]) -> Planted:
         return None if new is None else kept(new)
 
     return patch.object(Tally, "changes", changes)
+
+
+PLANTED: Final[dict[str, Planting]] = {
+    planting.__name__: planting
+    for planting in (
+        written_with_what_comes_next,
+        failed_writes_taken_for_written,
+        settled_in_memory_only,
+    )
+}
+"""Those that are planted in other processes."""

@@ -7,6 +7,7 @@ there, and looks at what that has left. What they print is read by `tests.suppor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -43,7 +44,8 @@ from tests.support.sidecar_process import {{0}} as main
 main(*sys.argv[1:])
 """
 WORK: Final = _PROGRAM.format("work_as_told")
-"""Arguments: the directory, and a file with the account of it so far."""
+"""Arguments: the directory, a file with the account of it so far, and what is planted (`PLANTED`),
+if anything."""
 OPCODES: Final = _PROGRAM.format("die_at_opcodes")
 """Arguments: a directory; from which opcode, every which, and what is planted (`PLANTED`), if
 anything. Prints how many it were."""
@@ -54,11 +56,12 @@ _TRACED: Final = {
 }
 
 
-def work_as_told(path: str, account: str) -> None:
+def work_as_told(path: str, account: str, planted: str = "") -> None:
     logging.disable(logging.CRITICAL)
     told = decode_account(Path(account).read_bytes())
     try:
-        work(Disk(Path(path)), Telling(told, fd=1))
+        with PLANTED[planted]() if planted else contextlib.nullcontext():
+            work(Disk(Path(path)), Telling(told, fd=1))
     except (OSError, StorageFailed) as error:
         sys.stderr.write(f"ended by {error!r}")
 

@@ -74,14 +74,18 @@ def run(
     producers: int = 4,
     sidecars: int = 2,
     consumers: int = 3,
+    killed: tuple[str, ...] = ("",),
+    planted: str = "",
 ) -> Judgement:
-    """Let them play, kill and start them, and judge what they wrote down."""
+    """Let them play, kill and start them, and judge what they wrote down. `killed`: those alone
+    whose names begin so. `planted`: in the sidecars (`tests.support.planted`)."""
     luck = random.Random(seed)
     history, errors = folder / "history", folder / "errors.txt"
     history.mkdir()
     logs = [folder / f"log{n}" for n in range(sidecars)]
     players = [
-        Player(f"sidecar{n}", _SIDECAR, ["sidecar", str(log)], errors) for n, log in enumerate(logs)
+        Player(f"sidecar{n}", _sidecar(planted), ["sidecar", str(log)], errors)
+        for n, log in enumerate(logs)
     ]
     for player in players:
         player.start()
@@ -112,13 +116,16 @@ def run(
     try:
         for log in logs:  # or a producer that is killed as it starts leaves it without the stream
             _has_begun(log)
+        victims = [each for each in (*players, *others) if each.name.startswith(killed)]
         deadline = time.monotonic() + seconds
         time.sleep(min(3.0, seconds / 3))  # until all of them have begun
         while time.monotonic() < deadline:
-            victim = luck.choice([*players, *others])
-            victim.kill()
+            together = luck.sample(victims, luck.choice((1, 2)))
+            for victim in together:
+                victim.kill()
             time.sleep(luck.uniform(0.0, 0.3))
-            victim.start()
+            for victim in together:
+                victim.start()
             time.sleep(luck.uniform(0.1, 0.8))
         for player in others:
             assert player.process is not None
@@ -137,6 +144,16 @@ def run(
         for player in players:
             player.terminate()
     return judge(load(history), key_ordered=["shipping"], on_the_way_s=0.5)
+
+
+def _sidecar(planted: str) -> str:
+    if not planted:
+        return _SIDECAR
+    return f"""
+from tests.support.planted import PLANTED
+with PLANTED[{planted!r}]():
+    {_SIDECAR}
+"""
 
 
 def _has_begun(log: Path) -> None:

@@ -35,9 +35,13 @@ class Journal:
 
     def begins(self, log: Log) -> None:
         """That is what there is now, and has to be there from here on."""
-        assert log.start <= self.trimmed
-        assert self.acknowledged <= log.end <= self.attempted
+        self.may_be(log.start, log.end)
         self.trimmed, self.acknowledged, self.attempted = log.start, log.end, log.end
+
+    def may_be(self, start: int, end: int) -> None:
+        assert start <= self.trimmed, "gone"
+        assert self.acknowledged <= end, "lost"
+        assert end <= self.attempted, "invented"
 
     def append(self, log: Log, count: int) -> None:
         numbers = range(self.attempted, self.attempted + count)
@@ -47,19 +51,22 @@ class Journal:
 
     def mended(self, log: Log) -> None:
         """What was not acknowledged may be gone, and its numbers are used again."""
-        assert self.acknowledged <= log.end <= self.attempted
+        self.may_be(0, log.end)
         self.attempted = log.end
 
     def trim(self, log: Log, offset: int) -> None:
         self.trimmed = offset
         log.trim(offset)
 
+    def reads(self, log: Log) -> None:
+        appended = [record(number) for number in range(log.start, log.end)]
+        assert bodies(log, log.start) == appended, "not what was appended"
+
     def holds(self, storage: Storage) -> Log:
         """What is found there is what it has to be, and the log can be appended to."""
         log = self.open(storage)
-        assert log.start <= self.trimmed
-        assert self.acknowledged <= log.end <= self.attempted
-        assert bodies(log, log.start) == [record(number) for number in range(log.start, log.end)]
+        self.may_be(log.start, log.end)
+        self.reads(log)
         assert sound(storage).end == log.end
         return log
 
@@ -136,7 +143,7 @@ def after_a_kill(journal: Journal, disk: FakeDisk) -> None:
         after = Journal()
         after.trimmed, after.attempted = journal.trimmed, journal.attempted
         log = after.open(found)
-        assert log.end >= journal.acknowledged
+        assert log.end >= journal.acknowledged, "lost"
         after.attempted = log.end
         after.append(log, 2)
         after.holds(found.crash(Random(seed)))
