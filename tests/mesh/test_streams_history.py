@@ -35,22 +35,20 @@ def test_a_minute_of_killing_shows_no_fault(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize(
     ("planted", "found"),
     [
-        ("dedup_in_memory_only", "duplicate"),
-        ("settled_with_its_neighbour", "unseen"),
-        ("settled_in_memory_only", "acked again"),
-        ("settled_before_it_is_written", "acked again"),
+        ("dedup_in_memory_only", {"duplicate"}),
+        ("settled_with_its_neighbour", {"unseen", "reordered"}),
+        ("settled_in_memory_only", {"acked again"}),
+        ("settled_before_it_is_written", {"acked again"}),
     ],
 )
 def test_what_does_not_survive_killing_is_found_out(
-    tmp_path: Path, planted: str, found: str
+    tmp_path: Path, planted: str, found: set[str]
 ) -> None:
-    """The last of them is there for moments only: it is met in every other run or third."""
-    kinds = set[str]()
+    """The last of them is there for moments only, and may take a few runs."""
     for seed in range(12):
         (folder := tmp_path / str(seed)).mkdir()
         killed = ("sidecar", "producer")
         judgement = run(folder, seconds=8, seed=seed, producers=2, killed=killed, planted=planted)
-        kinds = {finding.kind for finding in judgement.findings}
-        if kinds:
-            break
-    assert found in kinds
+        if found & {finding.kind for finding in judgement.findings}:
+            return
+    raise AssertionError(f"{planted} was not found")
