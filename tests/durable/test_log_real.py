@@ -110,10 +110,12 @@ def test_acknowledged_records_survive_sigkill_at_many_opcodes(tmp_path: Path) ->
     assert int(at_opcodes(tmp_path, 7, 97)) > 1000
 
 
+@pytest.mark.damages
 def test_what_is_acknowledged_before_it_is_written_is_lost_at_some_opcode(tmp_path: Path) -> None:
     assert "lost" in at_opcodes(tmp_path, 7, 97, "written_with_what_comes_next")
 
 
+@pytest.mark.damages
 def test_what_is_acknowledged_before_it_is_written_is_lost_at_some_call(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="lost"):
         killed_at_calls(tmp_path, "pwritev2", 3, 2, "written_with_what_comes_next")
@@ -184,6 +186,7 @@ def test_acknowledged_records_survive_many_power_losses(tmp_path: Path, seed: in
     assert journal.acknowledged > 80
 
 
+@pytest.mark.damages
 def test_an_acknowledgement_before_the_sync_does_not_survive_a_power_loss(tmp_path: Path) -> None:
     with receipt_before_the_sync(), pytest.raises(AssertionError, match="lost"):
         power_losses(tmp_path, 0, 30, Closing())
@@ -268,6 +271,7 @@ def failed_at_calls(
     return mended
 
 
+@pytest.mark.damages
 def test_a_write_that_failed_and_is_taken_for_written_is_missed(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"not what was appended|is damaged"):
         failed_at_calls(tmp_path, "pwritev2", fail_at, "failed_writes_taken_for_written")
@@ -357,6 +361,7 @@ def after_a_failed_sync(tmp_path: Path, *, killed: bool) -> None:
         journal.close()
 
 
+@pytest.mark.damages
 @pytest.mark.parametrize(
     ("planted", "trial"),
     [
