@@ -30,6 +30,8 @@ class Player:
         self._log = log
 
     def start(self) -> None:
+        if self.process is not None:
+            self._gone(10)  # also one that ended by itself leaves the pipe to it open
         self.runs += 1
         arguments = [each.replace("RUN", str(self.runs)) for each in self._arguments]
         with self._log.open("ab") as log:
