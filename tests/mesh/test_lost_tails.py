@@ -146,8 +146,8 @@ def test_a_finite_replay_ends_where_what_it_had_before_it_is_lost(
     with Node("writer") as writer:
         size = kept_and_lost(orders_of(writer), host)
         replay = writer.stream("orders").replay()
-        # One is asked for beforehand.
-        assert rest_of(replay) in ([*range(read_before, 3)], [*range(read_before, 4)], [])
+        ahead = max(4, read_before + 1)  # one is asked for beforehand, and may have come
+        assert rest_of(replay) in ([*range(read_before, 3)], [*range(read_before, ahead)], [])
         assert replay.cuts
         assert {cut[1] for cut in replay.cuts} == {3}
         assert max(cut[2] for cut in replay.cuts) == 4
