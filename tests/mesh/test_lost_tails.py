@@ -144,13 +144,15 @@ def test_a_finite_replay_ends_where_what_it_had_before_it_is_lost(
         return [record.payload for record in records]
 
     with Node("writer") as writer:
-        size = kept_and_lost(orders_of(writer), host)
+        orders = orders_of(writer)
+        size = kept_and_lost(orders, host)
+        orders.append(5)
         replay = writer.stream("orders").replay()
         ahead = max(4, read_before + 1)  # one is asked for beforehand, and may have come
         assert rest_of(replay) in ([*range(read_before, 3)], [*range(read_before, ahead)], [])
         assert replay.cuts
         assert {cut[1] for cut in replay.cuts} == {3}
-        assert max(cut[2] for cut in replay.cuts) == 4
+        assert max(cut[2] for cut in replay.cuts) == 5
 
 
 def test_a_finite_replay_in_asyncio_ends_there_as_well(
