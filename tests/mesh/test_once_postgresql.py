@@ -204,6 +204,14 @@ def test_without_a_transaction_some_payments_are_not_made(bank: Bank) -> None:
     assert bank.accounts.items() < bank.paid.items()
 
 
+def test_acknowledged_before_they_are_committed_some_payments_are_not_made(bank: Bank) -> None:
+    bank.recipe = without("record.ack()", "pass")
+    early = "with (record.ack(), payments.flush(), db.transaction())[-1]:"
+    bank.recipe = bank.recipe.replace("with db.transaction():", early)
+    kill_at_each_line(bank)
+    assert bank.accounts.items() < bank.paid.items()
+
+
 def without(part: str, instead: str = "") -> str:
     assert RECIPE.count(part) == 1
     return RECIPE.replace(part, instead)
