@@ -55,7 +55,7 @@ class Journal:
         self.attempted = log.end
 
     def trim(self, log: Log, offset: int) -> None:
-        self.trimmed = offset
+        self.trimmed = max(self.trimmed, offset)  # there may be less in the log
         log.trim(offset)
 
     def reads(self, log: Log) -> None:
