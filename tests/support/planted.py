@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
 from mesh.durable.batch import Batch
 from mesh.durable.group import Group
 from mesh.durable.groups import Groups
-from mesh.durable.hosted import Hosted
 from mesh.durable.journal import MAGIC, Beginning, Journal, _encode
 from mesh.durable.log import Log
 from mesh.durable.members import Members
@@ -101,23 +99,6 @@ def journal_anew_without_its_directory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def trim_before_the_journal_is_synced() -> Iterator[None]:
-    original = Hosted.tick
-
-    def acked_to(groups: Groups) -> int | None:
-        return min((held.group.committed for held in groups._groups.values()), default=None)
-
-    def tick(hosted: Hosted) -> None:
-        with patch.object(Groups, "sync", Groups.write), patch.object(Groups, "acked_to", acked_to):
-            original(hosted)
-        if hosted._members is not None:  # the writer trims in between
-            hosted._clerk.run(partial(hosted._clerk.run, hosted._members._groups.sync))
-
-    with patch.object(Hosted, "tick", tick):
-        yield
-
-
-@contextlib.contextmanager
 def trim_before_the_snapshot() -> Iterator[None]:
     """Of a segment that was begun just before the process was killed."""
     remembered = Partition._remembered
@@ -183,7 +164,6 @@ PLANTED: Final[dict[str, Planting]] = PLANTED_PARTS | {
         receipt_before_the_sync,
         journal_anew_in_place,
         journal_anew_without_its_directory,
-        trim_before_the_journal_is_synced,
         trim_before_the_snapshot,
         dedup_in_memory_only,
         no_notes_of_repeats,
