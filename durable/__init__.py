@@ -58,6 +58,7 @@ node's handles over a *route* to a sidecar, in another process or in this one. W
       producing          which partition a handle appends to
       appender           what one producer has under way to one partition
       appending          waiting for that
+      under_way          what is begun, and is finished when the node closes
       reading            records as users see them
       reader             reading one partition, over its route
       feeds              reading several at once

@@ -61,6 +61,11 @@ class Pending:
     def done(self) -> bool:
         return self.appended is not None or self.error is not None
 
+    @property
+    def count(self) -> int:
+        """Of its records."""
+        return len(self.items or ()) if self.batch is None else self.batch.header.count
+
 
 class Appender:
     """See above."""
@@ -80,13 +85,13 @@ class Appender:
         """`flusher` has open batches asked for. A message has `bytes_max` at most. `waits`: while
         the log is full; else its appends are refused."""
         self.route = route
+        self.stream = stream
         self.producer = producer
         self.durability = "fsync"
         self.bytes_waiting = 0
         """Of all that is under way."""
         self.next_seq: int | None = None
         """Of the next record; None while that is not known."""
-        self._stream = stream
         self._options = options
         self._flusher = flusher
         self._waits = waits
@@ -110,6 +115,11 @@ class Appender:
     def idle(self) -> bool:
         """Whether nothing is under way."""
         return not self._queue and not self._asked
+
+    @property
+    def records_waiting(self) -> int:
+        """How many records are under way."""
+        return sum(each.count for each in (*self._asked, *self._queue))
 
     @property
     def paused(self) -> bool:
@@ -174,7 +184,7 @@ class Appender:
     def begin(self) -> None:
         """Find out where its sequence stands."""
         if self.next_seq is None and self._opening is None and self._failed is None:
-            self._opening = self.route.begin(Open(self._stream, self.producer, self._options))
+            self._opening = self.route.begin(Open(self.stream, self.producer, self._options))
 
     def claim(self, pending: Pending) -> Ask | None:
         """The ask that its outcome depends on, to wait with, if nobody else does; to be `released`.
@@ -254,7 +264,7 @@ class Appender:
             alone = alone and not self._asked and len(self._queue) == 1
             append = self.route.append_alone if alone else self.route.append
             try:
-                pending.ask = append(self._stream, batch)
+                pending.ask = append(self.stream, batch)
             except Busy:
                 return
             self.next_seq += header.count

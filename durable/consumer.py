@@ -15,9 +15,10 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from itertools import takewhile
+from types import TracebackType
 from typing import Final
 
 from mesh.durable.cursor import Cut
@@ -38,6 +39,7 @@ _FLUSH_S: Final = 0.02
 """How often who waits for all to be remembered looks."""
 _CLOSE_S: Final = 1.0
 """What closing gives a sidecar to hear what was done last."""
+_HEARD: Final = "word that it was heard"
 
 
 class Consuming:
@@ -163,6 +165,11 @@ class Consuming:
     def say(self) -> None:
         for seat in list(self._seats.values()):
             seat.say()
+
+    def farewells(self) -> Iterator[tuple[Link, Callable[[], bool | None]]]:
+        """Of each seat the link to wait on until its sidecar has heard what was said last."""
+        for seat in list(self._seats.values()):
+            yield seat.route.link, lambda seat=seat: seat.settled or None  # type: ignore[misc]
 
     def _sit(self, partition: str) -> None:
         seat = Seat(
@@ -356,19 +363,38 @@ class Consumer(Receiving[ConsumedRecord]):
         Gives the sidecars up to a second to hear it. Idempotent."""
         if self.closed:
             return
-        core = self._core
-        core.close(0)
+        self._core.close(0)
         deadline = time.monotonic() + _CLOSE_S
-        with contextlib.suppress(Closed, Timeout):
-            for seat in list(core._seats.values()):
+        try:
+            for link, is_heard in self._core.farewells():
+                link.wait(is_heard, max(0.0, deadline - time.monotonic()), _HEARD, retry_s=_FLUSH_S)
+        except (Closed, Timeout):
+            return
+        finally:
+            super().close()
+
+    async def aclose(self) -> None:
+        """`close` for asyncio."""
+        if self.closed:
+            return
+        self._core.close(0)
+        deadline = time.monotonic() + _CLOSE_S
+        try:
+            for link, is_heard in self._core.farewells():
                 left = max(0.0, deadline - time.monotonic())
-                seat.route.link.wait(
-                    lambda seat=seat: seat.settled or None,  # type: ignore[misc]
-                    left,
-                    "word that it was heard",
-                    retry_s=_FLUSH_S,
-                )
-        super().close()
+                await link.wait_async(is_heard, left, _HEARD, retry_s=_FLUSH_S)
+        except (Closed, Timeout):
+            return
+        finally:
+            super().close()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
     def _is_settled(self) -> bool | None:
         return self._core.settled() or None

@@ -57,8 +57,6 @@ class Finder:
         self.channel = channel
         self.counters = Counters()
         self.link = Link(f"sidecars of {channel!r}")
-        self.on_tick: Callable[[], object] = lambda: None
-        """What is to be done now and then."""
         self.met: dict[str, None] = {}
         """Partitions that were there at any time, the latest last."""
         self._own = own
@@ -121,7 +119,6 @@ class Finder:
     def tick(self) -> None:
         if self.seeks == "log":
             self._look_for_copies()
-        self.on_tick()
 
     def _look_for_copies(self) -> None:
         at: dict[str, dict[int, str]] = {}

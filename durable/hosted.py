@@ -235,7 +235,7 @@ class Hosted:
 
     def member_asks(self, query: Join | Fetch | Settle, answer: Answer) -> None:
         now, now_ns = time.monotonic(), time.time_ns()
-        if self._dismissed:
+        if self._dismissed and not isinstance(query, Settle):  # what is done is done
             answer(CLOSED)
             return
         if isinstance(query, Join) and query.resume is not None and not self.log.keeps_all:

@@ -10,6 +10,7 @@ already.
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Callable
 
 from mesh import limits
@@ -47,6 +48,7 @@ class Producing:
         """For what may be anywhere."""
         self._appenders: dict[str, Appender] = {}
         """One for each partition, or its runs would fence each other."""
+        weakref.finalize(self, _release, streams, self._appenders).atexit = False
 
     @property
     def appenders(self) -> list[Appender]:
@@ -125,13 +127,21 @@ class Producing:
                     waits=self._waits,
                 )
                 if len(self._appenders) >= limits.PARTITIONS_MET_MAX:
-                    self._appenders = {
-                        k: v for k, v in self._appenders.items() if v is self._nearest or not v.idle
-                    }
+                    self._forget_idle()
                 self._appenders[partition] = appender
-                self._streams.look_after(appender)
+                self._streams.under_way.add(appender)
             if home is not None and home == self._home:
                 self._home = partition  # of a node that may have another some day
             if home is None:
                 self._nearest = appender
             return appender
+
+    def _forget_idle(self) -> None:
+        for partition, each in list(self._appenders.items()):
+            if each.idle and each is not self._nearest:
+                self._streams.under_way.release([self._appenders.pop(partition)])
+
+
+def _release(streams: Streams, appenders: dict[str, Appender]) -> None:
+    """What is under way there is finished all the same."""
+    streams.under_way.release(appenders.values())

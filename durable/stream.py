@@ -336,6 +336,7 @@ class Stream(Handle):
             latest=start == "latest",
         )
         self._streams.add(core)
+        self._streams.under_way.add_consumer(core)
         return Consumer(core, self._owner, self._streams.release_of(core))
 
     def _item(

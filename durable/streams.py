@@ -5,18 +5,16 @@ Made with the node's first stream, so that programs without one never load any o
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Final
-from weakref import WeakSet
 
-from mesh.durable.appender import Appender
 from mesh.durable.finder import Finder
 from mesh.durable.route import LocalRoute, RemoteRoute, Route
 from mesh.durable.sidecar import Sidecar
-from mesh.errors import Closed, NoSidecar, Timeout
+from mesh.durable.under_way import UnderWay
+from mesh.errors import NoSidecar, Timeout
 from mesh.options import within
 from mesh.sockets.home import Core, Home
 
@@ -54,9 +52,9 @@ class Streams:
         self._hosts: dict[str, Finder] = {}
         self._name_of = name_of
         self._logs = Finder(home.node_id, "log", "*", name_of)
-        self._logs.on_tick = self._advance
-        self._appenders: WeakSet[Appender] = WeakSet()
         add(self._logs)
+        self.under_way = UnderWay()
+        add(self.under_way)
         self._own: LocalRoute | None = None
         if sidecar is not None:
             self._own = LocalRoute(sidecar)
@@ -193,18 +191,6 @@ class Streams:
             self.add(remote.core)
             route = self._routes[partition] = remote
         return route
-
-    def look_after(self, appender: Appender) -> None:
-        """See to it that what waits there is asked for, also if nobody waits for that. Under
-        `lock`."""
-        self._appenders.add(appender)
-
-    def _advance(self) -> None:
-        with self.lock:
-            appenders = [each for each in self._appenders if not each.idle]
-        for appender in appenders:
-            with contextlib.suppress(Closed):
-                appender.route.link.run(partial(appender.advance, None))
 
     def close(self) -> None:
         """Whoever waits gets `Closed`. The node closes the cores."""

@@ -259,10 +259,14 @@ class ControlLoop(Loop):
         if self._leave_by is None or not self._running:
             return
         now = time.monotonic()
-        if any(not core.link.closed for core in self._unhurried()):
-            self._answered_at = now + _ANSWERING_S
+        for core in self._unhurried():
+            self._guarded(self._go_on, core, now)
         if now >= min(self._answered_at, self._leave_by):
             self._leave(now, self._leave_by)
+
+    def _go_on(self, core: Unhurried, now: float) -> None:
+        if not core.go_on():
+            self._answered_at = now + _ANSWERING_S
 
     def _leave(self, now: float, leave_by: float) -> None:
         self._running = False

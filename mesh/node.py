@@ -344,8 +344,10 @@ class Node:
 
     def close(self, *, timeout: float = 1.0) -> None:
         """Answer the requests that are running, send what was accepted, have it recorded where it
-        is to be, say goodbye, give the subscribers on this host that time to read what was
-        published, and end: within about `timeout` seconds, always.
+        is to be, finish what streams have under way (appends that nobody waits for, and what was
+        said of records), say goodbye, give the subscribers on this host that time to read what was
+        published, and end: within about `timeout` seconds, always. What is not finished by then is
+        logged.
 
         Whoever waits on a handle gets `Closed`. Called again, also after a Ctrl-C, it waits for the
         end again, with the earlier of the deadlines. Safe from any thread. Raises `InvalidOption`

@@ -62,7 +62,13 @@ class Counters(msgspec.Struct):
 
 class Unhurried:
     """A core that ends before the node says goodbye, and first finishes what it has begun: its
-    `close` only begins that, and it closes its link itself."""
+    `close` only begins that, or gives up what is left of it when it is called again."""
+
+    link: Link
+
+    def go_on(self) -> bool:
+        """Whether that is done. Asked every few milliseconds; does not block."""
+        return self.link.closed
 
 
 class Core(Protocol):

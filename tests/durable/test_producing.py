@@ -1,11 +1,15 @@
-"""Where one producer appends, as sidecars come and go."""
+"""Where one producer appends, as sidecars come and go, and what becomes of that without it."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
+from mesh.durable.outcomes import Appended, Opened
 from mesh.durable.producing import Producing
 from mesh.durable.records import NewRecord, batch_of
+from mesh.durable.under_way import UnderWay
 from tests.durable.test_appender import _Flusher, _Route
 
 
@@ -17,7 +21,9 @@ class _Streams:
     def __init__(self) -> None:
         self.there: list[str] = []
         self.flusher = _Flusher()
-        self.lock = _Route().link.lock
+        self.way = _Route()
+        self.lock = self.way.link.lock
+        self.under_way = UnderWay()
 
     def find(self, stream: str, home: str | None, timeout: float | None) -> str:
         return self.there[0]
@@ -26,12 +32,9 @@ class _Streams:
         return partition in self.there
 
     def route(self, partition: str) -> _Route:
-        route = _Route()
-        route.partition = partition
-        return route
-
-    def look_after(self, appender: object) -> None:
-        pass
+        self.way = _Route()
+        self.way.partition = partition
+        return self.way
 
 
 def test_a_producer_that_comes_back_to_a_partition_goes_on_as_it_was_there() -> None:
@@ -46,3 +49,37 @@ def test_a_producer_that_comes_back_to_a_partition_goes_on_as_it_was_there() -> 
     assert first in producing.appenders
     streams.there = ["a"]
     assert producing.bind(1) is first
+
+
+def test_an_append_whose_producer_is_forgotten_is_finished_and_then_forgotten() -> None:
+    streams: Any = _Streams()
+    streams.there = ["a"]
+    producing = Producing(streams, "orders")
+    appender = weakref.ref(producing.bind(1))
+    under_way, route = streams.under_way, streams.way
+    route.opens = False
+    producing.submit(batch_of([NewRecord(b"\xc0")]), 1)
+    del producing
+    gc.collect()
+    under_way.tick()
+    assert not under_way.go_on()
+    route.opening[0].reply = Opened(1, 0, "fsync")
+    under_way.tick()
+    assert len(route.asked) == 1
+    assert not under_way.go_on()
+    route.asked[0].reply = Appended(0, 1, 0)
+    assert under_way.go_on()
+    under_way.tick()
+    gc.collect()
+    assert appender() is None
+
+
+def test_what_a_producer_that_is_there_begins_later_is_finished_too() -> None:
+    streams: Any = _Streams()
+    streams.there = ["a"]
+    producing = Producing(streams, "orders")
+    producing.bind(1)
+    for _ in range(3):
+        streams.under_way.tick()
+    producing.submit(batch_of([NewRecord(b"\xc0")]), 1)
+    assert not streams.under_way.go_on()

@@ -1,0 +1,123 @@
+"""What a node's streams have under way: gone on with while the node runs, whether or not anybody
+waits for it or has its handle still, and finished when the node closes.
+
+Until the node's deadline nothing of it is given up: appends have their outcome, and what consumers
+have done is known where it has to be. What is not so by then is logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from mesh.durable.appender import Appender
+from mesh.errors import Closed
+from mesh.sockets.control import Offer, OfferKind
+from mesh.sockets.home import Counters, Unhurried
+from mesh.sockets.link import Link
+
+if TYPE_CHECKING:
+    from mesh.durable.consumer import Consuming
+
+logger = logging.getLogger(__name__)
+
+
+class UnderWay(Unhurried):
+    """See above. A core; in the control thread, but for what says otherwise."""
+
+    kind = "stream"
+    seeks: OfferKind | None = None
+    channel = ""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.link = Link("what streams have under way")
+        self._appenders: set[Appender] = set()
+        """Under the lock."""
+        self._released: deque[Appender] = deque()
+        """Those of them that nobody submits to any more."""
+        self._consumers: WeakSet[Consuming] = WeakSet()
+        self._leaving = False
+
+    def add(self, appender: Appender) -> None:
+        """Look after that one until it is released, and nothing is under way there. From any
+        thread."""
+        with self.link.lock:
+            self._appenders.add(appender)
+
+    def release(self, appenders: Iterable[Appender]) -> None:
+        """Nobody submits to them any more. From any thread; neither locks nor blocks."""
+        self._released += appenders
+
+    def add_consumer(self, consumer: Consuming) -> None:
+        """From any thread."""
+        with self.link.lock:
+            self._consumers.add(consumer)
+
+    def tick(self) -> None:
+        self._forget()
+        self._advance()
+
+    def _forget(self) -> None:
+        for _ in range(len(self._released)):
+            appender = self._released.popleft()
+            if appender.idle:
+                with self.link.lock:
+                    self._appenders.discard(appender)
+            else:
+                self._released.append(appender)
+
+    def _advance(self) -> list[Appender]:
+        """Those that have something under way all the same."""
+        with self.link.lock:
+            appenders = list(self._appenders)
+        for appender in appenders:
+            if not appender.idle:
+                with contextlib.suppress(Closed):
+                    appender.route.link.run(partial(appender.advance, None))
+        return [each for each in appenders if not each.idle]
+
+    # -- Its end -----------------------------------------------------------------------------
+
+    def close(self, linger_ms: int) -> None:
+        with self.link.lock:
+            consumers = list(self._consumers)
+        for consumer in consumers:
+            consumer.close(linger_ms)
+        if self._leaving:
+            self._give_up()
+            self.link.close()
+        self._leaving = True
+
+    def go_on(self) -> bool:
+        with self.link.lock:
+            consumers = list(self._consumers)
+        waiting = bool(self._advance())  # all of them, before anything is looked at
+        for consumer in consumers:
+            with contextlib.suppress(Closed):
+                consumer.say()
+                waiting = not consumer.settled() or waiting
+        return not waiting
+
+    def _give_up(self) -> None:
+        for appender in self._advance():
+            logger.warning(
+                "%d records for stream %r at partition %s were under way when the node was closed: "
+                "whether they are there is not known",
+                appender.records_waiting,
+                appender.stream,
+                appender.route.partition,
+            )
+
+    # -- The rest of a core ------------------------------------------------------------------
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        raise AssertionError("it seeks nobody")
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        raise AssertionError("it seeks nobody")

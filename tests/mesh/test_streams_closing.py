@@ -1,0 +1,177 @@
+"""A node that closes finishes what its streams have begun: appends that nobody waited for, and
+acknowledgements that were not told yet. What does not come that far in time is said."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh import Node
+from tests.support.processes import Program, Programs
+from tests.support.sidecars import SIDECAR
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+COUNT = 1000
+MakeNode = Callable[[], Node]
+
+
+@pytest.fixture(params=["embedded", "sidecar"])
+def make_node(
+    request: pytest.FixtureRequest, tmp_path: Path, programs: Programs
+) -> Iterator[MakeNode]:
+    """Makes nodes, one after the other, whose streams are in their own process, or in another."""
+    log = str(tmp_path / "log")
+    if request.param == "sidecar":
+        programs.start(SIDECAR, log).expect("ready")
+        yield lambda: Node("shop")
+    else:
+        yield lambda: Node("shop", durable=log)
+
+
+def payloads(make_node: MakeNode) -> list[object]:
+    with make_node() as node:
+        return [record.payload for record in node.stream("orders").replay()]
+
+
+def test_what_nobody_waited_for_is_in_the_log_once_the_node_is_closed(
+    make_node: MakeNode,
+) -> None:
+    with make_node() as node:
+        orders = node.stream("orders")
+        for n in range(COUNT):
+            orders.append_nowait(n)
+    assert payloads(make_node) == list(range(COUNT))
+
+
+def test_likewise_if_the_handle_is_forgotten(make_node: MakeNode) -> None:
+    with make_node() as node:
+        for n in range(10):
+            node.stream("orders").append_nowait(n)
+            gc.collect()
+    assert sorted(map(str, payloads(make_node))) == sorted(map(str, range(10)))
+
+
+def test_likewise_in_asyncio(make_node: MakeNode) -> None:
+    async def work() -> None:
+        async with make_node() as node:
+            orders = node.stream("orders")
+            for n in range(COUNT):
+                orders.append_nowait(n)
+
+    asyncio.run(work())
+    assert payloads(make_node) == list(range(COUNT))
+
+
+def test_likewise_if_the_node_is_forgotten(make_node: MakeNode) -> None:
+    node = make_node()
+    node.stream("orders").append_nowait(1)
+    parts = node._parts
+    del node
+    gc.collect()
+    until(lambda: parts._gone, "its end")
+    assert payloads(make_node) == [1]
+
+
+def test_what_was_acknowledged_is_not_delivered_again(make_node: MakeNode) -> None:
+    with make_node() as node:
+        orders = node.stream("orders")
+        orders.append_many(range(10))
+        consumer = orders.consumer("billing", max_deliver=2)
+        for _ in range(3):
+            consumer.recv(10).ack()
+    with make_node() as node:
+        records = node.stream("orders").consumer("billing")
+        assert [records.recv(10).payload for _ in range(7)] == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_what_a_handler_appends_while_its_node_closes_is_in_the_log(make_node: MakeNode) -> None:
+    began, goes_on = threading.Event(), threading.Event()
+
+    def handle(request: object) -> object:
+        began.set()
+        goes_on.wait(10)
+        orders.append_nowait(request)
+        return "taken"
+
+    with Node("customer") as customer:
+        with make_node() as node:
+            orders = node.stream("orders")
+            node.service("shop")(handle)
+            asking = threading.Thread(target=customer.client("shop").request, args=(7,))
+            asking.start()
+            assert began.wait(10)
+            threading.Timer(0.1, goes_on.set).start()
+        asking.join(10)
+    assert payloads(make_node) == [7]
+
+
+def test_what_the_log_does_not_answer_in_time_is_told_and_closing_ends(
+    sidecar: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node("shop")
+    orders = node.stream("orders")
+    orders.append(0)
+    sidecar.kill(signal.SIGSTOP)
+    for n in range(5):
+        orders.append_nowait(n)
+    began = time.monotonic()
+    node.close(timeout=0.3)
+    assert 0.3 <= time.monotonic() - began < 2
+    assert "5 records for stream 'orders' at partition" in caplog.text
+    sidecar.kill(signal.SIGCONT)
+
+
+def test_a_node_with_nothing_under_way_closes_at_once(sidecar: Program) -> None:
+    node = Node("shop")
+    node.stream("orders").append(0)
+    consumer = node.stream("orders").consumer("billing")
+    consumer.recv(10).ack()
+    consumer.close()
+    sidecar.kill(signal.SIGSTOP)
+    began = time.monotonic()
+    node.close(timeout=5)
+    assert time.monotonic() - began < 2
+    sidecar.kill(signal.SIGCONT)
+
+
+def test_a_consumer_that_closes_in_asyncio_holds_up_no_other_task(sidecar: Program) -> None:
+    async def work() -> float:
+        loop = asyncio.get_running_loop()
+        async with Node("shop") as node:
+            await node.stream("orders").aappend(1)
+            consumer = node.stream("orders").consumer("billing")
+            (await consumer.arecv(10)).ack()
+            sidecar.kill(signal.SIGSTOP)
+            closing = asyncio.create_task(consumer.aclose())
+            longest = 0.0
+            while not closing.done():
+                before = loop.time()
+                await asyncio.sleep(0)
+                longest = max(longest, loop.time() - before)
+            sidecar.kill(signal.SIGCONT)
+            assert consumer.closed
+        return longest
+
+    assert asyncio.run(work()) < 0.5
+
+
+def test_leaving_a_consumer_in_asyncio_tells_what_was_done(make_node: MakeNode) -> None:
+    async def work() -> list[object]:
+        async with make_node() as node:
+            orders = node.stream("orders")
+            await orders.aappend_many(range(3))
+            async with orders.consumer("billing") as first:
+                (await first.arecv(10)).ack()
+            async with orders.consumer("billing") as second:
+                return [(await second.arecv(10)).payload for _ in range(2)]
+
+    assert asyncio.run(work()) == [1, 2]
