@@ -190,9 +190,11 @@ class Consuming:
             self._seats[partition] = seat
         seat.start()
 
-    def _handed(self, seat: Seat, taken: Taken) -> None:
-        """In the seat's thread."""
+    def _handed(self, seat: Seat, taken: Taken) -> bool:
+        """In the seat's thread. Whether there is somebody still who may see it."""
         with contextlib.suppress(Closed), self.link:
+            if self._closed:
+                return False
             if isinstance(taken, list):
                 self._inbox += taken
                 self.counters.received += len(taken)
@@ -205,6 +207,8 @@ class Consuming:
                 self.gaps.append((seat.partition, first, last, missing))
                 self.counters.lost += missing
             self.link.wake_all()
+            return True
+        return False
 
     # -- The rest of a core ------------------------------------------------------------------
 
@@ -232,11 +236,15 @@ class Consuming:
             seat.say()
 
     def close(self, linger_ms: int) -> None:
+        unseen: dict[Seat, list[int]] = {}
         with self.link.lock:
             self._closed = True
-            self._inbox.clear()  # others get these
+            while self._inbox:  # others get these; somebody may be taking one of them
+                with contextlib.suppress(IndexError):
+                    record = self._inbox.popleft()
+                    unseen.setdefault(record._seat, []).append(record.offset)
         for seat in list(self._seats.values()):
-            seat.close()
+            seat.close(unseen.get(seat, []))
         self.link.close()
 
 

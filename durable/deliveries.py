@@ -17,6 +17,8 @@ class Settlements(msgspec.Struct, frozen=True, array_like=True):
     """Offset, and seconds before it may be delivered again."""
     extends: tuple[int, ...] = ()
     rejects: tuple[tuple[int, str], ...] = ()
+    unseen: tuple[tuple[int, int], ...] = ()
+    """Ranges of what nobody was shown, from who leaves."""
 
 
 class AskedOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

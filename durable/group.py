@@ -26,7 +26,7 @@ from typing import get_args
 import msgspec
 
 from mesh import limits
-from mesh.durable.intervals import Range
+from mesh.durable.intervals import Intervals, Range
 from mesh.durable.leases import Leases, Member
 from mesh.durable.progress import Progress, Tally
 from mesh.durable.waiting import Order, Waiting
@@ -199,6 +199,16 @@ class Group:
             self._activate(joined)
         return True
 
+    def recall(self, member: str, ranges: Iterable[Range]) -> None:
+        """Of the records in these ranges, those that `member` holds were shown to nobody: they can
+        be delivered again at once, and count as never delivered."""
+        holder, unseen = self._leases.members.get(member), Intervals()
+        for first, end in ranges:
+            unseen.add(first, end)
+        for offset in [] if holder is None else self._leases.of(holder):
+            if offset in unseen and offset in self._leases.in_flight:
+                self._recall((offset, *self._waiting.back(offset)))
+
     def leave(self, member: str) -> None:
         """A member left or died: what it holds can be delivered again at once."""
         gone = self._leases.members.get(member)
@@ -327,6 +337,12 @@ class Group:
         """What is new since the last call, for the journal; None if nothing is."""
         return self._tally.changes()
 
+    @property
+    def overstated(self) -> bool:
+        """Whether a journal says that some were delivered more often than they were: a new one
+        does not."""
+        return self._tally.overstated
+
     def snapshot(self) -> Progress:
         """All that is to be remembered, for a new journal."""
         return self._tally.snapshot()
@@ -382,7 +398,7 @@ class Group:
         """Those came back only because of one before them, which does not count as delivered."""
         for offset in offsets:
             self._leases.release(offset)
-            self._tally.deliveries[offset] -= 1
+            self._tally.take_off(offset)
             self.counters["recalled"] += 1
 
     def _die(self, offset: int, reason: str = "") -> None:

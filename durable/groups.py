@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 from mesh import limits
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import Group, GroupOptions
+from mesh.durable.intervals import Range
 from mesh.durable.journal import Beginning, Journal
 from mesh.durable.log import Log
 from mesh.durable.storage import Storage, is_for_room
@@ -211,6 +212,10 @@ class Groups:
         for offset in said.extends:
             group.extend(member, offset, now)
 
+    def recall(self, name: str, member: str, ranges: Iterable[Range]) -> None:
+        """See `Group.recall`."""
+        self._groups[name].group.recall(member, ranges)
+
     # -- Delivery ----------------------------------------------------------------------------
 
     def next_at(self) -> float | None:
@@ -289,6 +294,9 @@ class Groups:
 
     def close(self) -> None:
         self.sync()
+        for held in self._groups.values():
+            if held.group.overstated:
+                held.try_to_begin(self.log_epoch)
         self._close()
 
     def _close(self) -> None:

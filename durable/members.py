@@ -20,6 +20,7 @@ from mesh.durable.batch import Batch
 from mesh.durable.deliveries import Delivery
 from mesh.durable.derivations import source_number
 from mesh.durable.groups import Groups
+from mesh.durable.intervals import Range
 from mesh.durable.log import Log
 from mesh.durable.outcomes import CLOSED, Appended, Outcome, Refused, refused_for
 from mesh.durable.protocol import (
@@ -69,6 +70,12 @@ class _Member:
         self.heard_at = 0.0
         self.heard = 0
         """Number of what it said last."""
+
+    def unseen_since(self, number: int) -> list[Range]:
+        """What it was sent later than the answer to its question of that number."""
+        if self.answered is None or self.answered[0] <= number:
+            return []
+        return [(first, end) for first, end, _ in self.answered[1].delivery.grants]
 
 
 class Members:
@@ -148,9 +155,12 @@ class Members:
         if query.group not in self._groups:
             answer(Refused("unknown", f"there is no group {query.group!r} here"))
             return
+        member = self._members.get((query.group, query.member))
         if query.log_epoch == self._groups.log_epoch or self._log.keeps_all:
             self._groups.settle(query.group, query.member, query.said, now)
-        member = self._members.get((query.group, query.member))
+            if query.leave and member is not None:
+                unseen = (*query.said.unseen, *member.unseen_since(query.fetched))
+                self._groups.recall(query.group, query.member, unseen)
         if member is not None:
             member.heard_at, member.heard = now, query.number
         if query.leave:

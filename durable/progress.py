@@ -1,9 +1,9 @@
 """What a group must not forget: which records are settled, and how often the others were delivered.
 
 It only grows: more is settled, and counts go up. (A delivery that came to nothing through no fault
-of its record is taken off in memory, and may be back after a crash.) So pieces of it can be joined
-in any order, each as often as one likes; and where pieces are missing, an acknowledgement is lost,
-never invented. It knows nothing of files, nor of who has the records.
+of its record is taken off in memory, and is back after a crash before the next `snapshot`.) So
+pieces of it can be joined in any order, each as often as one likes; and where pieces are missing,
+an acknowledgement is lost, never invented. It knows nothing of files, nor of who has the records.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Tally:
         self.settled = Intervals()
         self.deliveries: dict[int, int] = {}
         """By offset, of each record that was delivered and is not settled."""
+        self.overstated = False
+        """Whether `changes` has told of deliveries that were taken off since."""
         self._newly_settled = Intervals()
         self._newly_delivered = Intervals()
 
@@ -59,6 +61,11 @@ class Tally:
         self._newly_delivered.add(first, end)
         return self._runs(range(first, end))
 
+    def take_off(self, offset: int) -> None:
+        """The last delivery of that record does not count."""
+        self.deliveries[offset] -= 1
+        self.overstated |= offset not in self._newly_delivered
+
     def changes(self) -> Progress | None:
         """What is new since the last call; None if nothing is."""
         runs = [
@@ -72,6 +79,7 @@ class Tally:
 
     def snapshot(self) -> Progress:
         """All of it."""
+        self.overstated = False
         return Progress(tuple(self.settled), tuple(self._runs(sorted(self.deliveries))))
 
     @classmethod

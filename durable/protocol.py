@@ -124,6 +124,8 @@ class Settle(Wire, frozen=True, tag="S"):
     """It goes, and what it holds otherwise is for others."""
     number: Natural = 0
     """Which of this member's it is."""
+    fetched: Natural = 0
+    """Number of the last `Fetch` whose answer it has seen, from who leaves."""
 
 
 def room_for_batches(message_bytes_max: int) -> int:

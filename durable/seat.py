@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count, repeat
 from typing import Final
 
@@ -116,7 +116,7 @@ class Seat:
         from_ns: int | None,
         resume: int | None,
         message_bytes_max: int,
-        hand_over: Callable[[Seat, Taken], object],
+        hand_over: Callable[[Seat, Taken], bool],
     ) -> None:
         self.route = route
         self.partition = route.partition
@@ -138,6 +138,8 @@ class Seat:
         self._hand_over = hand_over
         self._number = int(route.partition, 16)
         self._fetches = count(1)
+        self._fetched = 0
+        """Number of the last of these of which all was handed over."""
         self._log_epoch = 0
         """The log's when this joined; 0 before."""
         self._end = 0
@@ -155,6 +157,7 @@ class Seat:
         self._naks: list[tuple[int, float]] = []
         self._extends: list[int] = []
         self._rejects: list[tuple[int, str]] = []
+        self._unseen = Intervals()
         self._unsaid = 0
         self._last_said = 0
         """Number of the last `Settle` that was made."""
@@ -266,13 +269,24 @@ class Seat:
         with self._lock:
             self._gather()
             said = Settlements(
-                tuple(self._acks), tuple(self._naks), tuple(self._extends), tuple(self._rejects)
+                tuple(self._acks),
+                tuple(self._naks),
+                tuple(self._extends),
+                tuple(self._rejects),
+                tuple(self._unseen),
             )
             self._acks, self._naks, self._extends, self._rejects = Intervals(), [], [], []
             self._unsaid, log_epoch = 0, self._log_epoch
             self._last_said += 1
         query = Settle(
-            self._stream, self.group, self._member, log_epoch, said, leave, self._last_said
+            self._stream,
+            self.group,
+            self._member,
+            log_epoch,
+            said,
+            leave,
+            self._last_said,
+            self._fetched,
         )
         self._said.append((self.route.begin(query), query))
 
@@ -324,10 +338,14 @@ class Seat:
 
     # -- What comes: its own thread ----------------------------------------------------------
 
-    def close(self) -> None:
-        """Fetch no more. What was done is said, and that it leaves. Does not block."""
+    def close(self, unseen: Iterable[int] = ()) -> None:
+        """Fetch no more. What was done is said, and that it leaves, and which records nobody has
+        seen. Does not block."""
         if self._closed:
             return
+        with self._lock:
+            for offset in unseen:
+                self._unseen.add(offset, offset + 1)
         self._closed = True
         self._pause.set()
         self.say(leave=True)
@@ -398,7 +416,7 @@ class Seat:
             )
             reply = self._ask(lambda query=query: query)  # type: ignore[misc]
             if isinstance(reply, Delivered):
-                self._deliver(reply)
+                self._deliver(reply, query.number)
             elif isinstance(reply, Refused) and reply.code not in _FOR_NOW:
                 raise error_of(reply)
             else:
@@ -413,7 +431,7 @@ class Seat:
             return None
         return answer(route, ask, None, "records", stopped=lambda: self._closed, refused=False)
 
-    def _deliver(self, reply: Delivered) -> None:
+    def _deliver(self, reply: Delivered, number: int) -> None:
         for gap in reply.gaps:
             self._hand_over(self, gap)
         batches = {}
@@ -445,5 +463,5 @@ class Seat:
                 repeat(self),
                 repeat(reply.heard),
             )
-        if records:
-            self._hand_over(self, records)
+        if not records or self._hand_over(self, records):
+            self._fetched = number

@@ -133,6 +133,21 @@ def test_what_a_leaving_member_held_goes_to_the_others_at_once() -> None:
     assert group.in_flight == 2, "it had left already"
 
 
+def test_what_a_leaving_member_has_shown_to_nobody_was_never_delivered() -> None:
+    group = group_of(6, "a", "b", prefetch=3, max_deliver=1)
+    assert taken(group) == [("a", 0, 3, 1), ("b", 3, 6, 1)]
+    group.ack("a", 0, 1)
+    group.recall("a", [(2, 3), (0, 1), (4, 1 << 62)])
+    group.leave("a")
+    assert group.dead_letters() == [
+        DeadLetter(1, 1, "delivered 1 times, which is the limit (max_deliver)")
+    ]
+    group.ack("b", 3, 6)
+    assert taken(group) == [("b", 2, 3, 1)]
+    group.recall("nobody", [(0, 6)])
+    assert group.in_flight == 1
+
+
 def test_a_member_that_comes_late_is_given_what_waits() -> None:
     group = group_of(5)
     assert taken(group) == []

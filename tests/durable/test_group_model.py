@@ -203,6 +203,18 @@ class Machine(RuleBasedStateMachine):
         if self.prefetch.pop(member, None):
             self.line.remove(member)
 
+    @rule(member=NAMES, place=PLACES, count=st.integers(1, 9))
+    def shown_to_nobody(self, member: str, place: int, count: int) -> None:
+        first = self.committed + place - 1
+        unseen = range(first, first + count)
+        for offset in self.held(member):
+            if offset in unseen and self.log[offset].holder:
+                for other in self.lane(offset):
+                    if other > offset and self.log[other].holder:
+                        self.recall(other)
+                self.recall(offset)
+        self.group.recall(member, [(first, first + count)])
+
     # -- Delivery
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 3.0, WAIT_S]))
@@ -398,6 +410,8 @@ class Machine(RuleBasedStateMachine):
                     self.bury(place)
                 case 7 if random.random() < 0.2:
                     self.trim(place)
+                case 7:
+                    self.shown_to_nobody(random.choice(names), place, random.randint(1, 5))
                 case 8 if random.random() < 0.5:
                     self.write_journal(all_of_it=random.random() < 0.3)
                 case _:

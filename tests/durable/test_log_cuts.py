@@ -278,6 +278,11 @@ def test_who_reads_on_in_its_process_after_a_pause_reads_nothing_twice(
 def test_what_was_not_said_yet_of_a_lost_record_is_not_said_any_more() -> None:
     sidecar = Sidecar(FakeDisk())
     handed: list[Taken] = []
+
+    def hand_over(_: Seat, taken: Taken) -> bool:
+        handed.append(taken)
+        return True
+
     seat = Seat(
         LocalRoute(sidecar),
         "orders",
@@ -288,7 +293,7 @@ def test_what_was_not_said_yet_of_a_lost_record_is_not_said_any_more() -> None:
         from_ns=None,
         resume=None,
         message_bytes_max=1 << 26,
-        hand_over=lambda seat, taken: handed.append(taken),
+        hand_over=hand_over,
     )
     said: list[Settlements] = []
     seat.route.begin = lambda query: said.append(query.said)  # type: ignore[method-assign,assignment,return-value,union-attr,arg-type]

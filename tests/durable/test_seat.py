@@ -41,6 +41,10 @@ class _Answered:
 def seat_at(
     route: LocalRoute, hand_over: Callable[[Taken], object], member: str = "member"
 ) -> Seat:
+    def handed(_: Seat, taken: Taken) -> bool:
+        hand_over(taken)
+        return True
+
     return Seat(
         route,
         "orders",
@@ -51,7 +55,7 @@ def seat_at(
         from_ns=None,
         resume=None,
         message_bytes_max=1 << 26,
-        hand_over=lambda _, taken: hand_over(taken),
+        hand_over=handed,
     )
 
 

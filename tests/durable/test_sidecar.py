@@ -283,6 +283,31 @@ def test_a_stream_that_is_one_too_many_leaves_nothing(
     assert disk.folder("streams").names() == ["orders"]
 
 
+@pytest.mark.parametrize(
+    ("fetched", "unseen", "deliveries"),
+    [(1, (), 2), (1, ((0, 10),), 1), (0, (), 1)],
+    ids=["seen", "unseen here", "under way"],
+)
+def test_what_a_member_that_leaves_has_shown_to_nobody_was_never_delivered(
+    disk: FakeDisk, fetched: int, unseen: tuple[tuple[int, int], ...], deliveries: int
+) -> None:
+    """Also what it was sent, and did not get any more."""
+    sidecar = Sidecar(disk)
+    asking = Asking(sidecar)
+    for n in range(10):
+        asking.append(n)
+    joined = asking.told(Join("orders", "billing", NODE, 100))
+    assert isinstance(joined, Joined)
+    asking.told(Fetch("orders", "billing", NODE, 1))
+    said = Settlements(unseen=unseen)
+    asking.told(Settle("orders", "billing", NODE, joined.log_epoch, said, True, fetched=fetched))
+    asking.told(Join("orders", "billing", f"{NODE}-2", 100))
+    delivered = asking.told(Fetch("orders", "billing", f"{NODE}-2", 1))
+    assert isinstance(delivered, Delivered)
+    assert {grant[2] for grant in delivered.delivery.grants} == {deliveries}
+    sidecar.close()
+
+
 # -- Streams that nobody asks for
 
 

@@ -175,3 +175,21 @@ def test_leaving_a_consumer_in_asyncio_tells_what_was_done(make_node: MakeNode) 
                 return [(await second.arecv(10)).payload for _ in range(2)]
 
     assert asyncio.run(work()) == [1, 2]
+
+
+@pytest.mark.parametrize("closing", ["consumer", "node"])
+def test_what_was_fetched_and_shown_to_nobody_was_never_delivered(
+    make_node: MakeNode, closing: str
+) -> None:
+    with make_node() as node:
+        orders = node.stream("orders")
+        orders.append_many(range(10))
+        consumer = orders.consumer("billing", max_deliver=1)
+        for _ in range(3):
+            consumer.recv(10).ack()
+        if closing == "consumer":
+            consumer.close()
+    with make_node() as node:
+        records = node.stream("orders").consumer("billing")
+        again = [records.recv(10) for _ in range(7)]
+        assert [(each.payload, each.deliveries) for each in again] == [(n, 1) for n in range(3, 10)]
