@@ -106,10 +106,12 @@ def test_numpy_frames() -> None:
 
 
 def test_presence(background: list[Example]) -> None:
-    watcher, other = Example("presence"), Example("presence")
+    watcher = Example("presence")
     background.append(watcher)
     assert watcher.process.stdout is not None
     assert watcher.process.stdout.readline().startswith("I am ")
+    other = Example("presence")
+    background.append(other)
     pid = other.process.pid
     assert watcher.process.stdout.readline() == f"joined watcher {pid} \n"
     other.end()
