@@ -21,9 +21,10 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Final
 
+from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions
-from mesh.durable.seat import ConsumedRecord, Seat, Taken
+from mesh.durable.seat import Seat, Taken
 from mesh.durable.streams import Streams
 from mesh.errors import Closed, InvalidOption, MeshError, NoSidecar, Timeout
 from mesh.options import check_timeout

@@ -20,6 +20,7 @@ from itertools import count, repeat
 from typing import Final
 
 from mesh import limits
+from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.derivations import OFFSET_END
@@ -35,11 +36,10 @@ from mesh.durable.protocol import (
     Settled,
     read_batch,
 )
-from mesh.durable.reading import Record, run_of
+from mesh.durable.reading import run_of
 from mesh.durable.route import Ask, Route, answer
 from mesh.durable.waiting import Order
-from mesh.errors import Closed, InvalidOption, MeshError, StorageFailed
-from mesh.options import check_seconds
+from mesh.errors import Closed, MeshError, StorageFailed
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -52,48 +52,6 @@ _FOR_NOW: Final = ("closed", "missing", "storage", "unknown")
 """Codes of refusals after which it joins again."""
 _CUTS_MAX: Final = 64
 _UNDECODABLE: Final = "its payload cannot be decoded"
-
-
-class ConsumedRecord(Record, frozen=True, gc=False):
-    """A record that a consumer has, until it says what became of it."""
-
-    deliveries: int
-    """How often it was delivered, this time included."""
-    _seat: Seat
-    _heard: int
-    """Number of what its sidecar had heard last when it sent this."""
-
-    @property
-    def position(self) -> tuple[str, int]:
-        """Its partition and offset: what to keep beside its effect, for `Consumer.resume_from`."""
-        return self.partition, self.offset
-
-    @property
-    def group(self) -> str:
-        """The name of the group that it was delivered to."""
-        return self._seat.group
-
-    def ack(self) -> None:
-        """It is done. Does not block, and is told soon: see `Consumer.flush`. Once the consumer is
-        closed nothing is told any more: the record goes to another."""
-        self._seat.ack(self._source.offset + self._index, self._source.log_epoch)
-
-    def nak(self, *, delay: float = 0.0) -> None:
-        """It could not be done: deliver it again, to whoever has room, but not within `delay`
-        seconds, a day at most. In a group with an order, what is behind it in that goes with it.
-        Raises `InvalidOption`. Does not block."""
-        self._seat.nak(self, check_seconds(delay, "delay", limits.NAK_DELAY_S_MAX))
-
-    def extend(self) -> None:
-        """It takes longer: the group's ``ack_wait`` begins anew. Does not block."""
-        self._seat.extend(self._source.offset + self._index)
-
-    def reject(self, reason: str = "") -> None:
-        """It can never be done: it becomes a dead letter, which has `reason` in its headers. Raises
-        `InvalidOption`. Does not block."""
-        if not isinstance(reason, str):
-            raise InvalidOption(f"reason must be str, not {reason!r}")
-        self._seat.reject(self._source.offset + self._index, self._source.log_epoch, reason)
 
 
 Taken = list[ConsumedRecord] | tuple[int, int, int] | Cut | MeshError

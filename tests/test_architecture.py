@@ -209,11 +209,11 @@ def test_every_public_name_is_documented() -> None:
 
 HANDLES = {
     "durable.appending": "Appending",
+    "durable.consumed": "ConsumedRecord",
     "durable.consumer": "Consumer",
     "durable.reading": "Origin Record",
     "durable.recording": "Recording",
     "durable.replay": "Replay",
-    "durable.seat": "ConsumedRecord",
     "durable.stream": "Stream",
     "sockets.client": "Client",
     "sockets.publisher": "Publisher",

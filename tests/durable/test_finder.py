@@ -94,7 +94,7 @@ class Choosing:
         self.streams = Streams(
             homes.make(9), cores.append, lambda core: lambda: None, None, NAMES.__getitem__
         )
-        (logs,) = cores
+        logs, _ = cores
         assert isinstance(logs, Finder)
         self.logs, self.hosts = logs, self.streams.hosts("orders")
 

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
+from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.deliveries import AskedOptions, Delivery
 from mesh.durable.group import GroupOptions
 from mesh.durable.outcomes import Refused
@@ -22,7 +23,7 @@ from mesh.durable.protocol import (
     Settled,
 )
 from mesh.durable.route import Ask, LocalRoute
-from mesh.durable.seat import ConsumedRecord, Seat, Taken
+from mesh.durable.seat import Seat, Taken
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import StorageFailed
 from mesh.sockets.link import Recipient

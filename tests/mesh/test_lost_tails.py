@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mesh import Node
+from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.replay import Replay
-from mesh.durable.seat import ConsumedRecord
 from mesh.durable.stream import Stream
 from mesh.errors import Timeout
 from mesh.options import StreamOptions

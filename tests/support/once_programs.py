@@ -17,8 +17,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mesh import Node
+from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.consumer import Consumer
-from mesh.durable.seat import ConsumedRecord
 from mesh.durable.stream import Stream
 from mesh.errors import Timeout
 

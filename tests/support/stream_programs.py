@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mesh import Node
 from mesh.durable.appending import Appending
-from mesh.durable.seat import ConsumedRecord
+from mesh.durable.consumed import ConsumedRecord
 from mesh.errors import Closed, OutcomeUnknown, ProducerFenced, Timeout
 from tests.support.history_events import (
     Ack,
