@@ -340,6 +340,7 @@ class Hosted:
 
     def _trim_to(self) -> int | None:
         options, log = self.options, self.log
+        tip = log.tip  # what is behind it may be cut off, and is not to push out what is kept
         segments, storage = log.segments, log.storage
         if len(segments) < 2:
             return None
@@ -354,4 +355,6 @@ class Hosted:
         except (LogDamaged, OSError) as error:
             logger.error("stream %r: nothing is given up: %s", self.name, error)
             return None
-        return trim_to(sealed, segments[-1].size, log.end, self._keep, time.time_ns(), acked)
+        last = segments[-1]
+        last_bytes = tip.size if tip.base == last.base else last.size
+        return trim_to(sealed, last_bytes, tip.offset, self._keep, time.time_ns(), acked)

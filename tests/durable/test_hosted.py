@@ -100,3 +100,28 @@ def test_who_appends_first_does_so_when_what_is_to_go_has_gone(
     clerk.close()
     assert hosted.close(10)
     sound(disk)
+
+
+@pytest.mark.parametrize("options", [StreamOptions(keep_count=3), StreamOptions(keep_bytes=900)])
+def test_what_a_failed_sync_leaves_to_be_cut_off_pushes_out_nothing_that_was_acknowledged(
+    options: StreamOptions,
+) -> None:
+    disk = FakeDisk()
+    partition = Partition(disk, PARTITION, options, now_ns=0, segment_bytes=600)
+    writing = Writing(partition, 7)
+    for n in range(3):
+        writing.append(f"{n:100}")
+    lost = writing.batch(*[record(f"{n:20}") for n in range(10)])
+    for nth in (1, 2):  # of the batch, and of what would cut it off
+        disk.faults.fail("sync", nth)
+    (outcome,) = partition.commit([lost], 0)
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "unsure"
+    with in_one_thread(1e6) as turns:
+        hosted = Hosted("s", options, partition, turns, lambda *_: None, 1 << 26)  # type: ignore[arg-type]
+        for _ in range(2):
+            hosted.tick()
+            turns.go()
+        assert payloads(partition) == [f"{n:100}" for n in range(3)]
+        assert hosted.close(None)
+    sound(disk)

@@ -163,7 +163,8 @@ class Records:
             Sealed(each.size, after.base, self.times.get(after.base - 1, 0))
             for each, after in zip(log.segments[:-1], log.segments[1:], strict=True)
         ]
-        self.last_bytes = log.segments[-1].size
+        assert log.tip.base == log.segments[-1].base
+        self.last_bytes = log.tip.size
         if log._failed is None:
             assert isinstance(log.storage, FakeDisk)
             entries = log.storage._directory.entries
