@@ -28,7 +28,8 @@ derived. No run gets the epoch of an earlier one, though the table no longer kno
 log has lost its opening: epochs are at least the seconds of the clock, and above those of all that
 were forgotten, or lost while the log was open. Only an opening that a crash takes, as it may
 without fsync, may have its epoch given once more: if the clock was set back, or was behind the
-openings, of which there were more than seconds.
+openings, of which there were more than seconds; or one that a failed sync took before its process
+ended, with durability ``interval`` or ``os``: what was appended under it was never durable.
 
 A snapshot, little endian::
 
