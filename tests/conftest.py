@@ -14,6 +14,13 @@ from functools import cache
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite(  # they assert much, and what fails there is to say with what
+    *(
+        f"tests.support.sidecar_{noun}"
+        for noun in ("consumers", "groups", "lives", "machine", "producers", "records")
+    )
+)
+
 pytest_plugins = [
     "tests.support.integrity",
     "tests.support.homes",

@@ -105,16 +105,17 @@ class Consumers(Lives):
                 payloads[header.offset + n] = payload[0]
         who = group.members.get(member)
         for first, end, deliveries in reply.delivery.grants:
-            assert deliveries <= MAX_DELIVER
+            assert deliveries <= MAX_DELIVER, "too often"
             for offset in range(first, end):
                 if self.options.durability == "fsync":
-                    assert payloads[offset] == shown[offset]
+                    assert payloads[offset] == shown[offset], "another is there"
                     assert again or offset not in group.settled, "it was done"
                 if who is not None and shown.get(offset) == payloads[offset]:
                     who.holding.append(offset)
         for _, last, _ in reply.gaps:
-            assert last < self.records.gone
-            assert self.options.retention != "acked" or self.records.has_limits
+            assert last < self.records.gone, "taken too soon"
+            may_go = self.options.retention != "acked" or self.records.has_limits
+            assert may_go, "taken too soon"
 
     # -- What they say -----------------------------------------------------------------------
 
@@ -205,14 +206,17 @@ class Consumers(Lives):
             assert self.options.durability != "fsync"
             assert reply.cut_at < offset
             offset = reply.cut_at
-        elif reply.gap_end:
+        else:
+            is_cut = reader[1] and self.records.is_cut(offset, reader[1], reply.log_epoch)
+            assert not is_cut, "it was not told what was lost"
+        if reply.gap_end:
             assert offset < reply.gap_end <= self.records.gone
             offset = reply.gap_end
         for data in reply.batches:
             header, body = read_batch(memoryview(data), self.sidecar.number)
-            assert header.offset <= offset < header.end
+            assert header.offset <= offset < header.end, "a hole"
             if reply.log_epoch == self.records.log_epoch:
                 for n, payload in enumerate(payloads_of(header, body)):
-                    assert self.records.shown[header.offset + n] == payload[0]
+                    assert self.records.shown[header.offset + n] == payload[0], "another"
             offset = header.end
         self.reader = offset, reply.log_epoch

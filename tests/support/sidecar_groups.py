@@ -155,13 +155,14 @@ class FollowedGroups:
             self.buried.add((name, number))
             if self.records.shown.get(offset) == number:
                 dead = headers["mesh-deliveries"] >= MAX_DELIVER
-                assert dead or offset in group.rejected
+                assert dead or offset in group.rejected, "nobody rejected it"
                 group.said.add(offset)
 
     def look_again(self, groups: Groups, stats: StreamStats, *, power: bool) -> None:
         """After an end, before anybody has asked: what is remembered is no less than was promised.
         `power`: only what was synced counts."""
         for name, group in self.by_name.items():
+            assert name in stats.groups, "forgotten"
             found = stats.groups[name]
             synced_only = power or group.failed
             if synced_only:  # who got what is lost, and it is delivered again
@@ -170,12 +171,12 @@ class FollowedGroups:
             assert (group.synced if synced_only else group.written) <= settled, "forgotten"
             assert settled <= self.done_by(group), "invented"
             committed = group.committed_synced if synced_only else group.committed
-            assert found.committed >= committed
+            assert found.committed >= committed, "forgotten"
             group.settled, group.written, group.synced = set(settled), set(settled), set(settled)
             group.committed = group.committed_synced = found.committed
             group.failures, group.failed = found.counters.get("journal failed", 0), False
 
     def settled_in(self, groups: Groups, name: str) -> set[int]:
-        assert not groups._damaged
+        assert not groups._damaged, "a journal is damaged"
         settled = groups._groups[name].group._tally.settled
         return {offset for offset in range(self.records.end) if offset in settled}

@@ -111,7 +111,7 @@ class Lives(RuleBasedStateMachine):
         place = self.told(Find(STREAM))
         if isinstance(place, Refused):
             assert place.code == "missing", place
-            assert not self.made
+            assert not self.made, "forgotten"
         else:
             self.look_again(power=power, torn=torn)
         self.reopening = False
@@ -316,8 +316,8 @@ class Lives(RuleBasedStateMachine):
             self.groups.look(log, groups)
         if log.start > self.records.start:
             to = self.may_go_to()
-            assert to is not None
-            assert log.start <= to
+            assert to is not None, "taken too soon"
+            assert log.start <= to, "taken too soon"
         self.records.look_at_files(log)
 
     def may_go_to(self) -> int | None:

@@ -66,7 +66,7 @@ class SidecarMachine(Producers, Consumers):
                 if self.stats().groups[name].committed == self.records.end:
                     break
                 self.wait(15)
-            assert self.stats().groups[name].committed == self.records.end, name
+            assert self.stats().groups[name].committed == self.records.end, "not settled"
         self.wait(25)
         to = self.may_go_to()
         assert to is None or to <= self.records.start, "it may go"

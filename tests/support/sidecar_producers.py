@@ -65,7 +65,7 @@ class Producers(Lives):
         assert isinstance(reply, Opened), reply
         self.made = True
         if self.options.durability == "fsync":
-            assert reply.epoch > self.epochs.get(producer, 0)
+            assert reply.epoch > self.epochs.get(producer, 0), "given before"
         self.epochs[producer] = reply.epoch
         self.runs[producer] = Run(producer, reply.epoch, reply.seq)
 
@@ -101,7 +101,7 @@ class Producers(Lives):
         sent.refusals += reply.code != "unsure"
         match reply.code:
             case "full":
-                assert self.faulty_step or self.is_full(sent)
+                assert self.faulty_step or self.is_full(sent), "there was room"
             case "storage":
                 assert self.faulty_step
             case "unsure":

@@ -11,6 +11,7 @@ may be lost, and what the groups have done with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,6 +65,8 @@ class Records:
         """Of the log, when it was looked at last."""
         self.gone = 0
         """All below may be."""
+        self.cuts: list[tuple[int, int]] = []
+        """The log epoch that began with each, and the offset of the first record that was lost."""
         self.sealed: list[Sealed] = []
         self.last_bytes = 0
 
@@ -91,14 +94,14 @@ class Records:
         assert reply.count == len(records)
         if reply.offset + len(records) > self.end and self.options.durability != "fsync":
             return  # it is lost already
-        assert self.times[reply.offset] == reply.time_ns
+        assert self.times.get(reply.offset) == reply.time_ns, "it is not there"
         numbers = [self.shown[reply.offset + n] for n in range(len(records))]
         if numbers == list(range(sent.first, sent.first + len(records))):
             assert sent.offset in (None, reply.offset)
             sent.offset = reply.offset
             return
         other = self.record(numbers[0])
-        assert reply.repeated
+        assert reply.repeated, "others are there"
         assert len(records) == 1
         assert sent.offset is None
         assert any(
@@ -123,19 +126,24 @@ class Records:
             kept = min(later, default=tip.offset)
         is_cut = kept < self.end
         if is_cut:
-            assert may_lose
+            assert may_lose, "lost"
             self.lost(kept)
+            self.cuts.append((tip.log_epoch, kept))
         self.went(log)
+        is_back = log.start < self.start  # after a crash; then the quota may be exceeded
+        sizes = {header.offset: header.size for _, header, *_ in found}
+        has_room = sum(sizes.values()) <= (self.options.bytes_max or math.inf)
         for offset, header, payload, _ in found:
             if offset not in self.shown:
+                assert has_room or is_back, "over its quota"
                 self.came(offset, header.time_ns, payload[0])
-            assert self.shown[offset] == payload[0]
+            assert self.shown[offset] == payload[0], "another is there"
         return kept if is_cut else None
 
     def lost(self, kept: int) -> None:
         """Records from there on."""
-        assert self.options.durability != "fsync"
-        assert kept >= self.synced_end
+        assert self.options.durability != "fsync", "lost"
+        assert kept >= self.synced_end, "lost"
         for offset in [each for each in self.shown if each >= kept]:
             number = self.shown.pop(offset)
             del self.place[number], self.times[offset]
@@ -153,7 +161,8 @@ class Records:
             other = self.record(other_number)
             assert new.derived is None or new.derived != other.derived, "derived twice"
             if new.dedup_id is not None and new.dedup_id == other.dedup_id:
-                assert time_ns - self.times[other_offset] >= self.options.dedup_window_s * 1e9
+                apart_s = (time_ns - self.times[other_offset]) / 1e9
+                assert apart_s >= self.options.dedup_window_s, "twice within the window"
         assert time_ns >= self.times.get(offset - 1, 0)
         self.shown[offset], self.place[number], self.times[offset] = number, offset, time_ns
 
@@ -178,6 +187,10 @@ class Records:
                 assert not file.shown[each.size :].strip(b"\0")
         self.start, self.end, self.log_epoch = log.start, log.tip.offset, log.tip.log_epoch
         self.synced_end = log.synced_end
+
+    def is_cut(self, offset: int, since: int, until: int) -> bool:
+        """Whether something below `offset` was lost between those log epochs."""
+        return any(kept < offset for epoch, kept in self.cuts if since < epoch <= until)
 
     # -- What retention may take -------------------------------------------------------------
 
