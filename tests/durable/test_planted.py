@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from mesh import limits
-from mesh.errors import LogDamaged
 from tests.durable import test_group_model, test_journal, test_log_faults
 from tests.durable.test_groups_crashes import GroupMachine
 from tests.durable.test_log_faults import LogMachine
 from tests.durable.test_partition import PartitionMachine
 from tests.support import planted_parts as parts
+from tests.support.found_out import is_found_out
 from tests.support.planted import (
     dedup_in_memory_only,
     receipt_before_the_sync,
@@ -29,16 +27,6 @@ from tests.support.planted_parts import Planting
 
 pytestmark = [pytest.mark.slow, pytest.mark.damages]
 
-SETTINGS = settings(
-    max_examples=1000,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
 LOST = "^lost|^invented|^missing|^forgotten|is damaged|Finding"
 """Or what is back, though it was cut off."""
 FORGOTTEN = "^not on disk|^forgotten|^gone|is damaged"
@@ -48,11 +36,6 @@ FORGOTTEN = "^not on disk|^forgotten|^gone|is damaged"
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     """What is torn, failed or given up is logged each time."""
     caplog.set_level(logging.CRITICAL)
-
-
-def is_found_out(machine: type[RuleBasedStateMachine], planted: Planting, found: str) -> None:
-    with planted(), pytest.raises((AssertionError, LogDamaged), match=found):
-        run_state_machine_as_test(machine, settings=SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Faults of a sidecar, planted on purpose: the trials of `tests.support.sidecar_trials` have to
-find each of them."""
+find each of them, or `tests.support.sidecar_machine`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from mesh.durable.batch import Batch
+from mesh.durable.cursor import Cursor
+from mesh.durable.dedup_ids import NS_PER_S
 from mesh.durable.group import Group
 from mesh.durable.groups import Groups
 from mesh.durable.journal import MAGIC, Beginning, Journal, _encode
@@ -16,12 +18,13 @@ from mesh.durable.log import Log
 from mesh.durable.members import Members
 from mesh.durable.outcomes import Outcome
 from mesh.durable.partition import Partition, Request
-from mesh.durable.producers import Producers
+from mesh.durable.producers import NewRun, Producers
 from mesh.durable.progress import Progress
 from mesh.durable.snapshot import SnapshotFile
 from mesh.durable.storage import Disk
+from mesh.durable.supply import Letter
 from tests.support.planted_parts import PLANTED as PLANTED_PARTS
-from tests.support.planted_parts import Planting
+from tests.support.planted_parts import Planted, Planting
 
 
 @contextlib.contextmanager
@@ -114,8 +117,11 @@ def trim_before_the_snapshot() -> Iterator[None]:
         yield
 
 
-def dedup_in_memory_only() -> contextlib.AbstractContextManager[object]:
-    def remembered(partition: Partition, tail: object) -> Producers:
+def dedup_in_memory_only() -> Planted:
+    original = Partition._remembered
+
+    def remembered(*arguments: Any) -> Producers:
+        original(*arguments)
         return Producers()
 
     return patch.object(Partition, "_remembered", remembered)
@@ -153,6 +159,58 @@ def snapshot_ahead_of_the_log() -> Iterator[None]:
         patch.object(Partition, "_observe", lambda *_: None),
     ):
         yield
+
+
+# -- What the machine sees, and no trial: what is told, what may go, and whether there is room
+
+
+def quota_not_kept() -> Planted:
+    return patch.object(Partition, "_record_bytes", 0)
+
+
+def retention_takes_what_is_not_settled() -> Planted:
+    return patch.object(Groups, "acked_to", lambda groups: groups._log.tip.offset)
+
+
+def readers_left_waiting() -> Planted:
+    return patch.object(Hosted, "_give_up", lambda *_: None)
+
+
+def cuts_not_told() -> Planted:
+    """To whoever had read what a log lost."""
+
+    def cursor(log: Log, offset: int, log_epoch: int | None) -> Cursor:
+        return Cursor(log, offset)
+
+    return patch("mesh.durable.hosted.Cursor", cursor)
+
+
+def letters_not_appended() -> Planted:
+    def send(members: Members, letter: Letter, *, then_all: bool = False) -> None:
+        members._groups.buried(letter.group, letter.dead.offset)
+
+    return patch.object(Members, "_send", send)
+
+
+@contextlib.contextmanager
+def letters_sent_once() -> Iterator[None]:
+    """Those that are refused once, are for ever."""
+    tick = Members.tick
+
+    def lazy(*arguments: Any) -> None:
+        with patch.object(Members, "_send", lambda *_, then_all: None):
+            tick(*arguments)
+
+    with patch.object(Members, "tick", lazy):
+        yield
+
+
+def epochs_by_the_clock() -> Planted:
+    def open_run(producers: Producers, producer_id: int, now_ns: int) -> NewRun:
+        known = producers._producers.get(producer_id)
+        return NewRun(now_ns // NS_PER_S, known.next_seq if known else 0)
+
+    return patch.object(Producers, "open", open_run)
 
 
 PLANTED: Final[dict[str, Planting]] = PLANTED_PARTS | {
