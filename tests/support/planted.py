@@ -13,6 +13,7 @@ from mesh.durable.cursor import Cursor
 from mesh.durable.dedup_ids import NS_PER_S
 from mesh.durable.group import Group
 from mesh.durable.groups import Groups
+from mesh.durable.hosted import Hosted
 from mesh.durable.journal import MAGIC, Beginning, Journal, _encode
 from mesh.durable.log import Log
 from mesh.durable.members import Members
