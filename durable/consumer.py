@@ -25,7 +25,7 @@ from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions
 from mesh.durable.seat import Seat, Taken
-from mesh.durable.streams import Streams
+from mesh.durable.streams import Streams, nobody_has
 from mesh.errors import Closed, InvalidOption, MeshError, NoSidecar, Timeout
 from mesh.options import check_timeout
 from mesh.sockets.control import Offer, OfferKind
@@ -91,7 +91,7 @@ class Consuming:
                 record = self._inbox.popleft()
             except IndexError:
                 return None
-            if not record._seat.handed_back or not record._seat.recalled(record):
+            if not record._seat.passes_over(record):
                 self._taken_at = time.monotonic()
                 return record
 
@@ -103,10 +103,19 @@ class Consuming:
         return record
 
     def explained(self, late: Timeout) -> Timeout:
-        """`late`, which says so if there is nobody to wait for, or a disk is in the way."""
+        """`late`, which says so if there is nobody to wait for, a disk is in the way, or what came
+        before is to be settled first."""
         if not self._seats:
-            return NoSidecar(f"{late}: nobody has a stream {self.channel!r}")
-        return Timeout(f"{late}: {self._refusal}") if self._refusal else late
+            return NoSidecar(f"{late}: {nobody_has(self.channel)}")
+        if self._refusal:
+            return Timeout(f"{late}: {self._refusal}")
+        unsettled = max(seat.unsettled for seat in list(self._seats.values()))
+        if unsettled >= self._prefetch:
+            return Timeout(
+                f"{late}: {unsettled:,} that came before were not settled, and no more than "
+                f"{self._prefetch:,} (prefetch) are here at a time: ack(), nak() or reject() them"
+            )
+        return late
 
     @property
     def _refusal(self) -> str:

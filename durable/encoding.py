@@ -7,7 +7,7 @@ records that are to wait.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -99,6 +99,9 @@ def batches_of(
 ) -> Iterator[Batch]:
     """Batches of them, as they come. Raises what `item_of` raises, and what `key` and `headers`
     do."""
+    if isinstance(payloads, str | bytes | bytearray | memoryview | Mapping):
+        text = "append_many takes several payloads, each a record, and not one"
+        raise InvalidOption(f"{text}: {payloads!r:.80}")
     for function, what in ((key, "key"), (headers, "headers")):
         if function is not None:
             check_function(function, what)

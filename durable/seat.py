@@ -117,6 +117,8 @@ class Seat:
         self._rejects: list[tuple[int, str]] = []
         self._unseen = Intervals()
         self._unsaid = 0
+        self.unsettled = 0
+        """Of what was delivered, how much nothing was said of. What a lease was over for counts."""
         self._last_said = 0
         """Number of the last `Settle` that was made."""
         self._heard = 0
@@ -138,6 +140,7 @@ class Seat:
 
     def ack(self, offset: int, log_epoch: int) -> None:
         with self._lock:
+            self.unsettled -= 1
             if self._cuts and self._is_gone(offset, log_epoch):
                 return
             if offset == self._done_end and self._done_end:
@@ -152,6 +155,7 @@ class Seat:
 
     def nak(self, record: ConsumedRecord, delay_s: float) -> None:
         with self._lock:
+            self.unsettled -= 1
             if self._cuts and self._is_gone(record.offset, record.log_epoch):
                 return
             lane = self._lane_of(record)
@@ -172,6 +176,14 @@ class Seat:
             return False
         offset, number = self.handed_back.get(lane, (0, 0))
         return record._heard < number and record.offset >= offset
+
+    def passes_over(self, record: ConsumedRecord) -> bool:
+        """Likewise, of one that the consumer is about to take."""
+        if not self.handed_back or not self.recalled(record):
+            return False
+        with self._lock:
+            self.unsettled -= 1
+        return True
 
     def nothing_here(self) -> None:
         """The consumer has taken all that came."""
@@ -197,6 +209,7 @@ class Seat:
         reason = reason[: limits.REASON_CHARACTERS_MAX]
         reason = reason.encode(errors="backslashreplace").decode()  # a file's name may be no text
         with self._lock:
+            self.unsettled -= 1
             if self._cuts and self._is_gone(offset, log_epoch):
                 return
             self._rejects.append((offset, reason))
@@ -421,5 +434,7 @@ class Seat:
                 repeat(self),
                 repeat(reply.heard),
             )
+        with self._lock:
+            self.unsettled = max(0, self.unsettled) + len(records)
         if not records or self._hand_over(self, records):
             self._fetched = number

@@ -156,10 +156,7 @@ class Streams:
             return NoSidecar(
                 f"no {count} partitions of stream {stream!r} {within(timeout)}; there are: {there}"
             )
-        return NoSidecar(
-            f"nobody has a stream {stream!r} {within(timeout)}: nothing was appended to it yet, "
-            "or its sidecar is not there"
-        )
+        return NoSidecar(f"no partition {within(timeout)}: {nobody_has(stream)}")
 
     def is_there(self, partition: str) -> bool:
         """Whether that sidecar is connected."""
@@ -220,3 +217,10 @@ class Streams:
                 f"sidecar {home!r} was not found {within(timeout)}; there are: {there}"
             )
         return NoSidecar(f"no sidecar was found {within(timeout)}: {_HELP}")
+
+
+def nobody_has(stream: str) -> str:
+    return (
+        f"nobody has a stream {stream!r}: nothing was appended to it yet, or its sidecar is not "
+        "there"
+    )

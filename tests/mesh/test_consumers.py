@@ -470,6 +470,24 @@ def test_a_consumer_that_is_closed_hands_out_nothing_more(node: Node) -> None:
         assert take(second, 2) == [1, 2]
 
 
+def test_who_forgets_to_acknowledge_is_told_that_it_waits_for_that(node: Node) -> None:
+    orders = node.stream("orders")
+    orders.append_many(range(10))
+    with orders.consumer("billing", prefetch=4) as consumer:
+        records = [consumer.recv(10) for _ in range(4)]
+        text = r"no record within 0\.1 s: 4 that came before were not settled, and no more than 4 "
+        with pytest.raises(Timeout, match=text):
+            consumer.recv(0.1)
+        records[0].ack()
+        records[1].nak(delay=60)
+        records[2].reject("bad")
+        take(consumer, 3)
+        records[3].ack()
+        take(consumer, 3)
+        with pytest.raises(Timeout, match=r"no record within 0\.1 s$"):
+            consumer.recv(0.1)
+
+
 def test_waiting_for_a_stream_that_nobody_has_says_so(node: Node) -> None:
     with node.stream("oders").consumer("billing") as consumer:
         for timeout, within in ((0.05, "within 0.05 s"), (0, "at once")):

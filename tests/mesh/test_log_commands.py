@@ -188,7 +188,8 @@ def test_a_stream_without_dead_letters_has_none_to_append(tmp_path: Path) -> Non
         assert run.stdout == "0 dead letters of orders are appended again\n"
         run = mesh("log", "redrive", "oders", "--timeout", "0.2")
         assert (run.returncode, run.stdout) == (1, "")
-        assert run.stderr.startswith("mesh: nobody has a stream 'oders' within 0.2 s: ")
+        text = "mesh: no partition within 0.2 s: nobody has a stream 'oders': "
+        assert run.stderr.startswith(text)
 
 
 def _has(dead: object) -> bool:

@@ -89,6 +89,11 @@ def test_many_records_are_appended_in_order_in_ranges(node: Node) -> None:
     assert [record.payload for record in orders.replay()] == list(range(5000))
     assert orders.bounds() == {receipts[0].partition: (0, 5000)}
     assert orders.append_many([]) == []
+    for one in ("abc", b"abc", {"id": 7}):
+        with pytest.raises(InvalidOption, match="append_many takes several payloads"):
+            orders.append_many(one)
+    (bounds,) = orders.bounds().values()
+    assert bounds == (0, 5000)
 
 
 def test_each_of_many_records_may_have_its_key(node: Node) -> None:
@@ -432,7 +437,8 @@ def test_without_a_sidecar_it_says_what_to_do() -> None:
             node.stream("orders").append("x", timeout=0.3)
         assert isinstance(error.value, Timeout)
         assert 0.25 < time.monotonic() - began < 5
-        with pytest.raises(NoSidecar, match=r"nobody has a stream 'orders' within 0\.1 s"):
+        text = r"no partition within 0\.1 s: nobody has a stream 'orders': nothing was appended"
+        with pytest.raises(NoSidecar, match=text):
             node.stream("orders").bounds(timeout=0.1)  # what is left of it is a little less
         with pytest.raises(NoSidecar, match="nobody has a stream 'orders'"):
             list(node.stream("orders").replay(timeout=0.1))
