@@ -27,7 +27,7 @@ from mesh.durable.encoding import AROUND_BYTES
 from mesh.durable.producing import Producing
 from mesh.durable.recording_account import Account, Published
 from mesh.durable.records import BatchOrigin
-from mesh.errors import Closed, MeshError, PayloadTooLarge, Timeout
+from mesh.errors import Closed, MeshError, NoSidecar, PayloadTooLarge, Timeout
 from mesh.names import check_pattern
 from mesh.options import check_timeout
 from mesh.sockets.control import Offer, OfferKind
@@ -89,6 +89,8 @@ class Recorder(Unhurried):
         self._refused_until = -math.inf
         self._said = ""
         """The last reason for a loss that was logged."""
+        self._refusal = ""
+        """Why nothing is recorded just now, where nobody is there to record."""
         self._thread = threading.Thread(target=self._work, name=f"mesh record {into}", daemon=True)
 
     def start(self) -> None:
@@ -140,6 +142,10 @@ class Recorder(Unhurried):
             self._deadline = min(self._deadline, time.monotonic() + linger_ms / 1000)
             self._bell.notify()
 
+    def explained(self, late: Timeout) -> Timeout:
+        """`late`, which says so if there is nobody to record."""
+        return NoSidecar(f"{late}: {self._refusal}") if self._refusal else late
+
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread."""
         self._thread.join(timeout)
@@ -181,8 +187,13 @@ class Recorder(Unhurried):
             if (size := batch.header.size + AROUND_BYTES) > self._bytes_max:
                 raise PayloadTooLarge(f"record of {size:,} bytes over {self._bytes_max:,}")
             appending = self._producing.submit(batch, _LOOK_S)
+        except NoSidecar as error:  # tried again until the end
+            if published is not None and not self._refusal:
+                logger.warning("%s into %r waits: %s", self.link.what, self.into, error)
+                self._refusal = str(error)
+            return True
         except Timeout:
-            return True  # nobody is there, or has room: tried again until the end
+            return True  # there is no room: likewise
         except Closed:
             raise
         except MeshError as error:
@@ -197,6 +208,7 @@ class Recorder(Unhurried):
         return True
 
     def _bound(self, partition: str) -> None:
+        self._refusal = ""
         if partition not in self._partitions:
             self._partitions[partition] = self._offer(partition)
             if len(self._partitions) > limits.RECORDING_PARTITIONS_MAX:
@@ -259,7 +271,11 @@ class Recorder(Unhurried):
         if lost := self.account.give_up():
             self.counters.dropped["not recorded"] += lost
             logger.warning(
-                "%s into %r ended with %d messages not recorded", self.link.what, self.into, lost
+                "%s into %r ended with %d messages not recorded%s",
+                self.link.what,
+                self.into,
+                lost,
+                self._refusal and f": {self._refusal}",
             )
 
 
@@ -295,10 +311,13 @@ class Recording:
 
     def flush(self, *, timeout: float | None = 10.0) -> None:
         """Block until all that was published before is recorded, or counted as lost, up to
-        `timeout` seconds (None: for ever). Raises `Timeout`, `Closed`."""
+        `timeout` seconds (None: for ever). Raises `Timeout`, and of these `NoSidecar` if nobody is
+        there to record; `Closed`."""
         wait_s, attempt = check_timeout(timeout), self._awaiting()
         try:
             self._core.link.wait(attempt, wait_s, self._awaited)
+        except Timeout as late:
+            raise self._core.explained(late) from None
         except Closed:
             if not attempt():
                 raise
@@ -308,6 +327,8 @@ class Recording:
         wait_s, attempt = check_timeout(timeout), self._awaiting()
         try:
             await self._core.link.wait_async(attempt, wait_s, self._awaited)
+        except Timeout as late:
+            raise self._core.explained(late) from None
         except Closed:
             if not attempt():
                 raise

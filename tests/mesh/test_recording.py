@@ -16,7 +16,7 @@ import pytest
 from mesh import Node
 from mesh.durable import recording
 from mesh.durable.reading import Record
-from mesh.errors import Closed, InvalidName, InvalidOption, Timeout
+from mesh.errors import Closed, InvalidName, InvalidOption, NoSidecar, Timeout
 from mesh.message import Loss, Message
 from mesh.options import StreamOptions, WhenFull
 from mesh.sockets.publisher import Publisher
@@ -218,6 +218,23 @@ def test_without_a_sidecar_the_publisher_goes_on_and_what_has_no_room_is_counted
     assert reader.stats().dropped["not recorded"] == recording.lost
     reader.close()
     assert (recording.recorded, recording.lost) == (0, 1000)
+
+
+@pytest.mark.slow
+def test_a_recording_without_a_sidecar_says_so(
+    reader: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    recording = reader.record("a", into="s")
+    reader.publisher("a").send(1)
+    text = r"no end of what is recorded of 'a' within 1 s: no sidecar was found .*mesh sidecar"
+    with pytest.raises(NoSidecar, match=text):
+        recording.flush(timeout=1)
+    with pytest.raises(NoSidecar, match=r"0\.1 s: no sidecar was found"):
+        asyncio.run(recording.aflush(timeout=0.1))
+    reader.close()
+    waits, ended = caplog.messages
+    assert waits.startswith("recording of 'a' into 's' waits: no sidecar was found")
+    assert "into 's' ended with 1 messages not recorded: no sidecar was found" in ended
 
 
 def test_what_waits_for_a_sidecar_is_recorded_once_there_is_one(
