@@ -207,7 +207,8 @@ class Consumers(Lives):
             assert reply.cut_at < offset
             offset = reply.cut_at
         else:
-            is_cut = reader[1] and self.records.is_cut(offset, reader[1], reply.log_epoch)
+            now = reply.log_epoch or self.records.log_epoch
+            is_cut = reader[1] and self.records.is_cut(offset, reader[1], now)
             assert not is_cut, "it was not told what was lost"
         if reply.gap_end:
             assert offset < reply.gap_end <= self.records.gone

@@ -12,13 +12,14 @@ and `sidecar_groups`.
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize
+from hypothesis.stateful import initialize, rule
 
 from mesh.durable.waiting import Order
 from mesh.options import StreamOptions
 from tests.support.sidecar_consumers import ACK_WAIT_S, GROUPS, NODE, Consumers
 from tests.support.sidecar_groups import Followed
-from tests.support.sidecar_producers import Producers
+from tests.support.sidecar_lives import SEEDS
+from tests.support.sidecar_producers import PRODUCERS, Producers
 
 OPTIONS = st.builds(
     StreamOptions,
@@ -41,6 +42,17 @@ class SidecarMachine(Producers, Consumers):
         self.append([1, 2], [[10], [60, 1], [250], [1, 1, 1], [250]], 0)
         for name in groups:
             self.join(name, f"{NODE}-a", 4)
+
+    @rule(producer=PRODUCERS, seed=SEEDS)
+    def read_what_is_lost(self, producer: int, seed: int) -> None:
+        """With the power, where nothing is synced: any order of rules seldom comes to that."""
+        self.append([producer], [[10]], 0)
+        before = None
+        while before != self.reader != (self.records.end, self.records.log_epoch):
+            before = self.reader
+            self.read_on(10_000, 0)
+        self.end_now(True, seed)
+        self.read_on(10_000, 0)
 
     def teardown(self) -> None:
         try:
