@@ -50,6 +50,7 @@ LOST = (
         (planted.letters_not_appended, "^nobody settled it|^invented"),
         (planted.retention_takes_what_is_not_settled, "^taken too soon"),
         (planted.quota_not_kept, "^over its quota"),
+        (planted.cuts_not_told, "^it was not told what was lost"),
     ],
 )
 def test_the_machine_finds(fault: Planting, found: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -57,6 +58,7 @@ def test_the_machine_finds(fault: Planting, found: str, caplog: pytest.LogCaptur
     is_found_out(SidecarMachine, fault, found)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.damages
