@@ -78,7 +78,7 @@ class Consuming:
         self._inbox: deque[ConsumedRecord] = deque()
         self._error: MeshError | None = None
         self._logged = ""
-        """Of what keeps it waiting."""
+        """The last reason for waiting that was logged."""
         self._taken_at = time.monotonic()
         self._closed = False
 
@@ -235,9 +235,10 @@ class Consuming:
             return
         now = time.monotonic()
         self.look()
-        before, self._logged = self._logged, self._refusal
-        if self._logged and self._logged != before:
-            logger.warning("%s waits: %s", self.link.what, self._logged)
+        refusal = self._refusal
+        if refusal and refusal != self._logged:
+            logger.warning("%s waits: %s", self.link.what, refusal)
+        self._logged = refusal
         for seat in list(self._seats.values()):
             busy = now - self._taken_at < seat.ack_wait_s
             if busy and now - seat.extended_at > seat.ack_wait_s / 3:

@@ -55,7 +55,7 @@ _SILENT_S: Final = 2 * limits.READ_WAIT_MS_MAX / 1000
 _NOTHING: Final = Delivery((), ())
 
 
-class _Waiting(msgspec.Struct, frozen=True):
+class _Question(msgspec.Struct, frozen=True):
     number: int
     answer: Answer
     until: float
@@ -65,7 +65,7 @@ class _Member:
     """One, and its last questions."""
 
     def __init__(self) -> None:
-        self.waiting: _Waiting | None = None
+        self.waiting: _Question | None = None
         self.answered: tuple[int, Delivered] | None = None
         self.heard_at = 0.0
         self.heard = 0
@@ -148,7 +148,7 @@ class Members:
         member.answered = None
         if member.waiting is not None:
             member.waiting.answer(Delivered(_NOTHING))
-        member.waiting = _Waiting(query.number, answer, now + query.wait_ms / 1000)
+        member.waiting = _Question(query.number, answer, now + query.wait_ms / 1000)
         self.serve([query.group], now, now_ns)
 
     def settle(self, query: Settle, answer: Answer, now: float, now_ns: int) -> None:
