@@ -10,6 +10,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mesh.durable.appending import Appending
+    from mesh.durable.consumed import ConsumedRecord
+    from mesh.durable.consumer import Consumer
+    from mesh.durable.reading import Origin, Record
+    from mesh.durable.recording import Recording
+    from mesh.durable.replay import Replay
+    from mesh.durable.stream import Stream
     from mesh.errors import (
         Busy,
         Closed,
@@ -50,10 +57,22 @@ if TYPE_CHECKING:
     )
     from mesh.node import InsecureWarning, Node
     from mesh.options import StreamOptions
+    from mesh.sockets.client import Client
+    from mesh.sockets.publisher import Publisher
+    from mesh.sockets.puller import Puller
+    from mesh.sockets.pusher import Pusher
+    from mesh.sockets.subscriber import Subscriber
 
 __version__ = "0.1.0.dev0"
 
 _WHERE = {
+    "mesh.durable.appending": "Appending",
+    "mesh.durable.consumed": "ConsumedRecord",
+    "mesh.durable.consumer": "Consumer",
+    "mesh.durable.reading": "Origin Record",
+    "mesh.durable.recording": "Recording",
+    "mesh.durable.replay": "Replay",
+    "mesh.durable.stream": "Stream",
     "mesh.errors": (
         "Busy Closed Forked InvalidName InvalidOption LogDamaged LogFormat LogFull LogLocked "
         "MeshError NoSidecar NotSerializable OptionsDiffer OutcomeUnknown PayloadTooLarge PeerLost "
@@ -65,13 +84,22 @@ _WHERE = {
     ),
     "mesh.node": "InsecureWarning Node",
     "mesh.options": "StreamOptions",
+    "mesh.sockets.client": "Client",
+    "mesh.sockets.publisher": "Publisher",
+    "mesh.sockets.puller": "Puller",
+    "mesh.sockets.pusher": "Pusher",
+    "mesh.sockets.subscriber": "Subscriber",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 
 __all__ = [
+    "Appending",
     "Array",
     "Busy",
+    "Client",
     "Closed",
+    "ConsumedRecord",
+    "Consumer",
     "Forked",
     "GroupStats",
     "InsecureWarning",
@@ -89,19 +117,28 @@ __all__ = [
     "Node",
     "NotSerializable",
     "OptionsDiffer",
+    "Origin",
     "OutcomeUnknown",
     "PayloadTooLarge",
     "PeerEvent",
     "PeerInfo",
     "PeerLost",
     "ProducerFenced",
+    "Publisher",
+    "Puller",
+    "Pusher",
     "Receipt",
+    "Record",
+    "Recording",
     "RemoteError",
+    "Replay",
     "SequenceGap",
     "Stats",
     "StorageFailed",
+    "Stream",
     "StreamOptions",
     "StreamStats",
+    "Subscriber",
     "TasksLost",
     "Timeout",
     "UnsafeRuntimeDir",

@@ -207,31 +207,6 @@ def test_every_public_name_is_documented() -> None:
     assert missing == []
 
 
-HANDLES = {
-    "durable.appending": "Appending",
-    "durable.consumed": "ConsumedRecord",
-    "durable.consumer": "Consumer",
-    "durable.reading": "Origin Record",
-    "durable.recording": "Recording",
-    "durable.replay": "Replay",
-    "durable.stream": "Stream",
-    "sockets.client": "Client",
-    "sockets.publisher": "Publisher",
-    "sockets.puller": "Puller",
-    "sockets.pusher": "Pusher",
-    "sockets.subscriber": "Subscriber",
-}
-"""What a node hands out, which nobody makes by name."""
-
-
-@pytest.mark.parametrize("where", HANDLES)
-def test_every_handle_of_a_node_is_documented(where: str) -> None:
-    module = importlib.import_module(f"mesh.{where}")
-    names = HANDLES[where].split()
-    missing = [gap for name in names for gap in undocumented(name, getattr(module, name))]
-    assert missing == []
-
-
 def test_all_lists_what_the_package_shows() -> None:
     """A public class or function that `mesh` shows is in `__all__`: no name by accident."""
     mesh = importlib.import_module("mesh")
