@@ -36,7 +36,7 @@ def start(source: str) -> subprocess.Popen[str]:
 
 
 def test_there_is_a_program_for_each_kind_of_channel() -> None:
-    assert len(PROGRAMS) == 6
+    assert len(PROGRAMS) == 8
     assert all(len(snippet.splitlines()) <= 10 for snippet in PROGRAMS)
 
 
@@ -73,13 +73,17 @@ def test_the_stream_is_replayed(tmp_path: Path) -> None:
         assert start(source).communicate(timeout=20) == (printed, "")
 
 
+def test_what_is_recorded_is_replayed(tmp_path: Path) -> None:
+    source = program("node.record").replace('"station.log"', repr(str(tmp_path / "station.log")))
+    assert start(source).communicate(timeout=20) == ("sensors/kitchen 21.5\n", "")
+
+
 @pytest.mark.slow
-def test_what_is_recorded_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (recording,) = (snippet for snippet in SNIPPETS if "node.record" in snippet)
-    with Node("station", durable=tmp_path / "log") as node:
-        node.stream("readings").append(21.5)
-        exec(recording, {"node": node})
-    assert capsys.readouterr().out == "None 21.5\n"
+def test_the_stream_is_consumed(tmp_path: Path, programs: Programs) -> None:
+    consuming = programs.start(program("consumer("))
+    with Node("shop", durable=tmp_path / "log") as node:
+        node.stream("orders").append({"id": 7})
+        assert consuming.line() == "billing {'id': 7}"
 
 
 @pytest.mark.slow
