@@ -40,6 +40,7 @@ _PLACE: Final = "place of a replay"
 _CHUNK: Final = "part of a replay"
 _NS: Final = 1_000_000_000
 _TIME_NS_MAX: Final = (1 << 63) - 1
+_GAPS_MAX: Final = 1024
 _LOOK_S: Final = 0.25
 """How often one that follows looks for new partitions."""
 
@@ -59,11 +60,8 @@ class Replay:
         partitions: int,
         timeout: float | None,
     ) -> None:
-        self.gaps: list[tuple[str, int, int]] = []
-        """What retention had removed before it could be read: partition, first and last offset."""
-        self.cuts: list[tuple[str, int, int]] = []
-        """What the log has lost after it was read, or after it was there when the replay began:
-        likewise. What is yielded behind it begins with the first of these offsets again."""
+        self._gaps: deque[tuple[str, int, int]] = deque(maxlen=_GAPS_MAX)
+        self._cuts: deque[tuple[str, int, int]] = deque(maxlen=_GAPS_MAX)
         self._streams = streams
         self._stream = stream
         self._start = _checked(start, partition)
@@ -92,6 +90,18 @@ class Replay:
         if self._only is not None:
             return frozenset()
         return self._streams.missing(self._stream)
+
+    @property
+    def gaps(self) -> list[tuple[str, int, int]]:
+        """What retention had removed before it could be read, the latest of these: partition, first
+        and last offset."""
+        return list(self._gaps)
+
+    @property
+    def cuts(self) -> list[tuple[str, int, int]]:
+        """What the log has lost after it was read, or after it was there when the replay began:
+        likewise. What is yielded behind it begins with the first of these offsets again."""
+        return list(self._cuts)
 
     def close(self) -> None:
         """Read no more; what was read already may come still. Idempotent; from any thread."""
@@ -243,7 +253,7 @@ class Replay:
                     if not brought[1]:
                         if reader.log_epoch == epochs[partition]:
                             raise _cut_short(reader)
-                        self.cuts.append((partition, reader.offset, ends[partition] - 1))
+                        self._cuts.append((partition, reader.offset, ends[partition] - 1))
                         ends[partition] = reader.offset
                     runs.extend(self._accepted(*brought))
                 if not runs:
@@ -264,11 +274,11 @@ class Replay:
     def _accepted(self, partition: str, chunk: Chunk) -> list[Run]:
         """The records of a chunk; if it is a gap or a cut, that is noted."""
         if isinstance(chunk, Gap):
-            self.gaps.append((partition, chunk.first, chunk.last))
+            self._gaps.append((partition, chunk.first, chunk.last))
             self._reached[partition] = chunk.last + 1
             return []
         if isinstance(chunk, Cut):
-            self.cuts.append((partition, chunk.first, chunk.last))
+            self._cuts.append((partition, chunk.first, chunk.last))
             self._reached[partition] = chunk.first
             return []
         if chunk:
