@@ -106,13 +106,14 @@ class UnderWay(Unhurried):
 
     def _give_up(self) -> None:
         for appender in self._advance():
-            logger.warning(
-                "%d records for stream %r at partition %s were under way when the node was closed: "
-                "whether they are there is not known",
-                appender.records_waiting,
-                appender.stream,
-                appender.route.partition,
-            )
+            with contextlib.suppress(Closed):
+                logger.warning(
+                    "%d records for stream %r at partition %s were under way when the node was "
+                    "closed: whether they are there is not known",
+                    appender.route.link.run(lambda each=appender: each.records_waiting),  # type: ignore[misc]
+                    appender.stream,
+                    appender.route.partition,
+                )
 
     # -- The rest of a core ------------------------------------------------------------------
 
