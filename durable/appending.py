@@ -43,6 +43,10 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
         """Whether its outcome is known here. Does not block, nor look."""
         return self._pending.done
 
+    def __repr__(self) -> str:
+        state = "done" if self.done else "under way"
+        return f"<append to stream {self._appender.stream!r} at {self.partition} {state}>"
+
     def wait(self, timeout: float | None = None) -> Receipt:
         """Block until its outcome is known, up to `timeout` seconds (None: for ever). Raises what
         `Stream.append` raises. From any thread, any number of times."""

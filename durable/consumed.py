@@ -33,8 +33,8 @@ class ConsumedRecord(Record, frozen=True, gc=False):
         return self._seat.group
 
     def ack(self) -> None:
-        """It is done. Does not block, and is told soon: see `Consumer.flush`. Once the consumer is
-        closed nothing is told any more: the record goes to another."""
+        """It is done. Does not block, and is told soon, at the latest as the consumer is closed:
+        see `Consumer.flush`. After that nothing is told any more: the record goes to another."""
         self._seat.ack(self._source.offset + self._index, self._source.log_epoch)
 
     def nak(self, *, delay: float = 0.0) -> None:

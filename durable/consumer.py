@@ -40,6 +40,7 @@ _FLUSH_S: Final = 0.02
 """How often who waits for all to be remembered looks."""
 _CLOSE_S: Final = 1.0
 """What closing gives a sidecar to hear what was done last."""
+_ANSWERS: Final = "answer to all that was said of records"
 _HEARD: Final = "word that it was heard"
 
 
@@ -292,8 +293,8 @@ class Consumer(Receiving[ConsumedRecord]):
     @property
     def cuts(self) -> list[tuple[str, int, int]]:
         """What was delivered here and a log has lost since, the latest of these: partition, first
-        and last offset. Only of streams that show records before they are on disk. Others come with
-        these offsets; what is said of one that is lost has no effect."""
+        and last offset. Only of streams that show records before they are on disk. Those
+        that took their place come with the same offsets; to acknowledge a lost one does nothing."""
         return list(self._core.cuts)
 
     @property
@@ -310,8 +311,9 @@ class Consumer(Receiving[ConsumedRecord]):
     def recv(self, timeout: float | None = None) -> ConsumedRecord:
         """The next record, blocking up to `timeout` seconds (None: for ever, 0: not at all).
 
-        Raises `Timeout`, which says if a sidecar's disk is too full for the group to begin, and of
-        these `NoSidecar` if nobody has the stream: what is appended to it later comes.
+        Raises `Timeout`, whose text says so if what came before has to be settled first
+        (`prefetch`), or a sidecar's disk is too full for the group to begin; `NoSidecar`, which is
+        a `Timeout`, if nobody has the stream yet (call again: what is appended later comes);
         `OptionsDiffer` and `InvalidOption` if the group cannot be had so; `StorageFailed`,
         `LogDamaged` if its partition cannot be read on; `Closed`.
         """
@@ -365,16 +367,14 @@ class Consumer(Receiving[ConsumedRecord]):
         by their sidecars, up to `timeout` seconds (None: for ever). Raises `Timeout`, `Closed`."""
         self._check_open()
         self._core.say()
-        self._core.link.wait(
-            self._is_settled, check_timeout(timeout), "end of settling", retry_s=_FLUSH_S
-        )
+        self._core.link.wait(self._is_settled, check_timeout(timeout), _ANSWERS, retry_s=_FLUSH_S)
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
         """`flush` for asyncio."""
         self._check_open()
         self._core.say()
         await self._core.link.wait_async(
-            self._is_settled, check_timeout(timeout), "end of settling", retry_s=_FLUSH_S
+            self._is_settled, check_timeout(timeout), _ANSWERS, retry_s=_FLUSH_S
         )
 
     def close(self) -> None:

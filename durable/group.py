@@ -54,7 +54,7 @@ class GroupOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidOption(f"order must be 'any', 'key' or 'exclusive', not {self.order!r}")
         wait_s = self.ack_wait_s
         if not is_number(wait_s) or not 0.05 <= wait_s <= 86_400:
-            raise InvalidOption(f"ack_wait must be 0.05 to 86400 s, not {wait_s!r}")
+            raise InvalidOption(f"ack_wait must be 0.05 to 86,400 s, not {wait_s!r}")
         check_count(self.max_deliver, "max_deliver", 1, 1_000_000)
 
 

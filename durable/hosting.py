@@ -39,6 +39,9 @@ class Hosting:
                 is_present=self._present.__contains__,
                 message_bytes_max=home.transport.message_bytes_max,
             )
+        except FileExistsError as error:
+            text = f"no log can be kept in {directory}, which is no directory"
+            raise StorageFailed(text) from error
         except OSError as error:
             raise StorageFailed(f"no log can be kept in {directory}: {error}") from error
         self._offer = offer

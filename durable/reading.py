@@ -101,7 +101,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return (
-            f"Record(payload={self.payload!r}, stream={self.stream!r}, "
+            f"{type(self).__name__}(payload={self.payload!r}, stream={self.stream!r}, "
             f"partition={self.partition!r}, offset={self.offset}, key={self.key!r}, "
             f"time_ns={self.time_ns}, headers={dict(self.headers)!r})"
         )

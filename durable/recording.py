@@ -346,4 +346,4 @@ class Recording:
 
     @property
     def _awaited(self) -> str:
-        return f"end of what is recorded of {self.pattern!r}"
+        return f"answer for all that was published on {self.pattern!r}"

@@ -204,13 +204,13 @@ class Stream(Handle):
         Raises `Timeout`, `Closed`. What became of each append, its `Appending` says."""
         deadline = deadline_of(timeout)
         for appender in self._producing.appenders:
-            flush(appender, deadline, f"end of appends to {self._what}")
+            flush(appender, deadline, f"answer to all appends to {self._what}")
 
     async def aflush(self, *, timeout: float | None = 10.0) -> None:
         """`flush` for asyncio."""
         deadline = deadline_of(timeout)
         for appender in self._producing.appenders:
-            await aflush(appender, deadline, f"end of appends to {self._what}")
+            await aflush(appender, deadline, f"answer to all appends to {self._what}")
 
     def _writing(self) -> Producing:
         self._check_open()

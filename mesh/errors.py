@@ -144,9 +144,9 @@ class LogLocked(MeshError):
 
 
 class StorageFailed(MeshError):
-    """A log could not be written or read, here or at its sidecar, or that is closing: the text says
-    why. Nothing was appended. A file of which a write or sync has failed is not written again: what
-    is on the disk is known once it has been opened anew."""
+    """A log could not be written or read, here or at its sidecar, or its sidecar is closing: the
+    text says which. Nothing was appended. A file of which a write or sync has failed is not written
+    again: what is on the disk is known once it has been opened anew."""
 
 
 class UnsafeRuntimeDir(MeshError, PermissionError):

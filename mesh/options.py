@@ -278,7 +278,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a stream is kept. They are those it was created with, at each of its partitions."""
+    """How a stream is kept. Fixed when it is made, at each of its partitions."""
 
     durability: Durability = "fsync"
     """What an append waits for. ``fsync``: to be on disk. ``interval``: to be written, and on disk

@@ -42,6 +42,9 @@ class Handle:
         """Give the handle back; whoever waits on it gets `Closed`. Does not block; idempotent."""
         self._release()
 
+    def __repr__(self) -> str:
+        return f"<{self._what}{' closed' if self.closed else ''}>"
+
     def _check_open(self) -> None:
         if self.closed:
             raise Closed(f"{self._what} is closed")

@@ -765,9 +765,9 @@ def test_options_have_defaults_and_limits() -> None:
     ("wrong", "text"),
     [
         ({"order": "fifo"}, "order must be 'any', 'key' or 'exclusive', not 'fifo'"),
-        ({"ack_wait_s": 0}, "ack_wait must be 0.05 to 86400 s, not 0"),
-        ({"ack_wait_s": True}, "ack_wait must be 0.05 to 86400 s, not True"),
-        ({"ack_wait_s": float("nan")}, "ack_wait must be 0.05 to 86400 s, not nan"),
+        ({"ack_wait_s": 0}, "ack_wait must be 0.05 to 86,400 s, not 0"),
+        ({"ack_wait_s": True}, "ack_wait must be 0.05 to 86,400 s, not True"),
+        ({"ack_wait_s": float("nan")}, "ack_wait must be 0.05 to 86,400 s, not nan"),
         ({"max_deliver": 0}, "max_deliver must be an integer from 1 to 1000000, not 0"),
         ({"max_deliver": 1.5}, "max_deliver must be an integer from 1 to 1000000, not 1.5"),
     ],

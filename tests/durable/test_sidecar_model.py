@@ -66,7 +66,10 @@ def test_the_machine_finds(fault: Planting, found: str, caplog: pytest.LogCaptur
     ("fault", "found"),
     [
         (planted.receipt_before_the_sync, LOST),
-        (parts.sync_repeated_after_it_failed, f"{LOST}|^it may go"),  # of a damaged log nothing does
+        (
+            parts.sync_repeated_after_it_failed,
+            f"{LOST}|^it may go",
+        ),  # of a damaged log nothing does
         (parts.journal_not_synced, "^forgotten"),
         (planted.settled_before_it_is_written, "^forgotten"),
         (planted.letters_sent_once, "^not settled"),

@@ -440,7 +440,7 @@ def test_bad_options_of_a_group_are_refused(node: Node) -> None:
     for options, error, text in (
         ({"group": "a*"}, InvalidName, r"group name 'a\*' has a wildcard"),
         ({"order": "random"}, InvalidOption, "order must be"),
-        ({"ack_wait": 0}, InvalidOption, "ack_wait must be 0.05 to 86400 s, not 0"),
+        ({"ack_wait": 0}, InvalidOption, "ack_wait must be 0.05 to 86,400 s, not 0"),
         ({"max_deliver": -1}, InvalidOption, "max_deliver must be"),
         ({"prefetch": 0}, InvalidOption, "prefetch must be"),
         ({"start": 7}, InvalidOption, "starts at 'earliest' or 'latest', not 7"),

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,3 +155,17 @@ def test_of_two_that_open_a_topic_in_different_modes_at_once_one_is_refused(
         for thread in threads:
             thread.join(10)
         assert (len(outcome.opened), len(outcome.refused)) == (1, 1)
+
+
+def test_a_handle_says_what_it_is(tmp_path: Path) -> None:
+    with Node("shop", durable=tmp_path / "log") as node:
+        orders = node.stream("orders")
+        assert repr(orders) == "<stream 'orders'>"
+        under_way = orders.append_nowait(1)
+        under_way.wait(10)
+        where = f"at {under_way.partition}"
+        assert repr(under_way) == f"<append to stream 'orders' {where} done>"
+        with orders.consumer("billing") as consumer:
+            assert repr(consumer) == "<consumer 'billing' of stream 'orders'>"
+            assert repr(consumer.recv(10)).startswith("ConsumedRecord(payload=1, stream='orders'")
+        assert repr(consumer) == "<consumer 'billing' of stream 'orders' closed>"

@@ -212,7 +212,9 @@ def test_without_a_sidecar_the_publisher_goes_on_and_what_has_no_room_is_counted
     monkeypatch.setattr("mesh.limits.RECORDING_BYTES_MAX", 100_000)
     recording = reader.record("a", into="s")
     flood(reader.publisher("a"), 1000)
-    with pytest.raises(Timeout, match=r"no end of what is recorded of 'a' within 0\.05 s"):
+    with pytest.raises(
+        Timeout, match=r"no answer for all that was published on 'a' within 0\.05 s"
+    ):
         recording.flush(timeout=0.05)
     assert 0 < recording.lost < 1000
     assert reader.stats().dropped["not recorded"] == recording.lost
@@ -226,7 +228,7 @@ def test_a_recording_without_a_sidecar_says_so(
 ) -> None:
     recording = reader.record("a", into="s")
     reader.publisher("a").send(1)
-    text = r"no end of what is recorded of 'a' within 1 s: no sidecar was found .*mesh sidecar"
+    text = r"no answer for all that was published on 'a' within 1 s: no sidecar was found .*mesh "
     with pytest.raises(NoSidecar, match=text):
         recording.flush(timeout=1)
     with pytest.raises(NoSidecar, match=r"0\.1 s: no sidecar was found"):
