@@ -24,6 +24,7 @@ from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.derivations import OFFSET_END
+from mesh.durable.held import Held
 from mesh.durable.intervals import Intervals
 from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import (
@@ -117,8 +118,7 @@ class Seat:
         self._rejects: list[tuple[int, str]] = []
         self._unseen = Intervals()
         self._unsaid = 0
-        self.unsettled = 0
-        """Of what was delivered, how much nothing was said of. What a lease was over for counts."""
+        self._held = Held(prefetch)
         self._last_said = 0
         """Number of the last `Settle` that was made."""
         self._heard = 0
@@ -140,7 +140,7 @@ class Seat:
 
     def ack(self, offset: int, log_epoch: int) -> None:
         with self._lock:
-            self.unsettled -= 1
+            self._held.discard(offset)
             if self._cuts and self._is_gone(offset, log_epoch):
                 return
             if offset == self._done_end and self._done_end:
@@ -155,7 +155,7 @@ class Seat:
 
     def nak(self, record: ConsumedRecord, delay_s: float) -> None:
         with self._lock:
-            self.unsettled -= 1
+            self._held.discard(record.offset)
             if self._cuts and self._is_gone(record.offset, record.log_epoch):
                 return
             lane = self._lane_of(record)
@@ -182,8 +182,14 @@ class Seat:
         if not self.handed_back or not self.recalled(record):
             return False
         with self._lock:
-            self.unsettled -= 1
+            self._held.discard(record.offset)
         return True
+
+    @property
+    def unsettled(self) -> int:
+        """How many records are here, of which nothing was said yet."""
+        with self._lock:
+            return self._held.count(time.monotonic())
 
     def nothing_here(self) -> None:
         """The consumer has taken all that came."""
@@ -201,6 +207,7 @@ class Seat:
 
     def extend(self, *offsets: int) -> None:
         with self._lock:
+            self._held.extend(offsets, time.monotonic() + self.ack_wait_s)
             self._extends += offsets
             self._unsaid += len(offsets)
         self.say()
@@ -209,7 +216,7 @@ class Seat:
         reason = reason[: limits.REASON_CHARACTERS_MAX]
         reason = reason.encode(errors="backslashreplace").decode()  # a file's name may be no text
         with self._lock:
-            self.unsettled -= 1
+            self._held.discard(offset)
             if self._cuts and self._is_gone(offset, log_epoch):
                 return
             self._rejects.append((offset, reason))
@@ -369,6 +376,7 @@ class Seat:
     def _joined(self, reply: Joined) -> None:
         cut: Cut | None = None
         with self._lock:
+            self._held.clear()
             self._log_epoch = reply.log_epoch
             known = self.committed if reply.cut_at is None else 0
             self.committed = max(known, reply.committed)
@@ -418,6 +426,9 @@ class Seat:
                 raise StorageFailed(f"sidecar {self.partition} granted what it did not send")
             header, body = batches[base]
             self._end = max(self._end, end)
+            with self._lock:
+                now = time.monotonic()
+                self._held.add(range(first, end), now + self.ack_wait_s, now)
             try:
                 run = run_of(self._stream, self.partition, header, body, first, end)
             except Malformed:
@@ -434,7 +445,5 @@ class Seat:
                 repeat(self),
                 repeat(reply.heard),
             )
-        with self._lock:
-            self.unsettled = max(0, self.unsettled) + len(records)
         if not records or self._hand_over(self, records):
             self._fetched = number

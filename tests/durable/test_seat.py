@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
@@ -146,6 +148,25 @@ def test_what_is_committed_does_not_go_back_by_an_answer_that_comes_late(sitting
     late.outcome = Settled(1)
     assert sitting.settled
     assert sitting.seat.committed == 9
+
+
+def test_what_is_unsettled_is_what_nothing_was_said_of_in_time(
+    sitting: Sitting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seat, now = sitting.seat, time.monotonic()
+    assert seat.unsettled == 10
+    for record in (sitting.records[0], *sitting.records[:4]):
+        record.ack()
+    sitting.records[4].nak(delay=60)
+    sitting.records[5].reject()
+    assert seat.unsettled == 4
+    later = SimpleNamespace(monotonic=lambda: now + seat.ack_wait_s / 2)
+    monkeypatch.setattr("mesh.durable.seat.time", later)
+    sitting.records[6].extend()
+    later.monotonic = lambda: now + seat.ack_wait_s + 10
+    assert seat.unsettled == 1
+    seat._joined(Joined(GroupOptions(), 0, sitting.records[0].log_epoch))
+    assert seat.unsettled == 0
 
 
 def test_who_has_left_does_not_join_any_more(sitting: Sitting) -> None:
