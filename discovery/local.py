@@ -99,7 +99,7 @@ def socket_path(directory: Path, node_id: str, label: str) -> str:
     path = str(directory / f"{node_id}.{label}")
     if (size := len(os.fsencode(path))) > limits.SOCKET_PATH_BYTES_MAX:
         raise InvalidOption(
-            f"socket path of {size} bytes over the limit of {limits.SOCKET_PATH_BYTES_MAX}; set "
+            f"socket path of {size:,} bytes over the limit of {limits.SOCKET_PATH_BYTES_MAX}; set "
             f"MESH_RUNTIME_DIR to a shorter one: {path}"
         )
     return path
@@ -240,7 +240,7 @@ class LocalSource:
         for name in names:
             try:
                 if len(seen) >= limits.SIGHTINGS_MAX:
-                    raise _StrangeFile(f"one over the limit of {limits.SIGHTINGS_MAX} nodes")
+                    raise _StrangeFile(f"one over the limit of {limits.SIGHTINGS_MAX:,} nodes")
                 announcement = _look_at(self._directory, name)
             except (_StrangeFile, OSError) as error:
                 strange[name] = str(error)
@@ -328,7 +328,7 @@ def _look_at(directory: Path, name: str) -> Announcement | None:
 def _read(fd: int, name: str) -> Announcement:
     content = os.read(fd, limits.ANNOUNCEMENT_BYTES_MAX + 1)
     if len(content) > limits.ANNOUNCEMENT_BYTES_MAX:
-        raise _StrangeFile(f"over the limit of {limits.ANNOUNCEMENT_BYTES_MAX} bytes")
+        raise _StrangeFile(f"over the limit of {limits.ANNOUNCEMENT_BYTES_MAX:,} bytes")
     try:
         announcement = _decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -79,7 +79,7 @@ class SeedsSource:
         """How often a host name had no address."""
         self._seeds = tuple(dict.fromkeys(parse_seed(seed) for seed in seeds))
         if len(self._seeds) > limits.SEEDS_MAX:
-            raise InvalidOption(f"{len(self._seeds)} seeds over the limit of {limits.SEEDS_MAX}")
+            raise InvalidOption(f"{len(self._seeds):,} seeds over the limit of {limits.SEEDS_MAX}")
         self._resolve = resolve
         self._resolve_interval_s = resolve_interval_s
         self._outbox: Outbox | None = None

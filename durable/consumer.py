@@ -148,10 +148,11 @@ class Consuming:
 
     def resume(self, done: dict[str, int]) -> None:
         """All below these offsets is done with. Raises `InvalidOption`."""
-        if self._options.order != "exclusive":
+        if (order := self._options.order) != "exclusive":
+            given = "and none was given" if order is None else f"not {order!r}"
             raise InvalidOption(
                 f"a position says that all before it is done, which takes order='exclusive', "
-                f"not {self._options.order!r}"
+                f"{given}"
             )
         with self.link.lock:
             if self._begun:

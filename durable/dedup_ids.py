@@ -104,6 +104,6 @@ def as_bytes(dedup_id: str | bytes) -> bytes:
         raise InvalidOption(f"dedup_id must be str or bytes, not {type(key).__name__}")
     if not 1 <= len(key) <= limits.DEDUP_ID_BYTES_MAX:
         raise InvalidOption(
-            f"dedup_id must have 1 to {limits.DEDUP_ID_BYTES_MAX} bytes, not {len(key):,}"
+            f"dedup_id must have 1 to {limits.DEDUP_ID_BYTES_MAX:,} bytes, not {len(key):,}"
         )
     return key

@@ -147,7 +147,7 @@ def producer_number(name: str) -> int:
     """Of a producer with that name. Never 0."""
     if not isinstance(name, str) or not 1 <= len(name) <= limits.NAME_BYTES_MAX:
         raise InvalidOption(
-            f"producer must be a str of 1 to {limits.NAME_BYTES_MAX} characters, not {name!r}"
+            f"producer must be a str of 1 to {limits.NAME_BYTES_MAX:,} characters, not {name!r}"
         )
     digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, person=b"producer")
     return int.from_bytes(digest.digest(), "little") or 1

@@ -309,6 +309,6 @@ def file_name_of(group: str) -> str:
     """Of its journal. Raises `InvalidName`."""
     name = quote(group, safe="").replace(".", "%2E")
     if len(name) > _FILE_NAME_BYTES_MAX:
-        text = f"{len(name)} bytes as a file, over the limit of {_FILE_NAME_BYTES_MAX}"
+        text = f"{len(name):,} bytes as a file, over the limit of {_FILE_NAME_BYTES_MAX:,}"
         raise InvalidName(f"group {group!r} has a name of {text}")
     return name

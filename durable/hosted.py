@@ -187,7 +187,7 @@ class Hosted:
             answer(CLOSED)
             return
         if len(self._readers) >= limits.LOG_READERS_MAX:
-            answer(Refused("full", f"{limits.LOG_READERS_MAX} readers wait here already"))
+            answer(Refused("full", f"{limits.LOG_READERS_MAX:,} readers wait here already"))
             return
         self._readers.append(reader)
         self._clerk.at(reader.until, partial(self._give_up, reader))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import directory_of
-from mesh.errors import StorageFailed
+from mesh.errors import LogLocked, StorageFailed
 from mesh.message import PeerEvent
 from mesh.sockets.control import Offer
 from mesh.sockets.direct import DirectListener
@@ -42,6 +42,9 @@ class Hosting:
         except FileExistsError as error:
             text = f"no log can be kept in {directory}, which is no directory"
             raise StorageFailed(text) from error
+        except LogLocked as error:
+            text = f"{error}: nodes without `durable` find it, and use its streams"
+            raise LogLocked(text) from error
         except OSError as error:
             raise StorageFailed(f"no log can be kept in {directory}: {error}") from error
         self._offer = offer

@@ -55,7 +55,7 @@ class Recordings:
         with self._lock:
             if len(self._recorders) >= limits.RECORDINGS_MAX:
                 raise InvalidOption(
-                    f"{limits.RECORDINGS_MAX} recordings are open, which is the limit"
+                    f"{limits.RECORDINGS_MAX:,} recordings are open, which is the limit"
                 )
             self._recorders.append(core)
         try:

@@ -21,7 +21,7 @@ import msgspec
 
 from mesh import limits
 from mesh.durable.batch import Batch, Bytes, Flags, Header, batch
-from mesh.errors import NotSerializable, PayloadTooLarge
+from mesh.errors import InvalidOption, NotSerializable, PayloadTooLarge
 from mesh.message import EMPTY
 from mesh.sockets import codec
 from mesh.sockets.codec import Headers
@@ -99,7 +99,7 @@ Item = Plain | NewRecord
 
 
 def pack_key(key: str | bytes | None) -> bytes | None:
-    """Raises `NotSerializable`."""
+    """Raises `InvalidOption`, `NotSerializable`."""
     if key is None or type(key) is bytes:
         packed = key
     elif isinstance(key, str):
@@ -108,10 +108,10 @@ def pack_key(key: str | bytes | None) -> bytes | None:
         except UnicodeEncodeError as error:
             raise NotSerializable(f"the key has no form: {error}") from None
     else:
-        raise NotSerializable(f"a key is str or bytes, not {type(key).__name__}")
+        raise InvalidOption(f"key must be str or bytes, not {type(key).__name__}")
     if packed is not None and len(packed) > limits.KEY_BYTES_MAX:
         raise NotSerializable(
-            f"the key has {len(packed):,} bytes over the limit of {limits.KEY_BYTES_MAX}"
+            f"the key has {len(packed):,} bytes over the limit of {limits.KEY_BYTES_MAX:,}"
         )
     return packed
 

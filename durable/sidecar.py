@@ -319,7 +319,7 @@ class Sidecar:
             if new and not name.endswith(DEAD):
                 _check_letters(name)
             if new and len(self._names) >= limits.STREAMS_MAX:
-                return Refused("full", f"there are {limits.STREAMS_MAX} streams here")
+                return Refused("full", f"there are {limits.STREAMS_MAX:,} streams here")
             folder = self._streams.folder(file_name)
             if not bases(folder.names()):  # it is new, or was when the machine failed
                 if not make:  # or it would get other options than whoever makes it asks for
@@ -386,7 +386,7 @@ def _file_name(stream: str) -> str:
     """The folder of a stream. Raises `InvalidName`."""
     name = quote(check_name(stream), safe="").replace(".", "%2E")
     if len(name) > _NAME_BYTES_MAX:
-        text = f"{len(name)} bytes as a folder, over the limit of {_NAME_BYTES_MAX}"
+        text = f"{len(name):,} bytes as a folder, over the limit of {_NAME_BYTES_MAX:,}"
         raise InvalidName(f"stream {stream!r} has a name of {text}")
     return name
 

@@ -45,7 +45,7 @@ def check_node_name(name: str, what: str = "name") -> str:
     if not name or not is_printable(name):
         raise InvalidName(f"{what} {name!r} is empty or has control characters")
     if (size := len(name.encode())) > NODE_NAME_BYTES_MAX:
-        raise InvalidName(f"{what} of {size} bytes over the limit of {NODE_NAME_BYTES_MAX}")
+        raise InvalidName(f"{what} of {size:,} bytes over the limit of {NODE_NAME_BYTES_MAX}")
     return name
 
 
@@ -120,12 +120,12 @@ def _check(name: str, what: str) -> None:
     if not is_printable(name):
         raise InvalidName(f"{what} {name!r} has control characters")
     if (size := len(name.encode())) > NAME_BYTES_MAX:
-        raise InvalidName(f"{what} of {size} bytes over the limit of {NAME_BYTES_MAX}")
+        raise InvalidName(f"{what} of {size:,} bytes over the limit of {NAME_BYTES_MAX}")
     levels = name.split("/")
     if "" in levels:
         raise InvalidName(f"{what} {name!r} has an empty level (a leading, trailing or double '/')")
     if len(levels) > NAME_LEVELS_MAX:
-        raise InvalidName(f"{what} of {len(levels)} levels over the limit of {NAME_LEVELS_MAX}")
+        raise InvalidName(f"{what} of {len(levels):,} levels over the limit of {NAME_LEVELS_MAX}")
 
 
 def _accepts(check: Callable[[str], str], name: object) -> bool:

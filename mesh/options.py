@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -14,6 +14,8 @@ DiscoveryName = Literal["local", "mdns"]
 WhenFull = Literal["drop", "wait"]
 Durability = Literal["fsync", "interval", "os"]
 Retention = Literal["limits", "acked"]
+_MOST: Final = 1 << 62
+"""Of anything: as good as no limit."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -63,7 +65,8 @@ def within(timeout: float | None) -> str:
 def check_count(value: int, option: str, low: int, high: int) -> int:
     """Return `value` if it is an integer from `low` to `high`, else raise `InvalidOption`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidOption(f"{option} must be an integer from {low} to {high}, not {value!r}")
+        range_ = f"of {low:,} or more" if high == _MOST else f"from {low:,} to {high:,}"
+        raise InvalidOption(f"{option} must be an integer {range_}, not {value!r}")
     return value
 
 
@@ -170,10 +173,10 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
         check_flag(self.insecure_lan, "insecure_lan")
         heartbeat_s = self.heartbeat_s
         if not is_number(heartbeat_s) or not 0.05 <= heartbeat_s <= 3600:
-            raise InvalidOption(f"heartbeat_s must be 0.05 to 3600 s, not {heartbeat_s!r}")
+            raise InvalidOption(f"heartbeat_s must be 0.05 to 3,600 s, not {heartbeat_s!r}")
         window_ms = self.batch_window_ms
         if not is_number(window_ms) or not 0 <= window_ms <= 1000:
-            raise InvalidOption(f"batch_window_ms must be 0 to 1000 ms, not {window_ms!r}")
+            raise InvalidOption(f"batch_window_ms must be 0 to 1,000 ms, not {window_ms!r}")
         if self.secret is not None:
             check_secret(self.secret)
         if self.durable is not None and not (isinstance(self.durable, str) and self.durable):
@@ -322,7 +325,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
         for option, low in (("keep_bytes", 1), ("keep_count", 1), ("bytes_max", 1024)):
             value = getattr(self, option)
             if value is not None:
-                check_count(value, option, low, 1 << 62)
+                check_count(value, option, low, _MOST)
         for option, seconds in (("keep_s", self.keep_s), ("dedup_window_s", self.dedup_window_s)):
             if seconds is None:
                 continue

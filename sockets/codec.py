@@ -364,7 +364,7 @@ def read_headers(flat: Any, entries_max: int = limits.HEADERS_MAX) -> Headers:
 def _header_fault(flat: list[Any], entries_max: int = limits.HEADERS_MAX) -> str | None:
     keys, values = flat[0::2], flat[1::2]
     if len(keys) != len(values) or len(keys) > entries_max:
-        return f"have {len(keys)} entries over the limit of {entries_max}"
+        return f"have {len(keys):,} entries over the limit of {entries_max:,}"
     if any(type(key) is not str for key in keys) or len(set(keys)) != len(keys):
         return "must have distinct str keys"
     for value in values:

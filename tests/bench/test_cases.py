@@ -115,6 +115,6 @@ def test_a_side_that_fails_does_not_take_the_others_with_it() -> None:
     failed, row = throughput("topic", Setting(size=16), sides, TINY, variants=variants)
     assert isinstance(failed, Skipped)
     assert failed.failed
-    assert "port must be an integer from 0 to 65535, not -1" in failed.skipped
+    assert "port must be an integer from 0 to 65,535, not -1" in failed.skipped
     assert isinstance(row, Row)
     assert row.peer == "raw"

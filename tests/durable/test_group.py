@@ -768,8 +768,8 @@ def test_options_have_defaults_and_limits() -> None:
         ({"ack_wait_s": 0}, "ack_wait must be 0.05 to 86,400 s, not 0"),
         ({"ack_wait_s": True}, "ack_wait must be 0.05 to 86,400 s, not True"),
         ({"ack_wait_s": float("nan")}, "ack_wait must be 0.05 to 86,400 s, not nan"),
-        ({"max_deliver": 0}, "max_deliver must be an integer from 1 to 1000000, not 0"),
-        ({"max_deliver": 1.5}, "max_deliver must be an integer from 1 to 1000000, not 1.5"),
+        ({"max_deliver": 0}, "max_deliver must be an integer from 1 to 1,000,000, not 0"),
+        ({"max_deliver": 1.5}, "max_deliver must be an integer from 1 to 1,000,000, not 1.5"),
     ],
 )
 def test_an_option_that_cannot_work_is_refused(wrong: dict[str, object], text: str) -> None:

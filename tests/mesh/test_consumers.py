@@ -376,11 +376,12 @@ def test_positions_that_cannot_be_relied_on_are_refused(node: Node) -> None:
             pytest.raises(InvalidOption, match="is a partition of 16 digits and an offset"),
         ):
             consumer.resume_from([bad])  # type: ignore[list-item]
-    with (
-        orders.consumer("billing", order="key") as consumer,
-        pytest.raises(InvalidOption, match="order='exclusive', not 'key'"),
-    ):
-        consumer.resume_from([(partition, 0)])
+    for order, text in (("key", "not 'key'"), (None, "and none was given")):
+        with (
+            orders.consumer("billing", order=order) as consumer,  # type: ignore[arg-type]
+            pytest.raises(InvalidOption, match=f"which takes order='exclusive', {text}$"),
+        ):
+            consumer.resume_from([(partition, 0)])
 
 
 @pytest.mark.slow

@@ -73,29 +73,29 @@ def test_every_field_of_every_class_is_documented() -> None:
 @pytest.mark.parametrize(
     ("cls", "given", "text"),
     [
-        (NodeOptions, {"port": -1}, "port must be an integer from 0 to 65535, not -1"),
-        (NodeOptions, {"port": 65536}, "port must be an integer from 0 to 65535, not 65536"),
-        (NodeOptions, {"port": "5000"}, "port must be an integer from 0 to 65535, not '5000'"),
-        (NodeOptions, {"port": True}, "port must be an integer from 0 to 65535, not True"),
+        (NodeOptions, {"port": -1}, "port must be an integer from 0 to 65,535, not -1"),
+        (NodeOptions, {"port": 65536}, "port must be an integer from 0 to 65,535, not 65536"),
+        (NodeOptions, {"port": "5000"}, "port must be an integer from 0 to 65,535, not '5000'"),
+        (NodeOptions, {"port": True}, "port must be an integer from 0 to 65,535, not True"),
         (
             NodeOptions,
             {"buffer_messages": 0},
-            "buffer_messages must be an integer from 1 to 1000000, not 0",
+            "buffer_messages must be an integer from 1 to 1,000,000, not 0",
         ),
         (
             NodeOptions,
             {"message_bytes_max": 1023},
-            "message_bytes_max must be an integer from 1024 to 2147483648, not 1023",
+            "message_bytes_max must be an integer from 1,024 to 2,147,483,648, not 1023",
         ),
-        (NodeOptions, {"heartbeat_s": 0.01}, "heartbeat_s must be 0.05 to 3600 s, not 0.01"),
+        (NodeOptions, {"heartbeat_s": 0.01}, "heartbeat_s must be 0.05 to 3,600 s, not 0.01"),
         (
             NodeOptions,
             {"heartbeat_s": float("nan")},
-            "heartbeat_s must be 0.05 to 3600 s, not nan",
+            "heartbeat_s must be 0.05 to 3,600 s, not nan",
         ),
-        (NodeOptions, {"heartbeat_s": "1"}, "heartbeat_s must be 0.05 to 3600 s, not '1'"),
-        (NodeOptions, {"heartbeat_s": None}, "heartbeat_s must be 0.05 to 3600 s, not None"),
-        (NodeOptions, {"heartbeat_s": True}, "heartbeat_s must be 0.05 to 3600 s, not True"),
+        (NodeOptions, {"heartbeat_s": "1"}, "heartbeat_s must be 0.05 to 3,600 s, not '1'"),
+        (NodeOptions, {"heartbeat_s": None}, "heartbeat_s must be 0.05 to 3,600 s, not None"),
+        (NodeOptions, {"heartbeat_s": True}, "heartbeat_s must be 0.05 to 3,600 s, not True"),
         (NodeOptions, {"compress": 1}, "compress must be True or False, not 1"),
         (NodeOptions, {"insecure_lan": "no"}, "insecure_lan must be True or False, not 'no'"),
         (NodeOptions, {"secret": 123}, "secret must be str, not int"),
@@ -129,7 +129,7 @@ def test_every_field_of_every_class_is_documented() -> None:
         (
             StreamOptions,
             {"keep_count": 0},
-            f"keep_count must be an integer from 1 to {1 << 62}, not 0",
+            "keep_count must be an integer of 1 or more, not 0",
         ),
         (StreamOptions, {"keep_s": -1}, "keep_s must be 0.001 to 1e9 s, not -1"),
         (
@@ -152,13 +152,13 @@ def test_every_field_of_every_class_is_documented() -> None:
             {"when_full": "block"},
             "when_full must be 'drop' or 'wait', not 'block'",
         ),
-        (PullerOptions, {"prefetch": 0}, "prefetch must be an integer from 1 to 65536, not 0"),
+        (PullerOptions, {"prefetch": 0}, "prefetch must be an integer from 1 to 65,536, not 0"),
         (
             ServiceOptions,
             {"concurrency": 0},
-            "concurrency must be an integer from 1 to 1024, not 0",
+            "concurrency must be an integer from 1 to 1,024, not 0",
         ),
-        (ServiceOptions, {"backlog": -1}, "backlog must be an integer from 0 to 65536, not -1"),
+        (ServiceOptions, {"backlog": -1}, "backlog must be an integer from 0 to 65,536, not -1"),
     ],
 )
 def test_bad_value_is_refused_with_its_option_and_range(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 import signal
 import threading
 import time
@@ -102,7 +103,7 @@ def test_each_of_many_records_may_have_its_key(node: Node) -> None:
     assert (receipt.offset, receipt.count) == (0, 5000)
     read = [(record.payload, record.key) for record in orders.replay()]
     assert read == [(n, b"customer-%d" % n if n % 2 else None) for n in range(5000)]
-    with pytest.raises(NotSerializable, match="a key is str or bytes, not int"):
+    with pytest.raises(InvalidOption, match="key must be str or bytes, not int"):
         orders.append_many([1], key=lambda n: n)
 
 
@@ -255,7 +256,7 @@ def test_bad_input_is_refused_before_anything_is_appended(node: Node) -> None:
     for payload, options, error in (
         (object(), {}, NotSerializable),
         (b"x" * (65 << 20), {}, PayloadTooLarge),
-        ("x", {"key": 7}, NotSerializable),
+        ("x", {"key": 7}, InvalidOption),
         ("x", {"key": "k" * 2000}, NotSerializable),
         ("x", {"headers": {1: 2}}, NotSerializable),
         ("x", {"dedup_id": ""}, InvalidOption),
@@ -264,6 +265,8 @@ def test_bad_input_is_refused_before_anything_is_appended(node: Node) -> None:
     ):
         with pytest.raises(error):
             orders.append(payload, **options)
+    with pytest.raises(NotSerializable, match="the key has 2,000 bytes over the limit of 1,024"):
+        orders.append("x", key="k" * 2000)
     with pytest.raises(InvalidOption, match="delay must be 0 to 31,536,000 s, not '5'"):
         orders.append("x", delay="5")  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match="key takes a function, not 'k'"):
@@ -527,8 +530,10 @@ def test_a_node_may_name_itself_as_the_home_of_its_appends(tmp_path: Path) -> No
 
 
 def test_one_process_has_a_directory(tmp_path: Path) -> None:
-    with Node("one", durable=tmp_path / "log"), pytest.raises(LogLocked):
-        Node("other", durable=tmp_path / "log")
+    path = tmp_path / "log"
+    text = f"{path} is in use by process {os.getpid()}: nodes without `durable` find it"
+    with Node("one", durable=path), pytest.raises(LogLocked, match=text):
+        Node("other", durable=path)
     with Node("other", durable=tmp_path / "log") as node:
         node.stream("orders").append("x")
 

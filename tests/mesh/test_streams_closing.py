@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mesh import Node
+from mesh.errors import Timeout
 from tests.support.processes import Program, Programs
 from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
@@ -128,6 +129,22 @@ def test_what_the_log_does_not_answer_in_time_is_told_and_closing_ends(
     assert 0.3 <= time.monotonic() - began < 2
     assert "5 records for stream 'orders' at partition" in caplog.text
     sidecar.kill(signal.SIGCONT)
+
+
+def test_who_waits_for_what_was_said_of_records_is_told_what_is_not_answered(
+    sidecar: Program,
+) -> None:
+    with Node("shop") as node, node.stream("orders").consumer("billing") as consumer:
+        node.stream("orders").append(0)
+        record = consumer.recv(10)
+        sidecar.kill(signal.SIGSTOP)
+        record.ack()
+        text = r"^no answer to all that was said of records within 0\.05 s$"
+        with pytest.raises(Timeout, match=text):
+            consumer.flush(timeout=0.05)
+        with pytest.raises(Timeout, match=text):
+            asyncio.run(consumer.aflush(timeout=0.05))
+        sidecar.kill(signal.SIGCONT)
 
 
 def test_a_node_with_nothing_under_way_closes_at_once(sidecar: Program) -> None:
