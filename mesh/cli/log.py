@@ -9,7 +9,8 @@ import click
 
 from mesh.durable.check import check as check_log
 from mesh.durable.storage import Disk
-from mesh.errors import LogFormat, MeshError, Timeout
+from mesh.durable.stream import Stream
+from mesh.errors import LogFormat, MeshError, NoSidecar, Timeout
 from mesh.node import Node
 
 _GROUP = "mesh-redrive"
@@ -89,20 +90,32 @@ def _counted(counters: dict[str, int]) -> str:
 
 
 def redrive(stream: str, realm: str | None, timeout: float) -> None:
-    """Until there were none for `timeout` seconds. Raises `NoSidecar` and the like."""
+    """Until there were none for `timeout` seconds. Raises `NoSidecar` and the like, also if there
+    are some that it did not get."""
     count = 0
     with Node("redrive", realm=realm) as node:
-        target = node.stream(stream)
+        target, dead = node.stream(stream), node.stream(f"{stream}.dead")
         target.bounds(timeout=timeout)  # that it is there: it may have no dead letters yet
-        with node.stream(f"{stream}.dead").consumer(_GROUP) as letters:
+        with dead.consumer(_GROUP) as letters:
             while True:
                 try:
                     letter = letters.recv(timeout if not count else min(timeout, 1.0))
-                except Timeout:
+                except Timeout as late:
+                    ended = late
                     break
                 headers = {k: v for k, v in letter.headers.items() if not k.startswith(_OWN)}
                 target.append(letter.payload, key=letter.key, headers=headers, derived_from=letter)
                 letter.ack()
                 count += 1
             letters.flush()
-    click.echo(f"{count:,} dead letters of {stream} are appended again")
+        left = 0 if isinstance(ended, NoSidecar) else _left(dead, timeout)
+    done = f"{count:,} dead letters of {stream} are appended again"
+    if left:
+        raise MeshError(f"{done}, and {left:,} are left: {ended}")
+    click.echo(done)
+
+
+def _left(dead: Stream, timeout: float) -> int:
+    """How many letters are still to be appended."""
+    found = dead.stats(timeout=timeout).values()
+    return sum(each.groups[_GROUP].lag if _GROUP in each.groups else each.records for each in found)

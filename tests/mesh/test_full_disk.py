@@ -4,6 +4,8 @@ makes room for is taken."""
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +65,25 @@ def test_who_cannot_join_for_want_of_room_is_told_so_and_comes_in_when_there_is(
                 consumer.recv(timeout=0.5)
             until(lambda: "consumer 'shipping' of stream 'orders' waits: group" in caplog.text)
         assert consumer.recv(timeout=10).payload == "first"
+
+
+def test_letters_that_cannot_be_had_for_want_of_room_are_not_taken_for_none(
+    node: Node, disk: Path
+) -> None:
+    orders = node.stream("orders")
+    orders.append("bad")
+    with orders.consumer("billing") as consumer:
+        consumer.recv(10).reject()
+        with node.stream("orders.dead").replay(follow=True) as letters:
+            assert next(iter(letters)).payload == "bad"
+    redrive = [sys.executable, "-m", "mesh", "log", "redrive", "orders", "--timeout", "1"]
+    with filled(disk):
+        run = subprocess.run(redrive, capture_output=True, text=True, timeout=30, check=False)
+    assert (run.returncode, run.stdout) == (1, "")
+    text = "mesh: 0 dead letters of orders are appended again, and 1 are left: no record within 1 s"
+    said = run.stderr.splitlines()[-1]
+    assert said.startswith(f"{text}: group 'mesh-redrive': ")
+    assert said.endswith("No space left on device")
 
 
 def append_on(orders: Stream, appended: list[int]) -> None:
