@@ -32,6 +32,9 @@ class ConsumedRecord(Record, frozen=True, gc=False):
         """The name of the group that it was delivered to."""
         return self._seat.group
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, deliveries={self.deliveries})"
+
     def ack(self) -> None:
         """It is done. Does not block, and is told soon, at the latest as the consumer is closed:
         see `Consumer.flush`. After that nothing is told any more: the record goes to another."""

@@ -309,6 +309,9 @@ class Recording:
         wait for the log, or in the log; no log until the end. Does not block."""
         return self._core.account.lost
 
+    def __repr__(self) -> str:
+        return f"<{self._core.link.what} into {self.stream!r}>"
+
     def flush(self, *, timeout: float | None = 10.0) -> None:
         """Block until all that was published before is recorded, or counted as lost, up to
         `timeout` seconds (None: for ever). Raises `Timeout`, and of these `NoSidecar` if nobody is

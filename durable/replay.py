@@ -103,6 +103,9 @@ class Replay:
         likewise. What is yielded behind it begins with the first of these offsets again."""
         return list(self._cuts)
 
+    def __repr__(self) -> str:
+        return f"<replay of stream {self._stream!r}{' closed' if self._closed else ''}>"
+
     def close(self) -> None:
         """Read no more; what was read already may come still. Idempotent; from any thread."""
         self._closed = True

@@ -53,7 +53,8 @@ _ANSWER: Final = "answer of a partition"
 
 class Stream(Handle):
     """A handle to append to a stream, replay it and consume it. Safe from several threads and
-    tasks, whose appends are then in the order in which they were made."""
+    tasks, whose appends are then in the order in which they were made. Closed, it takes no more
+    appends; those that are under way go on, and whoever waits for one has its outcome."""
 
     def __init__(
         self,
@@ -101,7 +102,8 @@ class Stream(Handle):
         Blocks for `timeout` seconds (None: for ever). Raises `Timeout`: not known, and still being
         tried; `NoSidecar`: there is no log to append to; `LogFull`, `StorageFailed`: not written;
         `OutcomeUnknown`: the log no longer knows; `ProducerFenced`: another run of this producer
-        has begun; `OptionsDiffer`, `NotSerializable`, `PayloadTooLarge`, `Closed`.
+        has begun; `OptionsDiffer`; `InvalidOption`: of an argument, or several nodes have the name
+        that `home` is; `NotSerializable`, `PayloadTooLarge`, `Closed`.
         """
         item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
@@ -162,8 +164,8 @@ class Stream(Handle):
         each range of consecutive offsets. `key` and `headers`: functions, called with each
         payload, which return the key and the headers of its record, or None if it has none.
         `timeout` in seconds, for the whole. Raises what `append` raises, for the first batch that
-        fails, and what these functions do; what is before it is written, what is behind it may
-        be."""
+        fails, and what these functions do; what is before it is written, what is behind it may be.
+        `InvalidOption` if `payloads` is a str, bytes or a mapping: that is one."""
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline))
         link = appender.route.link

@@ -77,11 +77,17 @@ def check(directory: str) -> None:
 @log.command()
 @click.argument("stream")
 @click.option("--realm", help="Default: $MESH_REALM, or 'default'.")
-@click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds.")
+@click.option(
+    "--timeout",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="How long to look for sidecars, in seconds.",
+)
 def stats(stream: str, realm: str | None, timeout: float) -> None:
     """Say what STREAM holds, and how far its groups are.
 
-    Asks each sidecar that has it.
+    Asks each sidecar that has it. Reads $MESH_SECRET and $MESH_SEEDS, as `mesh sidecar` does.
     """
     from mesh.cli.log import stats as run
 
@@ -91,12 +97,18 @@ def stats(stream: str, realm: str | None, timeout: float) -> None:
 @log.command()
 @click.argument("stream")
 @click.option("--realm", help="Default: $MESH_REALM, or 'default'.")
-@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds without any.")
+@click.option(
+    "--timeout",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="It ends after so many seconds without a dead letter.",
+)
 def redrive(stream: str, realm: str | None, timeout: float) -> None:
     """Append dead letters of STREAM to it again.
 
     Once each, and ends when there are no more. All its groups get them, with their payload, key and
-    headers, and acknowledge them anew.
+    headers, and acknowledge them anew. Reads $MESH_SECRET and $MESH_SEEDS, as `mesh sidecar` does.
     """
     from mesh.cli.log import redrive as run
 

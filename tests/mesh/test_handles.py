@@ -167,5 +167,13 @@ def test_a_handle_says_what_it_is(tmp_path: Path) -> None:
         assert repr(under_way) == f"<append to stream 'orders' {where} done>"
         with orders.consumer("billing") as consumer:
             assert repr(consumer) == "<consumer 'billing' of stream 'orders'>"
-            assert repr(consumer.recv(10)).startswith("ConsumedRecord(payload=1, stream='orders'")
+            record = repr(consumer.recv(10))
+            assert record.startswith("ConsumedRecord(payload=1, stream='orders'")
+            assert record.endswith(", headers={}, deliveries=1)")
         assert repr(consumer) == "<consumer 'billing' of stream 'orders' closed>"
+        replay = orders.replay()
+        assert repr(replay) == "<replay of stream 'orders'>"
+        replay.close()
+        assert repr(replay) == "<replay of stream 'orders' closed>"
+        recording = node.record("sensors/**", into="readings")
+        assert repr(recording) == "<recording of 'sensors/**' into 'readings'>"
