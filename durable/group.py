@@ -68,8 +68,8 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     """How often each of them was delivered, this time included."""
 
 
-class DeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """A record that goes to nobody any more, and is to be appended to the dead letters."""
+class DeadRecord(msgspec.Struct, frozen=True, gc=False):
+    """A record that goes to nobody any more, and of which a dead letter is to be made."""
 
     offset: int
     deliveries: int
@@ -100,9 +100,9 @@ class Group:
         self._waiting = Waiting(options.order)
         self._tally = Tally()
         self._tally.settle(0, start)
-        self._dead: dict[int, DeadLetter] = {}
+        self._dead: dict[int, DeadRecord] = {}
         """Those that are not buried yet."""
-        self._newly_dead: dict[int, DeadLetter] = {}
+        self._newly_dead: dict[int, DeadRecord] = {}
         self._spent: set[int] = set()
         """After a restore: what is dead as soon as the group is told of it."""
         self._active: Member | None = None
@@ -313,20 +313,20 @@ class Group:
         self._die(offset, reason[: limits.REASON_CHARACTERS_MAX])
         return True
 
-    # Dead letters
+    # Dead records
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Those that are new since the last call. Each is to be `buried`."""
+    def newly_dead(self) -> list[DeadRecord]:
+        """Those that died since the last call. Each is to be `buried`, as a dead letter."""
         new, self._newly_dead = self._newly_dead, {}
         return list(new.values())
 
-    def keep_letter(self, dead: DeadLetter) -> None:
-        """That one could not be read this time: it is new in the next call, if it is dead then."""
+    def keep_new(self, dead: DeadRecord) -> None:
+        """That one could not be read this time: it is in the next call's, if it is dead then."""
         if dead.offset in self._dead:
             self._newly_dead[dead.offset] = dead
 
     def buried(self, offset: int) -> None:
-        """That dead letter is safe, which settles the record."""
+        """Its dead letter is safe, which settles the record."""
         if offset in self._dead:
             self._remove(offset)
             self._tally.settle(offset, offset + 1)
@@ -404,8 +404,7 @@ class Group:
     def _die(self, offset: int, reason: str = "") -> None:
         deliveries = self._tally.deliveries[offset]
         reason = reason or f"delivered {deliveries:,} times, which is the limit (max_deliver)"
-        letter = DeadLetter(offset, deliveries, reason)
-        self._dead[offset] = self._newly_dead[offset] = letter
+        self._dead[offset] = self._newly_dead[offset] = DeadRecord(offset, deliveries, reason)
         self.counters["dead"] += 1
 
     def _remove(self, offset: int) -> Member | None:

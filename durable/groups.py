@@ -22,7 +22,7 @@ from mesh.durable.group import Group, GroupOptions
 from mesh.durable.intervals import Range
 from mesh.durable.journal import Beginning, Journal
 from mesh.durable.log import Log
-from mesh.durable.storage import Storage, is_for_room
+from mesh.durable.storage import Storage, is_disk_full
 from mesh.durable.supply import Letter, Supply
 from mesh.errors import InvalidName, LogDamaged, LogFull, OptionsDiffer
 from mesh.message import GroupStats
@@ -44,7 +44,8 @@ class _Held:
         self.start = start
         self.safe = 0
         """Where it was committed when its journal was synced last."""
-        self._failure = ""
+        self._logged = ""
+        """The last reason why it could not be written that was logged."""
         self._has_room = True
 
     def begin(self, log_epoch: int) -> None:
@@ -52,7 +53,7 @@ class _Held:
         beginning = Beginning(self.name, self.group.options, self.start, log_epoch)
         self.journal.begin(beginning, self.group.snapshot())
         self.safe = self.group.committed
-        self._failure, self._has_room = "", True
+        self._logged, self._has_room = "", True
 
     def try_to_begin(self, log_epoch: int) -> None:
         """Or go on in memory, until it can be written again."""
@@ -60,9 +61,9 @@ class _Held:
             self.begin(log_epoch)
         except OSError as error:
             self.group.counters["journal failed"] += 1
-            self._has_room = not is_for_room(error)
-            if self._failure != str(error):
-                self._failure = str(error)
+            self._has_room = not is_disk_full(error)
+            if self._logged != str(error):
+                self._logged = str(error)
                 text = "group %r: what it acknowledges may come again after a crash: %s"
                 logger.error(text, self.name, error)
 

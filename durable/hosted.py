@@ -88,7 +88,8 @@ class Hosted:
         """Whether the clerk is about to look after those who wait for records."""
         self._readers: list[_Reader] = []
         self._members: Members | None = None
-        self._members_failure = ""
+        self._logged = ""
+        """The last reason why its groups could not go on that was logged."""
         self._wake_at = 0.0
         self._dismissed = False
 
@@ -278,12 +279,12 @@ class Hosted:
             serve(self._members, time.monotonic(), time.time_ns())
         except (LogDamaged, OSError) as error:  # whoever asks next has that tried again
             text = f"groups of stream {self.name!r} cannot go on: {error}"
-            if text != self._members_failure:
-                self._members_failure = text
+            if text != self._logged:
+                self._logged = text
                 logger.error("%s", text)
             self._members.dismiss(refused_for(error, text))
             return
-        self._members_failure = ""
+        self._logged = ""
         self._plan()
 
     def _with_members(self) -> Members:

@@ -32,7 +32,7 @@ from mesh.durable.records import Columns, columns_of
 from mesh.durable.scan import Found
 from mesh.durable.segment import Segment, name_of
 from mesh.durable.snapshot import SnapshotFile
-from mesh.durable.storage import Storage, is_for_room
+from mesh.durable.storage import Storage, is_disk_full
 from mesh.errors import LogDamaged, StorageFailed
 from mesh.options import StreamOptions
 from mesh.sockets.frame import Malformed
@@ -394,7 +394,7 @@ def _refusal(failure: StorageFailed, *, sure: bool) -> Refused:
     if not sure:
         text = f"{failure}; what was being written may be found when the log is opened again"
         return Refused("unsure", text)
-    return Refused("full" if is_for_room(failure.__cause__) else "storage", str(failure))
+    return Refused("full" if is_disk_full(failure.__cause__) else "storage", str(failure))
 
 
 def _full(bytes_max: int, size: int) -> str:

@@ -87,7 +87,7 @@ class Recorder(Unhurried):
         """With the keys of their offers."""
         self._under_way: deque[Appending] = deque()
         self._refused_until = -math.inf
-        self._said = ""
+        self._logged = ""
         """The last reason for a loss that was logged."""
         self._refusal = ""
         """Why nothing is recorded just now, where nobody is there to record."""
@@ -252,9 +252,9 @@ class Recorder(Unhurried):
             if not self.link.alone:
                 self.link.wake_all()
         if error is None:
-            self._said = ""
-        elif type(error).__name__ != self._said:
-            self._said = type(error).__name__
+            self._logged = ""
+        elif type(error).__name__ != self._logged:
+            self._logged = type(error).__name__
             logger.warning("%s into %r loses messages: %s", self.link.what, self.into, error)
 
     def _sleep(self) -> None:

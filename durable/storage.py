@@ -40,17 +40,16 @@ Bytes = bytes | memoryview
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 """How many parts one `pwritev` takes: 1024 on Linux."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def is_for_room(error: BaseException | None) -> bool:
-    """Whether it is for want of room that a disk has failed."""
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
-
-
 _LOCK: Final = ".lock"
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK
 """Of every file, besides O_CLOEXEC, which Python gives them all. Opening a named pipe would wait
 without O_NONBLOCK; a file never does."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether it says that there is no room: on the disk, in the quota, or in a file that is as
+    large as files may be."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 class File(Protocol):

@@ -22,7 +22,7 @@ from mesh.durable.batch import Header, encode
 from mesh.durable.batch_cache import BatchCache
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import Delivery
-from mesh.durable.group import DeadLetter, Grant, Group
+from mesh.durable.group import DeadRecord, Grant, Group
 from mesh.durable.log import Log
 from mesh.durable.records import columns_of
 from mesh.durable.scan import Found
@@ -36,10 +36,10 @@ _TELL_BYTES: Final = 1 << 20
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """A record that is to be appended to the dead letters."""
+    """A dead record, as it was read, to be appended to the dead letters."""
 
     group: str
-    dead: DeadLetter
+    dead: DeadRecord
     found: Found
 
 
@@ -176,7 +176,7 @@ class Supply:
         """What has become a dead letter since the last call, and can be read: each is to be
         appended to the dead letters, and then `buried`."""
         letters = []
-        for dead in self.group.dead_letters():
+        for dead in self.group.newly_dead():
             try:
                 found = self._cache.find(dead.offset)
             except LogDamaged as error:  # it stays unsettled
@@ -184,7 +184,7 @@ class Supply:
                 logger.error("group %r: dead letter %d: %s", self.name, dead.offset, error)
             except OSError as error:
                 self._unreadable(error)
-                self.group.keep_letter(dead)
+                self.group.keep_new(dead)
             else:
                 if found is None:
                     self.group.buried(dead.offset)

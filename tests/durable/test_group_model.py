@@ -440,7 +440,7 @@ class Machine(RuleBasedStateMachine):
         assert self.group.active == (
             self.line[0] if self.order == "exclusive" and self.line else None
         )
-        died = [(letter.offset, letter.deliveries) for letter in self.group.dead_letters()]
+        died = [(dead.offset, dead.deliveries) for dead in self.group.newly_dead()]
         assert sorted(died) == sorted(self.died)
         self.died.clear()
 
