@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from copy import copy
 from typing import Any, Final
@@ -14,7 +13,7 @@ from mesh.durable.batch import Batch
 from mesh.durable.outcomes import OFFSET_UNKNOWN
 from mesh.durable.route import Ask
 from mesh.message import Receipt
-from mesh.options import Left, check_timeout
+from mesh.timeouts import Deadline, deadline_of, left_of
 
 WINDOW_BYTES: Final = 16 * 1024 * 1024
 """Under way at one time: who appends more waits."""
@@ -56,27 +55,6 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
     def __await__(self) -> Generator[Any, None, Receipt]:
         yield from await_(self._appender, self._pending, None).__await__()
         return receipt_of(self._appender, self._pending, self._index)
-
-
-class Deadline(msgspec.Struct, frozen=True, gc=False):
-    """When several waits, one after the other, have to be over."""
-
-    at: float
-    timeout: float
-    """Of all of them, in seconds."""
-
-
-def deadline_of(timeout: float | None) -> Deadline | None:
-    """Raises `InvalidOption`."""
-    timeout = check_timeout(timeout)
-    return None if timeout is None else Deadline(time.monotonic() + timeout, timeout)
-
-
-def left_of(deadline: Deadline | None) -> Left | None:
-    """For the next of its waits."""
-    if deadline is None:
-        return None
-    return Left(max(0.0, deadline.at - time.monotonic()), deadline.timeout)
 
 
 def wait(appender: Appender, pending: Pending, deadline: Deadline | None) -> None:

@@ -32,6 +32,7 @@ from mesh.sockets.control import Offer, OfferKind
 from mesh.sockets.handle import Receiving
 from mesh.sockets.home import Counters, node_text
 from mesh.sockets.link import Link
+from mesh.timeouts import deadline_of, left_of
 
 logger = logging.getLogger(__name__)
 
@@ -384,10 +385,10 @@ class Consumer(Receiving[ConsumedRecord]):
         if self.closed:
             return
         self._core.close(0)
-        deadline = time.monotonic() + _CLOSE_S
+        deadline = deadline_of(_CLOSE_S)
         try:
             for link, is_heard in self._core.farewells():
-                link.wait(is_heard, max(0.0, deadline - time.monotonic()), _HEARD, retry_s=_FLUSH_S)
+                link.wait(is_heard, left_of(deadline), _HEARD, retry_s=_FLUSH_S)
         except (Closed, Timeout):
             return
         finally:
@@ -398,11 +399,10 @@ class Consumer(Receiving[ConsumedRecord]):
         if self.closed:
             return
         self._core.close(0)
-        deadline = time.monotonic() + _CLOSE_S
+        deadline = deadline_of(_CLOSE_S)
         try:
             for link, is_heard in self._core.farewells():
-                left = max(0.0, deadline - time.monotonic())
-                await link.wait_async(is_heard, left, _HEARD, retry_s=_FLUSH_S)
+                await link.wait_async(is_heard, left_of(deadline), _HEARD, retry_s=_FLUSH_S)
         except (Closed, Timeout):
             return
         finally:

@@ -15,12 +15,13 @@ from collections.abc import Callable
 
 from mesh import limits
 from mesh.durable.appender import Appender, Pending
-from mesh.durable.appending import Appending, deadline_of, left_of, wait_for_room
+from mesh.durable.appending import Appending, wait_for_room
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import producer_number
 from mesh.durable.reading import Record
 from mesh.durable.streams import Streams
 from mesh.options import StreamOptions
+from mesh.timeouts import deadline_of, left_of
 
 
 class Producing:

@@ -21,10 +21,8 @@ from mesh.durable.appending import (
     append,
     await_,
     await_room,
-    deadline_of,
     flush,
     join,
-    left_of,
     receipt_of,
     wait,
     wait_for_room,
@@ -46,6 +44,7 @@ from mesh.names import check_name
 from mesh.options import StreamOptions, check_count
 from mesh.sockets.codec import Headers
 from mesh.sockets.handle import Handle
+from mesh.timeouts import deadline_of, left_of
 
 R = TypeVar("R", Place, Inspected)
 _ANSWER: Final = "answer of a partition"

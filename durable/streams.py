@@ -15,8 +15,8 @@ from mesh.durable.route import LocalRoute, RemoteRoute, Route
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.under_way import UnderWay
 from mesh.errors import NoSidecar, Timeout
-from mesh.options import within
 from mesh.sockets.home import Core, Home
+from mesh.timeouts import within
 
 _HELP = (
     "give a node a directory (Node(durable=...)), or start a sidecar on this host "

@@ -42,26 +42,6 @@ def check_seconds(value: float, option: str, high: float) -> float:
     return float(value)
 
 
-class Left(float):
-    """What is left of a timeout, in seconds, for one of several waits that share it: errors say the
-    `whole`, which is what the caller gave."""
-
-    __slots__ = ("whole",)
-    whole: float
-
-    def __new__(cls, left_s: float, whole: float) -> Left:
-        left = super().__new__(cls, left_s)
-        left.whole = whole
-        return left
-
-
-def within(timeout: float | None) -> str:
-    """`timeout` as the texts of errors say it."""
-    if isinstance(timeout, Left):
-        timeout = timeout.whole
-    return f"within {round(timeout, 3) or timeout:g} s" if timeout else "at once"
-
-
 def check_count(value: int, option: str, low: int, high: int) -> int:
     """Return `value` if it is an integer from `low` to `high`, else raise `InvalidOption`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

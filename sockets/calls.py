@@ -20,7 +20,6 @@ import zmq
 from mesh import limits
 from mesh.errors import Busy, Closed, MeshError, PeerLost, RemoteError, Timeout
 from mesh.names import check_name
-from mesh.options import within
 from mesh.sockets import failure
 from mesh.sockets.connections import Watch
 from mesh.sockets.control import Offer, OfferKind
@@ -44,6 +43,7 @@ from mesh.sockets.single import (
     receive,
 )
 from mesh.sockets.transport import Socket, scheme_of
+from mesh.timeouts import within
 
 logger = logging.getLogger(__name__)
 

@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import zmq
 
 from mesh.errors import Closed, Forked, Timeout
-from mesh.options import within
 from mesh.sockets.parts import POLLIN, look
 from mesh.sockets.sleeping import Sleeper
 from mesh.sockets.sleeping import own as _own
+from mesh.timeouts import within
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mesh.errors import Closed, Timeout
-from mesh.options import within
+from mesh.timeouts import within
 
 if TYPE_CHECKING:
     from mesh.sockets.link import Link, Slot

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from mesh.durable.appender import Appender, Pending
-from mesh.durable.appending import await_, deadline_of, receipt_of, wait
+from mesh.durable.appending import await_, receipt_of, wait
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import BATCH_BYTES, BATCH_RECORDS
 from mesh.durable.outcomes import Appended, Code, Opened, Refused
@@ -20,6 +20,7 @@ from mesh.durable.route import Ask
 from mesh.errors import Busy, LogFull, MeshError, OutcomeUnknown, RemoteError, Timeout
 from mesh.sockets.flusher import Batching, Flusher
 from mesh.sockets.link import Link, Recipient
+from mesh.timeouts import deadline_of
 from tests.support.waiting import until
 
 
