@@ -278,7 +278,7 @@ class ControlLoop(Loop):
             self._guarded(core.close, 0 if isinstance(core, Unhurried) else linger_ms)
         for topics in self._topics:
             self._guarded(topics.close, linger_ms)
-        self._guarded(lambda: self._apply(self.membership.leave("", now)))
+        self._guarded(lambda: self._apply(self.membership.leave("")))
         self._guarded(self._control.close)
 
     def _conclude(self) -> None:

@@ -227,7 +227,7 @@ class Membership:
         self._admission.dial_waiting(now)
         return self._done(now)
 
-    def leave(self, reason: str, now: float) -> list[Effect]:
+    def leave(self, reason: str) -> list[Effect]:
         """This node goes: tell all peers. Nothing happens after this."""
         if not self._left:
             self._left = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -40,18 +39,6 @@ HOARDER = """
         print("has", record.payload)
         sys.stdin.read()
 """
-
-
-@pytest.fixture(params=["embedded", "sidecar"])
-def node(request: pytest.FixtureRequest, tmp_path: Path, programs: Programs) -> Iterator[Node]:
-    """One whose streams are in its own process, or in another."""
-    if request.param == "embedded":
-        with Node("writer", durable=tmp_path / "log") as node:
-            yield node
-    else:
-        programs.start(SIDECAR, str(tmp_path / "log")).expect("ready")
-        with Node("writer") as node:
-            yield node
 
 
 def take(consumer: Consumer, count: int, *, ack: bool = True) -> list[object]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,6 @@ from mesh import Node
 from mesh.durable.consumer import Consumer
 from mesh.errors import Timeout
 from tests.support.processes import Programs
-from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -33,18 +30,6 @@ ACTIVE = """
             record.ack()
             consumer.flush()
 """
-
-
-@pytest.fixture(params=["embedded", "sidecar"])
-def node(request: pytest.FixtureRequest, tmp_path: Path, programs: Programs) -> Iterator[Node]:
-    """One whose streams are in its own process, or in another."""
-    if request.param == "embedded":
-        with Node("writer", durable=tmp_path / "log") as node:
-            yield node
-    else:
-        programs.start(SIDECAR, str(tmp_path / "log")).expect("ready")
-        with Node("writer") as node:
-            yield node
 
 
 def standing_by(node: Node) -> Consumer:

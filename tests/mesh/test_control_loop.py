@@ -102,7 +102,7 @@ class Membership:
         self.note("moved", card)
         return []
 
-    def leave(self, reason: str, now: float) -> list[Any]:
+    def leave(self, reason: str) -> list[Any]:
         self.note("bye")
         return []
 

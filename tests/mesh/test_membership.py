@@ -410,9 +410,9 @@ def test_leaving_says_goodbye_once_and_then_nothing_happens(network: Network) ->
     met(network, a, b)
     network.run(5)
     link = a.membership.peers[b.id].link
-    effects = a.membership.leave("maintenance", network.now)
+    effects = a.membership.leave("maintenance")
     assert effects == [Send(link, Bye("maintenance")), HangUp(link)]
-    assert a.membership.leave("again", network.now) == []
+    assert a.membership.leave("again") == []
     assert a.membership.received(link, Ping(1), network.now) == []
     network.see(a, b)
     assert a.membership.tick(network.now + 60) == []

@@ -400,6 +400,6 @@ def test_no_sequence_of_events_raises_or_breaks_what_always_holds(
         bystander = Bystander(key)
         for event in events:
             bystander.witness(event)
-        closing = bystander.membership.leave("", bystander.now)
+        closing = bystander.membership.leave("")
         bystander.up.clear()
         bystander.check(closing)

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,18 +40,6 @@ from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
 
 NAMED = SIDECAR.replace('"sidecar", durable=sys.argv[1]', "sys.argv[1], durable=sys.argv[2]")
-
-
-@pytest.fixture(params=["embedded", "sidecar"])
-def node(request: pytest.FixtureRequest, tmp_path: Path, programs: Programs) -> Iterator[Node]:
-    """One whose streams are in its own process, or in another."""
-    if request.param == "embedded":
-        with Node("writer", durable=tmp_path / "log") as node:
-            yield node
-    else:
-        programs.start(SIDECAR, str(tmp_path / "log")).expect("ready")
-        with Node("writer") as node:
-            yield node
 
 
 def sound(directory: Path) -> None:

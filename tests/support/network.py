@@ -326,7 +326,7 @@ class SimNode:
 
     def leave(self) -> None:
         """Say goodbye and end."""
-        self._apply(self.membership.leave("", self.network.now))
+        self._apply(self.membership.leave(""))
         self.crash()
 
     def crash(self, *, noticed: bool = True) -> None:
