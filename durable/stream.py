@@ -67,11 +67,16 @@ class Stream(Handle):
         release: Callable[[], None],
     ) -> None:
         super().__init__(f"stream {name!r}", owner, release)
-        self.name = name
+        self._name = name
         self._streams = streams
         self._producing = Producing(
             streams, name, options=options, producer=producer, home=home, waits=waits
         )
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._name
 
     # -- Appending ---------------------------------------------------------------------------
 

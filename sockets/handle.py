@@ -28,14 +28,14 @@ class Handle:
     """``with`` and ``async with`` close it; so does losing it."""
 
     def __init__(self, what: str, owner: object, release: Callable[[], None]) -> None:
-        """`what` it is called in errors: ``pusher 'jobs'``."""
-        self._what = what
+        self._what = what  # it is called in errors: ``pusher 'jobs'``
         self._owner = owner
         self._release = weakref.finalize(self, release)
         self._release.atexit = False
 
     @property
     def closed(self) -> bool:
+        """Whether it was given back."""
         return not self._release.alive
 
     def close(self) -> None:

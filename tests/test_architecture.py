@@ -182,7 +182,7 @@ def test_import_mesh_stays_light() -> None:
 
 
 def undocumented(name: str, thing: object) -> Iterator[str]:
-    """`name` and those of its own public methods and properties that have no docstring."""
+    """`name` and those of its public methods and properties that have no docstring."""
     if not (inspect.isclass(thing) or inspect.isroutine(thing)):
         return
     # A dataclass without a docstring is given its signature for one.
@@ -190,7 +190,8 @@ def undocumented(name: str, thing: object) -> Iterator[str]:
         yield name
     if not inspect.isclass(thing):
         return
-    for attribute, member in vars(thing).items():
+    own = (base for base in reversed(thing.__mro__) if base.__module__.split(".")[0] == "mesh")
+    for attribute, member in {k: v for base in own for k, v in vars(base).items()}.items():
         if isinstance(member, staticmethod | classmethod):
             member = member.__func__
         described = inspect.isfunction(member) or isinstance(member, property)
