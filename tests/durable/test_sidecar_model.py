@@ -72,7 +72,6 @@ def test_the_machine_finds(fault: Planting, found: str, caplog: pytest.LogCaptur
         ),  # of a damaged log nothing does
         (parts.journal_not_synced, "^forgotten"),
         (planted.settled_before_it_is_written, "^forgotten"),
-        (planted.letters_sent_once, "^not settled"),
         (planted.readers_left_waiting, "^not answered"),
     ],
 )
@@ -80,4 +79,4 @@ def test_the_machine_finds_in_the_end(
     fault: Planting, found: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    is_found_out(SidecarMachine, fault, found, examples_max=3000)
+    is_found_out(SidecarMachine, fault, found, examples_max=2000)

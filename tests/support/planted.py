@@ -193,19 +193,6 @@ def letters_not_appended() -> Planted:
     return patch.object(Members, "_send", send)
 
 
-@contextlib.contextmanager
-def letters_sent_once() -> Iterator[None]:
-    """Those that are refused once, are for ever."""
-    tick = Members.tick
-
-    def lazy(*arguments: Any) -> None:
-        with patch.object(Members, "_send", lambda *_, then_all: None):
-            tick(*arguments)
-
-    with patch.object(Members, "tick", lazy):
-        yield
-
-
 def epochs_by_the_clock() -> Planted:
     def open_run(producers: Producers, producer_id: int, now_ns: int) -> NewRun:
         known = producers._producers.get(producer_id)
