@@ -11,6 +11,8 @@ from mesh.options import check_seconds
 
 if TYPE_CHECKING:
     from mesh.durable.seat import Seat
+else:
+    Seat = object  # its module needs this one; help() reads the annotations of a record
 
 
 class ConsumedRecord(Record, frozen=True, gc=False):

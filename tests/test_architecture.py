@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import json
+import pydoc
 import re
 import subprocess
 import sys
@@ -206,6 +207,13 @@ def test_every_public_name_is_documented() -> None:
     assert len(public) == len(set(public))
     missing = [gap for name in public for gap in undocumented(name, getattr(mesh, name))]
     assert missing == []
+
+
+def test_help_has_a_page_for_every_public_name() -> None:
+    """A dataclass whose annotations do not read when the program runs ends it."""
+    mesh = importlib.import_module("mesh")
+    for name in mesh.__all__:
+        assert name in pydoc.render_doc(getattr(mesh, name))
 
 
 def test_all_lists_what_the_package_shows() -> None:
