@@ -108,6 +108,23 @@ def test_who_follows_is_told_what_is_lost_and_reads_what_took_its_place(host: Ho
         ]
 
 
+def test_a_replay_keeps_the_latest_cuts_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.durable.replay._GAPS_MAX", 1)
+    with Node("writer") as writer:
+        size = kept_and_lost(orders_of(writer), host)
+        replay = writer.stream("orders").replay(follow=True)
+        records = iter(replay)
+        for _ in range(5):
+            next(records)
+        for last in (4, 3):
+            host.fails(size)
+            host.comes_back()
+            receipt = orders_of(writer).append("other")
+            assert next(records).offset == 3
+            assert replay.cuts == [(receipt.partition, 3, last)]
+        replay.close()
+
+
 def test_who_follows_in_asyncio_is_told_the_same(host: Host) -> None:
     async def main(orders: Stream, again: Stream) -> None:
         size = kept_and_lost(orders, host)

@@ -818,6 +818,23 @@ def test_what_retention_has_removed_is_a_gap_in_a_replay(node: Node, tmp_path: P
     assert list(replay.gaps) == [(partition, 0, offsets[0] - 1)]
 
 
+@pytest.mark.slow
+def test_a_replay_keeps_the_latest_gaps_alone(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.durable.replay._GAPS_MAX", 2)
+    orders = node.stream("orders", options=StreamOptions(bytes_max=40_000, keep_bytes=5_000))
+    for _ in range(30):
+        receipt = orders.append(b"x" * 1000)
+    segments = tmp_path / "log" / "streams" / "orders"
+    until(lambda: len(list(segments.glob("*.log"))) == 1)
+    replay = orders.replay(0, partition=receipt.partition)
+    for gaps in (1, 2, 2):  # read anew, it meets its gap again
+        first = next(iter(replay)).offset
+        assert len(replay.gaps) == gaps
+        assert replay.gaps[-1] == (receipt.partition, 0, first - 1)
+
+
 def test_a_replay_merges_partitions_by_time(tmp_path: Path) -> None:
     with (
         Node("a", durable=tmp_path / "a") as a,
