@@ -183,17 +183,23 @@ def test_a_lost_tail_shows_also_among_much_that_is_for_others(homes: Homes) -> N
     net = Net(homes, buffer_messages=10)
     noise, wanted = net.publisher("a/x/d"), net.publisher("a/x/c")
     subscriber = net.subscriber("a/*/c")
-    noise.send_many(bytes(1000) for _ in range(3000))
-    wanted.send("dropped with the rest")
     topics = net.topics["drop"]
-    while topics._dirty:
-        topics.tick()  # the marks of the topics are dropped with the rest
+    got: list[Message] = []
+    sent = 0
 
     def told() -> int:
-        assert all_there(subscriber) == []
+        nonlocal sent
+        if len(got) == sent:  # on a busy machine there may have been room for one after all
+            noise.send_many(bytes(1000) for _ in range(3000))
+            wanted.send("dropped with the rest")
+            sent += 1
+            while topics._dirty:
+                topics.tick()  # the marks of the topics are dropped with the rest
+        got.extend(all_there(subscriber))
         return lost(subscriber)
 
     net.until(told)
+    assert len(got) == sent - 1
     assert subscriber.lost == {node_text(PUBLISHER): 1}
     net.close()
 
