@@ -223,7 +223,7 @@ class ControlLoop(Loop):
         for topics in self._topics:
             self._guarded(topics.tick)
         for core in self.wiring.cores:
-            self._guarded(self._remove if core.link.closed else _tick, core)
+            self._guarded(*((self._remove, core) if core.link.closed else (core.tick,)))
         self._guarded(self.wiring.retry)
         for source in self._sources:
             if now - self._looked_at.get(source, -math.inf) >= source.interval_s:
@@ -240,9 +240,7 @@ class ControlLoop(Loop):
             return
         self._leave_by = leave_by
         for core in self._unhurried():
-            # At the interpreter's end a server can start no timer; its deadline is kept here.
-            with contextlib.suppress(RuntimeError):
-                core.close(min(round(timeout * 1000), _LINGER_MS_MAX))
+            self._guarded(_finish, core, min(round(timeout * 1000), _LINGER_MS_MAX))
         self._presence.tell(None)
         self._leave_once_answered()
 
@@ -444,5 +442,7 @@ class ControlLoop(Loop):
                 self._unwatch(core.link.fileno())
 
 
-def _tick(core: Core) -> None:
-    core.tick()
+def _finish(core: Core, linger_ms: int) -> None:
+    # At the interpreter's end a server can start no timer; its deadline is kept here.
+    with contextlib.suppress(RuntimeError):
+        core.close(linger_ms)

@@ -35,7 +35,7 @@ from mesh.peering import (
 from mesh.presence import Presence
 from mesh.sockets.control import Card, Offer, Ping
 from mesh.sockets.control_link import Heard
-from mesh.sockets.home import Counters
+from mesh.sockets.home import Counters, Unhurried
 from mesh.sockets.subscription import Subscription
 from tests.support.homes import Homes
 from tests.support.waiting import until
@@ -557,6 +557,32 @@ def test_a_connection_that_broke_waits_for_the_kernels_word_before_it_is_a_lost_
 
 
 # -- Its end
+
+
+def test_that_the_node_closes_is_told_to_each_core_that_goes_on_whatever_another_does(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Finishing(Core, Unhurried):  # type: ignore[misc]
+        def __init__(self, error: Exception | None) -> None:
+            super().__init__(bench.note)
+            self.error = error
+
+        def close(self, linger_ms: int) -> None:
+            super().close(linger_ms)
+            if self.error is not None:
+                raise self.error
+
+        def go_on(self) -> bool:
+            return False
+
+    # The second could start no thread: the interpreter ends.
+    cores = [Finishing(error) for error in (ValueError("no"), RuntimeError("no thread"), None)]
+    for core in cores:
+        bench.loop.add(core)  # type: ignore[arg-type]
+    bench.round()
+    bench.loop.leave(10)
+    assert len(bench.note.named("core closed")) == 3
+    assert caplog.text.count("unexpected error") == 1
 
 
 def test_the_goodbye_takes_no_longer_than_it_was_given(bench: Bench) -> None:
