@@ -113,8 +113,17 @@ class Appender:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way."""
+        """Whether nothing is under way. Under the link's lock: what is moved from one queue to the
+        other is in neither for a moment."""
         return not self._queue and not self._asked
+
+    @property
+    def at_work(self) -> bool:
+        """Whether something is under way. Takes the link's lock."""
+        try:
+            return self.route.link.run(lambda: not self.idle)
+        except Closed:
+            return not self.idle  # nothing moves any more
 
     @property
     def records_waiting(self) -> int:

@@ -165,7 +165,7 @@ def _has_room(appender: Appender) -> bool | None:
 def flush(appender: Appender, deadline: Deadline | None, what: str) -> None:
     """Block until nothing is under way. Raises `Timeout`, `Closed`."""
     link = appender.route.link
-    while not appender.idle:
+    while appender.at_work:
         ask = link.run(appender.claim_last)
         try:
             link.wait(_progress(appender, ask), left_of(deadline), what, slot=ask, retry_s=AGAIN_S)
@@ -177,7 +177,7 @@ def flush(appender: Appender, deadline: Deadline | None, what: str) -> None:
 async def aflush(appender: Appender, deadline: Deadline | None, what: str) -> None:
     """`flush` for asyncio."""
     link = appender.route.link
-    while not appender.idle:
+    while appender.at_work:
         ask = link.run(appender.claim_last)
         try:
             await link.wait_async(

@@ -110,7 +110,7 @@ class Producing:
         return (
             not self._named
             and not self._streams.is_there(appender.route.partition)
-            and appender.idle
+            and not appender.at_work
         )
 
     def _at(self, partition: str, home: str | None) -> Appender:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from mesh.durable.appender import Appender, Pending
-from mesh.durable.appending import await_, receipt_of, wait
+from mesh.durable.appending import await_, flush, receipt_of, wait
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import BATCH_BYTES, BATCH_RECORDS
 from mesh.durable.outcomes import Appended, Code, Opened, Refused
@@ -123,6 +123,24 @@ def appender(route: _Route, flusher: _Flusher) -> Appender:
 
 def items(appender: Appender, *payloads: bytes) -> list[tuple[Pending, int]]:
     return [appender.submit_item(payload, len(payload)) for payload in payloads]
+
+
+def test_who_flushes_does_not_take_for_done_what_is_moved_from_one_queue_to_the_other(
+    appender: Appender, route: _Route
+) -> None:
+    (pending, _), *_ = items(appender, b"a")
+    with route.link.lock:
+        appender._asked.remove(pending)
+        flushing = threading.Thread(target=flush, args=(appender, deadline_of(10), "end"))
+        flushing.start()
+        flushing.join(0.05)
+        appender._asked.append(pending)
+    flushing.join(0.05)
+    assert flushing.is_alive()
+    route.asked[0].reply = Appended(10, 1, 5)
+    flushing.join(10)
+    assert not flushing.is_alive()
+    assert pending.done
 
 
 def test_the_first_leaves_at_once_and_what_follows_shares_a_batch(
