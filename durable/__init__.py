@@ -65,6 +65,7 @@ node's handles over a *route* to a sidecar, in another process or in this one. W
       replay             `Stream.replay`
       seat               a consumer's place in its group, at one partition
       held               what a consumer has there, and has said nothing of
+      unsaid             … what it has done with it, and has not said yet
       consumed           a record, until its consumer has said what became of it
       consumer           `Stream.consumer`
 

@@ -175,6 +175,17 @@ class Consuming:
             for seat in list(self._seats.values())
         )
 
+    def tell_unheard(self) -> None:
+        """Log of which partitions it is not known whether they remember all that was done."""
+        for seat in list(self._seats.values()):
+            if seat.unheard:
+                logger.warning(
+                    "%s had done with records of partition %s when it was closed, and was not "
+                    "heard there in time: they may come again",
+                    self.link.what,
+                    seat.partition,
+                )
+
     def say(self) -> None:
         for seat in list(self._seats.values()):
             seat.say()
@@ -203,12 +214,13 @@ class Consuming:
             self._seats[partition] = seat
         seat.start()
 
-    def _handed(self, seat: Seat, taken: Taken) -> bool:
-        """In the seat's thread. Whether there is somebody still who may see it."""
+    def _handed(self, seat: Seat, taken: Taken) -> None:
+        """In the seat's thread."""
         with contextlib.suppress(Closed), self.link:
             if self._closed:
-                return False
+                return
             if isinstance(taken, list):
+                seat.handed()
                 self._inbox += taken
                 self.counters.received += len(taken)
             elif isinstance(taken, MeshError):
@@ -220,8 +232,6 @@ class Consuming:
                 self.gaps.append((seat.partition, first, last, missing))
                 self.counters.lost += missing
             self.link.wake_all()
-            return True
-        return False
 
     # -- The rest of a core ------------------------------------------------------------------
 
@@ -381,16 +391,18 @@ class Consumer(Receiving[ConsumedRecord]):
 
     def close(self) -> None:
         """Leave the group: what was done is said, what is here and was not taken goes to others.
-        Gives the sidecars up to a second to hear it. Idempotent."""
+        Gives the sidecars up to a second to hear it, and logs which has not. Idempotent."""
         if self.closed:
             return
-        self._core.close(0)
         deadline = deadline_of(_CLOSE_S)
         try:
+            self._core.close(0)
             for link, is_heard in self._core.farewells():
                 link.wait(is_heard, left_of(deadline), _HEARD, retry_s=_FLUSH_S)
-        except (Closed, Timeout):
+        except Closed:
             return
+        except Timeout:
+            self._core.tell_unheard()
         finally:
             super().close()
 
@@ -398,13 +410,15 @@ class Consumer(Receiving[ConsumedRecord]):
         """`close` for asyncio."""
         if self.closed:
             return
-        self._core.close(0)
         deadline = deadline_of(_CLOSE_S)
         try:
+            self._core.close(0)
             for link, is_heard in self._core.farewells():
                 await link.wait_async(is_heard, left_of(deadline), _HEARD, retry_s=_FLUSH_S)
-        except (Closed, Timeout):
+        except Closed:
             return
+        except Timeout:
+            self._core.tell_unheard()
         finally:
             super().close()
 

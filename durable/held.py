@@ -30,6 +30,10 @@ class Held:
         """It is settled, handed back, or lost, if it was not before."""
         self._until.pop(offset, None)
 
+    def discard_from(self, offset: int) -> None:
+        """It was handed back, and maybe some of those behind it are with it."""
+        self._until = {each: until for each, until in self._until.items() if each < offset}
+
     def clear(self) -> None:
         """A sidecar may know nothing of them: they come again."""
         self._until.clear()

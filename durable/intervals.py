@@ -41,6 +41,10 @@ class Intervals:
         bounds = iter(self._bounds)
         return zip(bounds, bounds, strict=True)
 
+    def __len__(self) -> int:
+        """Of its ranges."""
+        return len(self._bounds) // 2
+
     @property
     def first(self) -> int:
         """The lowest offset. The set must not be empty."""
@@ -83,6 +87,13 @@ class Intervals:
         else:
             del bounds[:2]
         return first, end
+
+    def take(self, most: int) -> list[Range]:
+        """Take its lowest ranges out, so many at most."""
+        taken = self._bounds[: 2 * most]
+        del self._bounds[: 2 * most]
+        bounds = iter(taken)
+        return list(zip(bounds, bounds, strict=True))
 
     def missing_from(self, offset: int) -> int:
         """The first offset from `offset` on that is not in it."""

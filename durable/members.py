@@ -158,8 +158,10 @@ class Members:
         member = self._members.get((query.group, query.member))
         if query.log_epoch == self._groups.log_epoch or self._log.keeps_all:
             self._groups.settle(query.group, query.member, query.said, now)
+            unseen = list(query.said.unseen)
             if query.leave and member is not None:
-                unseen = (*query.said.unseen, *member.unseen_since(query.fetched))
+                unseen += member.unseen_since(query.fetched)
+            if unseen:
                 self._groups.recall(query.group, query.member, unseen)
         if member is not None:
             member.heard_at, member.heard = now, query.number

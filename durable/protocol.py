@@ -128,6 +128,13 @@ class Settle(Wire, frozen=True, tag="S"):
     """Number of the last `Fetch` whose answer it has seen, from who leaves."""
 
 
+def room_for_settlements(stream: str, group: str, member: str, message_bytes_max: int) -> int:
+    """In a `Settle` of that member."""
+    most = (1 << 64) - 1
+    nothing = Settle(stream, group, member, most, Settlements(), True, most, most)
+    return message_bytes_max - len(encode_message(nothing)) - _LENGTHS_BYTES
+
+
 def room_for_batches(message_bytes_max: int) -> int:
     """In an answer, which has more in it."""
     return message_bytes_max - message_bytes_max // 16
@@ -192,6 +199,7 @@ Reply = Opened | Appended | Refused | Place | Batches | Inspected | Joined | Del
 Answer = Callable[[Reply], object]
 """Called once with what a question is answered, in whichever thread knows that."""
 
+_LENGTHS_BYTES: Final = 5 * len(Settlements.__struct_fields__)
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_query: Final = msgspec.msgpack.Decoder(Query).decode
 _decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode

@@ -11,6 +11,7 @@ and it comes again in its turn.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -23,9 +24,7 @@ from mesh import limits
 from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions, Settlements
-from mesh.durable.derivations import OFFSET_END
 from mesh.durable.held import Held
-from mesh.durable.intervals import Intervals
 from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import (
     Delivered,
@@ -36,11 +35,13 @@ from mesh.durable.protocol import (
     Settle,
     Settled,
     read_batch,
+    room_for_settlements,
 )
 from mesh.durable.reading import run_of
 from mesh.durable.route import Ask, Route, answer
+from mesh.durable.unsaid import Unsaid
 from mesh.durable.waiting import Order
-from mesh.errors import Closed, MeshError, StorageFailed
+from mesh.errors import Busy, Closed, MeshError, StorageFailed
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ _SETTLES_MAX: Final = 64
 """Under way at one time; what comes then is gathered."""
 _FOR_NOW: Final = ("closed", "missing", "storage", "unknown")
 """Codes of refusals after which it joins again."""
-_CUTS_MAX: Final = 64
 _UNDECODABLE: Final = "its payload cannot be decoded"
 
 
@@ -75,7 +75,7 @@ class Seat:
         from_ns: int | None,
         resume: int | None,
         message_bytes_max: int,
-        hand_over: Callable[[Seat, Taken], bool],
+        hand_over: Callable[[Seat, Taken], object],
     ) -> None:
         self.route = route
         self.partition = route.partition
@@ -97,27 +97,22 @@ class Seat:
         self._hand_over = hand_over
         self._number = int(route.partition, 16)
         self._fetches = count(1)
+        self._fetching = 0
+        """Number of the last of these."""
         self._fetched = 0
-        """Number of the last of these of which all was handed over."""
+        """Number of the last of which all was handed over. Under the lock of whom it is handed to.
+        """
         self._log_epoch = 0
         """The log's when this joined; 0 before."""
         self._end = 0
         """Behind all that was delivered and is there still."""
-        self._cuts: list[tuple[int, int]] = []
-        """Under `_lock`. A log epoch, and an offset: records from there on that were written under
-        an earlier epoch were cut off. Both ascend."""
         self._closed = False
+        self._left = False
+        """Whether it was said that it leaves. Under the link's lock."""
         self._pause = threading.Event()
-        # What was done, and not said yet. Under `_lock`.
+        # What was done. Under `_lock`.
         self._lock = threading.Lock()
-        self._done_first = self._done_end = 0
-        """The range that the last acknowledgements made."""
-        self._acks = Intervals()
-        self._naks: list[tuple[int, float]] = []
-        self._extends: list[int] = []
-        self._rejects: list[tuple[int, str]] = []
-        self._unseen = Intervals()
-        self._unsaid = 0
+        self._unsaid = Unsaid(room_for_settlements(stream, group, member, message_bytes_max))
         self._held = Held(prefetch)
         self._last_said = 0
         """Number of the last `Settle` that was made."""
@@ -141,32 +136,25 @@ class Seat:
     def ack(self, offset: int, log_epoch: int) -> None:
         with self._lock:
             self._held.discard(offset)
-            if self._cuts and self._is_gone(offset, log_epoch):
-                return
-            if offset == self._done_end and self._done_end:
-                self._done_end = offset + 1
-            else:
-                self._gather()
-                self._done_first, self._done_end = offset, offset + 1
-            self._unsaid += 1
-            enough = self._unsaid >= self._say_at
+            enough = self._unsaid.ack(offset, log_epoch) >= self._say_at
         if enough:
             self.say()
 
     def nak(self, record: ConsumedRecord, delay_s: float) -> None:
         with self._lock:
             self._held.discard(record.offset)
-            if self._cuts and self._is_gone(record.offset, record.log_epoch):
+            if self._unsaid.is_gone(record.offset, record.log_epoch):
                 return
             lane = self._lane_of(record)
             if lane is not None:
                 if self.recalled(record):
                     return  # or it is taken back once more, as it is here again, or under way
+                self._held.discard_from(record.offset)
                 self._all_taken(record._heard)
                 self.handed_back.pop(lane, None)
-                self.handed_back[lane] = record.offset, self._last_said + 1
-            self._naks.append((record.offset, delay_s))
-            self._unsaid += 1
+                number = self._last_said + 1 + self._unsaid.messages_before_nak
+                self.handed_back[lane] = record.offset, number
+            self._unsaid.nak(record.offset, delay_s)
         self.say()
 
     def recalled(self, record: ConsumedRecord) -> bool:
@@ -208,28 +196,24 @@ class Seat:
     def extend(self, *offsets: int) -> None:
         with self._lock:
             self._held.extend(offsets, time.monotonic() + self.ack_wait_s)
-            self._extends += offsets
-            self._unsaid += len(offsets)
+            self._unsaid.extend(offsets)
         self.say()
 
     def reject(self, offset: int, log_epoch: int, reason: str) -> None:
-        reason = reason[: limits.REASON_CHARACTERS_MAX]
-        reason = reason.encode(errors="backslashreplace").decode()  # a file's name may be no text
         with self._lock:
             self._held.discard(offset)
-            if self._cuts and self._is_gone(offset, log_epoch):
+            if self._unsaid.is_gone(offset, log_epoch):
                 return
-            self._rejects.append((offset, reason))
-            self._unsaid += 1
+            self._unsaid.reject(offset, reason)
         self.say()
 
-    def say(self, *, leave: bool = False) -> None:
+    def say(self) -> None:
         """Say what was done, if it was not said yet. Does not block."""
-        if not (self._unsaid and self._log_epoch) and not leave:
+        if not (self._unsaid.count and self._log_epoch) and not self._leaves:
             return  # who has not joined, is not known there
         try:
-            self.route.link.run(lambda: self._say(leave))
-        except Closed:
+            self.route.link.run(self._say)
+        except (Busy, Closed):
             return
 
     @property
@@ -237,60 +221,50 @@ class Seat:
         """Whether all that was done was said, and is remembered. Under the link's lock."""
         self.route.look(self._said[0][0] if self._said else None)
         self._hear()
-        return not self._said and not self._unsaid
+        return not self._said and not self._unsaid.count and not self._leaves
 
-    def _say(self, leave: bool) -> None:
-        """Under the link's lock."""
-        self._hear()
-        if len(self._said) >= _SETTLES_MAX and not leave:
-            return
-        with self._lock:
-            self._gather()
-            said = Settlements(
-                tuple(self._acks),
-                tuple(self._naks),
-                tuple(self._extends),
-                tuple(self._rejects),
-                tuple(self._unseen),
-            )
-            self._acks, self._naks, self._extends, self._rejects = Intervals(), [], [], []
-            self._unsaid, log_epoch = 0, self._log_epoch
-            self._last_said += 1
-        query = Settle(
-            self._stream,
-            self.group,
-            self._member,
-            log_epoch,
-            said,
-            leave,
-            self._last_said,
-            self._fetched,
+    @property
+    def unheard(self) -> bool:
+        """Whether records were done with, and it is not known whether that is remembered."""
+        with contextlib.suppress(Closed):
+            self.route.link.run(lambda: self.settled)
+        return self._unsaid.settles or any(
+            query.said.acks or query.said.rejects for _, query in list(self._said)
         )
-        self._said.append((self.route.begin(query), query))
 
-    def _gather(self) -> None:
-        if self._done_end > self._done_first:
-            self._acks.add(self._done_first, self._done_end)
-            self._done_first = self._done_end = 0
+    @property
+    def _leaves(self) -> bool:
+        """Whether it has yet to say that it leaves."""
+        return self._closed and not self._left
 
-    def _is_gone(self, offset: int, log_epoch: int) -> bool:
-        """Whether a record was cut off since it was delivered. Under `_lock`."""
-        return offset >= self._kept_since(log_epoch)
-
-    def _kept_since(self, log_epoch: int) -> int:
-        """Below that nothing was cut off since the log had that epoch. Under `_lock`."""
-        return min((at for epoch, at in self._cuts if log_epoch < epoch), default=OFFSET_END)
-
-    def _cut(self, at: int, log_epoch: int) -> None:
-        """What was delivered from there on was cut off before that epoch: what was done about it
-        must not be said of the records that come in its place. Under `_lock`."""
-        cuts = [cut for cut in self._cuts if cut[1] < at]
-        self._cuts = [*cuts, (log_epoch, at)][-_CUTS_MAX:]
-        self._gather()
-        self._acks.discard(at, OFFSET_END)
-        self._naks = [each for each in self._naks if each[0] < at]
-        self._extends = [each for each in self._extends if each < at]
-        self._rejects = [each for each in self._rejects if each[0] < at]
+    def _say(self) -> None:
+        """Under the link's lock. Raises `Busy`: it is said later."""
+        self._hear()
+        more = True
+        while more and (self._leaves or len(self._said) < _SETTLES_MAX):
+            with self._lock:
+                said, log_epoch = self._unsaid.take(), self._log_epoch
+                more = self._unsaid.count > 0
+                self._last_said += 1
+            leave = self._leaves and not more
+            query = Settle(
+                self._stream,
+                self.group,
+                self._member,
+                log_epoch,
+                said,
+                leave,
+                self._last_said,
+                self._fetched,
+            )
+            try:
+                ask = self.route.begin(query)
+            except Busy:
+                with self._lock:
+                    self._unsaid.put_back(said, log_epoch)
+                raise
+            self._left = self._left or leave
+            self._said.append((ask, query))
 
     def _hear(self) -> None:
         """Forget what was confirmed. Under the link's lock."""
@@ -306,15 +280,16 @@ class Seat:
     def _say_again(self, query: Settle) -> None:
         """That was refused: by a sidecar that is about to close, say. What it was to take back it
         does by itself."""
-        acks, rejects = query.said.acks, query.said.rejects
+        said = Settlements(query.said.acks, rejects=query.said.rejects)
         with self._lock:
-            kept = self._kept_since(query.log_epoch)
-            for first, end in acks:
-                self._acks.add(first, min(end, kept))
-            self._rejects[:0] = [each for each in rejects if each[0] < kept]
-            self._unsaid += len(acks) + len(rejects)
+            self._unsaid.put_back(said, query.log_epoch)
 
-    # -- What comes: its own thread ----------------------------------------------------------
+    # -- What comes: its own thread, but for its end ----------------------------------------
+
+    def handed(self) -> None:
+        """All that was fetched is where it can be taken. Under the lock of whoever may close this,
+        so that it is either taken, or among what nobody has seen."""
+        self._fetched = self._fetching
 
     def close(self, unseen: Iterable[int] = ()) -> None:
         """Fetch no more. What was done is said, and that it leaves, and which records nobody has
@@ -322,11 +297,10 @@ class Seat:
         if self._closed:
             return
         with self._lock:
-            for offset in unseen:
-                self._unseen.add(offset, offset + 1)
+            self._unsaid.add_unseen(unseen)
         self._closed = True
         self._pause.set()
-        self.say(leave=True)
+        self.say()
         try:
             self.route.link.run(self.route.link.wake_all)
         except Closed:
@@ -383,19 +357,20 @@ class Seat:
             if reply.cut_at is not None and reply.cut_at < self._end:
                 cut = Cut(reply.cut_at, self._end - 1)
                 self._end = cut.first
-                self._cut(cut.first, reply.log_epoch)
+                self._unsaid.cut(cut.first, reply.log_epoch)
         if cut is not None:
             self._hand_over(self, cut)
 
     def _fetch(self) -> None:
         """Until it has to join again, or is closed."""
         while not self._closed:
+            self._fetching = next(self._fetches)
             query = Fetch(
-                self._stream, self.group, self._member, next(self._fetches), limits.READ_WAIT_MS
+                self._stream, self.group, self._member, self._fetching, limits.READ_WAIT_MS
             )
             reply = self._ask(lambda query=query: query)  # type: ignore[misc]
             if isinstance(reply, Delivered):
-                self._deliver(reply, query.number)
+                self._deliver(reply)
             elif isinstance(reply, Refused) and reply.code not in _FOR_NOW:
                 raise error_of(reply)
             else:
@@ -410,7 +385,7 @@ class Seat:
             return None
         return answer(route, ask, None, "records", stopped=lambda: self._closed, refused=False)
 
-    def _deliver(self, reply: Delivered, number: int) -> None:
+    def _deliver(self, reply: Delivered) -> None:
         for gap in reply.gaps:
             self._hand_over(self, gap)
         batches = {}
@@ -445,5 +420,4 @@ class Seat:
                 repeat(self),
                 repeat(reply.heard),
             )
-        if not records or self._hand_over(self, records):
-            self._fetched = number
+        self._hand_over(self, records)

@@ -66,28 +66,26 @@ class UnderWay(Unhurried):
     def _forget(self) -> None:
         for _ in range(len(self._released)):
             appender = self._released.popleft()
-            if appender.idle:
+            if appender.at_work:
+                self._released.append(appender)
+            else:
                 with self.link.lock:
                     self._appenders.discard(appender)
-            else:
-                self._released.append(appender)
 
     def _advance(self) -> list[Appender]:
-        """Those that have something under way all the same."""
+        """Returns all that are looked after."""
         with self.link.lock:
             appenders = list(self._appenders)
         for appender in appenders:
             if not appender.idle:
                 with contextlib.suppress(Closed):
                     appender.route.link.run(partial(appender.advance, None))
-        return [each for each in appenders if not each.idle]
+        return appenders
 
     # -- Its end -----------------------------------------------------------------------------
 
     def close(self, linger_ms: int) -> None:
-        with self.link.lock:
-            consumers = list(self._consumers)
-        for consumer in consumers:
+        for consumer in self._all_consumers():
             consumer.close(linger_ms)
         if self._leaving:
             self._give_up()
@@ -95,9 +93,9 @@ class UnderWay(Unhurried):
         self._leaving = True
 
     def go_on(self) -> bool:
-        with self.link.lock:
-            consumers = list(self._consumers)
-        waiting = bool(self._advance())  # all of them, before anything is looked at
+        consumers = self._all_consumers()
+        appenders = self._advance()  # all of them, before anything is looked at
+        waiting = any(appender.at_work for appender in appenders)
         for consumer in consumers:
             with contextlib.suppress(Closed):
                 consumer.say()
@@ -106,6 +104,8 @@ class UnderWay(Unhurried):
 
     def _give_up(self) -> None:
         for appender in self._advance():
+            if not appender.at_work:
+                continue
             with contextlib.suppress(Closed):
                 logger.warning(
                     "%d records for stream %r at partition %s were under way when the node was "
@@ -114,6 +114,12 @@ class UnderWay(Unhurried):
                     appender.stream,
                     appender.route.partition,
                 )
+        for consumer in self._all_consumers():
+            consumer.tell_unheard()
+
+    def _all_consumers(self) -> list[Consuming]:
+        with self.link.lock:
+            return list(self._consumers)
 
     # -- The rest of a core ------------------------------------------------------------------
 

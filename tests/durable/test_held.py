@@ -14,6 +14,13 @@ def test_what_is_settled_twice_or_was_never_here_counts_once_or_not_at_all() -> 
     assert held.count(0.0) == 2
 
 
+def test_what_may_be_handed_back_with_another_does_not_count() -> None:
+    held = Held(4)
+    held.add(range(10, 14), until=30.0, now=0.0)
+    held.discard_from(12)
+    assert held.count(0.0) == 2
+
+
 def test_what_comes_again_counts_once() -> None:
     held = Held(4)
     held.add(range(4), until=30.0, now=0.0)

@@ -35,6 +35,10 @@ def test_a_set_of_ranges_is_the_set_of_their_offsets(
     assert intervals.count(most) == min(most, len(model))
     if model:
         assert intervals.first == min(model)
+    ranges = list(intervals)
+    assert len(intervals) == len(ranges)
+    assert intervals.take(most) == ranges[:most]
+    assert list(intervals) == ranges[most:]
 
 
 @given(st.lists(RANGES))

@@ -279,9 +279,8 @@ def test_what_was_not_said_yet_of_a_lost_record_is_not_said_any_more() -> None:
     sidecar = Sidecar(FakeDisk())
     handed: list[Taken] = []
 
-    def hand_over(_: Seat, taken: Taken) -> bool:
+    def hand_over(_: Seat, taken: Taken) -> None:
         handed.append(taken)
-        return True
 
     seat = Seat(
         LocalRoute(sidecar),
@@ -300,7 +299,10 @@ def test_what_was_not_said_yet_of_a_lost_record_is_not_said_any_more() -> None:
     seat._joined(Joined(GroupOptions(), 0, log_epoch=4))
     seat._end = 10
     with seat._lock:
-        seat._naks, seat._rejects, seat._extends = [(1, 0.0), (8, 0.0)], [(9, "")], [9]
+        seat._unsaid.nak(1, 0.0)
+        seat._unsaid.nak(8, 0.0)
+        seat._unsaid.reject(9, "")
+        seat._unsaid.extend([9])
     for offset in (2, 3, 7, 8, 5):
         seat.ack(offset, 4)
     seat._joined(Joined(GroupOptions(), 0, log_epoch=5, cut_at=6))
@@ -309,7 +311,7 @@ def test_what_was_not_said_yet_of_a_lost_record_is_not_said_any_more() -> None:
     seat.ack(6, 5)
     seat._joined(Joined(GroupOptions(), 0, log_epoch=6, cut_at=10))
     seat.ack(7, 4)
-    seat.route.link.run(lambda: seat._say(False))
+    seat.route.link.run(seat._say)
     assert said == [Settlements(((2, 4), (5, 7)), ((1, 0.0),), (), ())]
     assert handed == [Cut(6, 9)]
     sidecar.close()

@@ -27,7 +27,9 @@ from mesh.durable.protocol import (
 from mesh.durable.route import Ask, LocalRoute
 from mesh.durable.seat import Seat, Taken
 from mesh.durable.sidecar import Sidecar
-from mesh.errors import StorageFailed
+from mesh.durable.unsaid import Unsaid
+from mesh.durable.waiting import Order
+from mesh.errors import Busy, StorageFailed
 from mesh.sockets.link import Recipient
 from tests.durable.test_sidecar import Asking
 from tests.support.fake_disk import FakeDisk
@@ -44,9 +46,8 @@ class _Answered:
 def seat_at(
     route: LocalRoute, hand_over: Callable[[Taken], object], member: str = "member"
 ) -> Seat:
-    def handed(_: Seat, taken: Taken) -> bool:
+    def handed(_: Seat, taken: Taken) -> None:
         hand_over(taken)
-        return True
 
     return Seat(
         route,
@@ -167,6 +168,83 @@ def test_what_is_unsettled_is_what_nothing_was_said_of_in_time(
     assert seat.unsettled == 1
     seat._joined(Joined(GroupOptions(), 0, sitting.records[0].log_epoch))
     assert seat.unsettled == 0
+
+
+@pytest.mark.parametrize(("order", "unsettled"), [("any", 9), ("key", 9), ("exclusive", 3)])
+def test_what_goes_back_with_another_is_not_unsettled(
+    sitting: Sitting, order: Order, unsettled: int
+) -> None:
+    """One without a key goes by itself."""
+    sitting.seat._order = order
+    sitting.records[3].nak(delay=60)
+    assert sitting.seat.unsettled == unsettled
+
+
+def test_what_there_was_no_room_for_is_said_later(sitting: Sitting) -> None:
+    """That it leaves, too."""
+
+    def busy(query: Query) -> Ask | None:
+        if isinstance(query, Settle):
+            raise Busy("too much is under way")
+        return None
+
+    sitting.instead = busy
+    sitting.records[0].ack()
+    sitting.records[1].reject("no good")
+    sitting.seat.close([record.offset for record in sitting.records[2:]])
+    assert not sitting.settled
+    assert sitting.seat.unheard
+    sitting.instead = lambda query: None
+    sitting.seat.say()
+    until(lambda: sitting.settled)
+    assert not sitting.seat.unheard
+    inspected = Asking(sitting.sidecar).told(Inspect("orders"))
+    assert isinstance(inspected, Inspected)
+    group = inspected.stats.groups["billing"]
+    assert (group.members, group.committed) == (0, 2)
+
+
+def test_what_is_said_of_much_is_said_in_several_messages_and_that_it_leaves_in_the_last(
+    sitting: Sitting,
+) -> None:
+    said: list[Settle] = []
+
+    def hears(query: Query) -> Ask | None:
+        said.extend([query] if isinstance(query, Settle) else [])
+        return None
+
+    sitting.instead = hears
+    sitting.seat._unsaid = Unsaid(40)
+    sitting.seat._say_at = 100
+    for record in sitting.records[::2]:
+        record.ack()
+    sitting.seat.close([record.offset for record in sitting.records[1::2]])
+    assert [(len(each.said.acks), len(each.said.unseen), each.leave) for each in said] == [
+        (2, 0, False),
+        (2, 0, False),
+        (1, 1, False),
+        (0, 2, False),
+        (0, 2, True),
+    ]
+    inspected = Asking(sitting.sidecar).told(Inspect("orders"))
+    assert isinstance(inspected, Inspected)
+    assert inspected.stats.groups["billing"].members == 0
+
+
+def test_a_record_behind_one_that_was_handed_back_is_known_until_the_message_that_says_so_is_heard(
+    sitting: Sitting,
+) -> None:
+    seat = sitting.seat
+    seat._order = "exclusive"
+    seat._unsaid = Unsaid(20)
+    sitting.instead = lambda query: _Answered(None) if isinstance(query, Settle) else None
+    first = seat._last_said + 1
+    with seat.route.link.lock, seat._lock:  # so that nothing is said meanwhile
+        for _ in range(3):
+            seat._unsaid.nak(99, 0.0)
+    sitting.records[0].nak()
+    assert list(seat.handed_back.values()) == [(0, first + 3)]
+    assert seat._last_said == first + 3
 
 
 def test_who_has_left_does_not_join_any_more(sitting: Sitting) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from mesh import Node
+from mesh.durable.consumer import Consuming
+from mesh.durable.seat import Seat, Taken
 from mesh.errors import Timeout
 from tests.support.processes import Program, Programs
 from tests.support.sidecars import SIDECAR
@@ -131,6 +133,74 @@ def test_what_the_log_does_not_answer_in_time_is_told_and_closing_ends(
     sidecar.kill(signal.SIGCONT)
 
 
+def test_what_a_consumer_has_done_and_nobody_has_heard_is_told(
+    sidecar: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node("shop")
+    node.stream("orders").append_many(range(2))
+    ahead = node.stream("orders").consumer("shipping")
+    consumer = node.stream("orders").consumer("billing")
+    ahead.recv(10)
+    consumer.recv(10)
+    record = consumer.recv(10)
+    sidecar.kill(signal.SIGSTOP)
+    record.ack()
+    node.close(timeout=0.3)
+    (said,) = [each.message for each in caplog.records if each.name.startswith("mesh.durable")]
+    assert said == (
+        f"consumer 'billing' of stream 'orders' had done with records of partition "
+        f"{record.partition} when it was closed, and was not heard there in time: they may come "
+        "again"
+    )
+    sidecar.kill(signal.SIGCONT)
+
+
+def test_likewise_where_the_consumer_is_closed_by_itself(
+    sidecar: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Node("shop") as node:
+        node.stream("orders").append_many(range(2))
+        ahead = node.stream("orders").consumer("shipping")
+        consumer = node.stream("orders").consumer("billing")
+        records = ahead.recv(10), consumer.recv(10)
+        sidecar.kill(signal.SIGSTOP)
+        records[1].ack()
+        consumer.close()
+        ahead.close()
+        sidecar.kill(signal.SIGCONT)
+    said = [each.message for each in caplog.records if each.name.startswith("mesh.durable")]
+    assert [text.partition(" had done with records of")[0] for text in said] == [
+        "consumer 'billing' of stream 'orders'"
+    ]
+
+
+@pytest.mark.parametrize("closing", ["consumer", "node"])
+def test_what_is_done_with_many_records_is_told_however_small_messages_are(
+    tmp_path: Path, programs: Programs, closing: str
+) -> None:
+    log = str(tmp_path / "log")
+    programs.start(SIDECAR, log).expect("ready")
+    with Node("shop", message_bytes_max=2048) as node:
+        orders = node.stream("orders")
+        for first in range(0, 2000, 100):
+            orders.append_many(range(first, first + 100))
+        consumer = orders.consumer("billing", prefetch=2000, max_deliver=1)
+        records = [consumer.recv(10) for _ in range(1000)]
+        for record in records[::2]:
+            record.ack()
+        if closing == "consumer":
+            consumer.close()
+            (stats,) = orders.stats().values()
+            assert stats.groups["billing"].members == 0
+    with Node("shop") as node:
+        dead = node.stream("orders.dead").consumer("looking", prefetch=1000)
+        assert sorted(dead.recv(10).payload for _ in range(500)) == list(range(1, 1000, 2))
+        again = node.stream("orders").consumer("billing", prefetch=2000)
+        left = [again.recv(10) for _ in range(1000)]
+        assert {each.payload for each in left} == set(range(1000, 2000))
+        assert {each.deliveries for each in left} == {1}, "nobody was shown them before"
+
+
 def test_who_waits_for_what_was_said_of_records_is_told_what_is_not_answered(
     sidecar: Program,
 ) -> None:
@@ -192,6 +262,29 @@ def test_leaving_a_consumer_in_asyncio_tells_what_was_done(make_node: MakeNode) 
                 return [(await second.arecv(10)).payload for _ in range(2)]
 
     assert asyncio.run(work()) == [1, 2]
+
+
+def test_what_was_taken_just_before_closing_was_delivered(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what brought it has not come back from handing it over."""
+    closed = threading.Event()
+    handed = Consuming._handed
+
+    def hand_over(consuming: Consuming, seat: Seat, taken: Taken) -> None:
+        handed(consuming, seat, taken)
+        if taken:
+            assert closed.wait(10)
+
+    orders = node.stream("orders")
+    orders.append(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Consuming, "_handed", hand_over)
+        consumer = orders.consumer("billing")
+        assert consumer.recv(10).deliveries == 1
+        consumer.close()
+        closed.set()
+    assert orders.consumer("billing").recv(10).deliveries == 2
 
 
 @pytest.mark.parametrize("closing", ["consumer", "node"])
