@@ -78,6 +78,7 @@ class Consuming:
         self._begun = False
         """Whether somebody takes records: until then it sits nowhere."""
         self._inbox: deque[ConsumedRecord] = deque()
+        self.link.on_abandon = self._inbox.clear
         self._error: MeshError | None = None
         self._logged = ""
         """The last reason for waiting that was logged."""

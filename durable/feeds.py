@@ -48,8 +48,6 @@ class _Feed:
                 self._deliver(chunk)
                 if not chunk:
                     return
-        except Closed:
-            self._deliver([])
         except (MeshError, OSError) as error:
             self._deliver(error if isinstance(error, MeshError) else MeshError(str(error)))
         finally:

@@ -1,7 +1,7 @@
-"""Which sidecars there are: all of them, or those that have a certain stream.
+"""Which sidecars there are, and which of them have a certain stream.
 
-A core like a pattern's (`mesh.sockets.home.Core`), attached to offers by the control thread, but
-without sockets: who waits for a sidecar waits on its link.
+Cores like a pattern's (`mesh.sockets.home.Core`), attached to offers by the control thread, but
+without sockets: who waits for a sidecar waits on their links.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -40,30 +40,13 @@ class FoundSidecar(msgspec.Struct, frozen=True, order=True):
     """The name of its node."""
 
 
-class Finder:
-    """See above."""
+class Found:
+    """Sidecars that were found. Asked from any thread."""
 
-    kind = "stream"
-
-    def __init__(
-        self,
-        own: int,
-        seeks: Literal["log", "host"],
-        channel: str,
-        name_of: Callable[[int], str],
-    ) -> None:
-        """`name_of` says what a node is called that is there."""
-        self.seeks: OfferKind | None = seeks
-        self.channel = channel
-        self.counters = Counters()
-        self.link = Link(f"sidecars of {channel!r}")
+    def __init__(self) -> None:
         self.met: dict[str, None] = {}
         """Partitions that were there at any time, the latest last."""
-        self._own = own
-        self._name_of = name_of
         self._found: dict[tuple[int, int], FoundSidecar] = {}
-        self._twice: dict[str, int] = {}
-        """For how many ticks a partition has been at more than one node."""
 
     def nearest(self) -> list[str]:
         """Partitions, the nearest first."""
@@ -95,39 +78,75 @@ class Finder:
         """Of that sidecar, which is there."""
         return min(f.distance for f in self._all() if f.partition == partition)
 
-    def _all(self) -> list[FoundSidecar]:
-        return list(self._found.values())  # in one go: others may be changing it
-
-    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
-        distance = 0 if peer == self._own else 1 if scheme_of(endpoint) == "ipc" else 2
-        partition = offer.channel if self.seeks == "log" else offer.partition
-        with self.link:
-            self._meet(partition)
-            self._found[peer, offer.key] = FoundSidecar(distance, partition, self._name_of(peer))
-            self.link.wake_all()
-
-    def _meet(self, partition: str) -> None:
-        self.met.pop(partition, None)
-        self.met[partition] = None
-        if len(self.met) > limits.PARTITIONS_MET_MAX:
-            del self.met[next(iter(self.met))]
-
-    def detach(self, peer: int, key: int, reason: str) -> None:
-        with self.link:
-            self._found.pop((peer, key), None)
-
-    def tick(self) -> None:
-        if self.seeks == "log":
-            self._look_for_copies()
-
-    def _look_for_copies(self) -> None:
+    def nodes(self) -> dict[str, dict[int, str]]:
+        """By partition: ids and names of the nodes that say that they have it."""
         at: dict[str, dict[int, str]] = {}
         for (peer, _), found in list(self._found.items()):
             at.setdefault(found.partition, {})[peer] = found.node
+        return at
+
+    def _all(self) -> list[FoundSidecar]:
+        return list(self._found.values())  # in one go: others may be changing it
+
+    def add(self, peer: int, key: int, sidecar: FoundSidecar) -> None:
+        self.met.pop(sidecar.partition, None)
+        self.met[sidecar.partition] = None
+        if len(self.met) > limits.PARTITIONS_MET_MAX:
+            del self.met[next(iter(self.met))]
+        self._found[peer, key] = sidecar
+
+    def remove(self, peer: int, key: int) -> None:
+        self._found.pop((peer, key), None)
+
+
+class _Finder:
+    """What both have in common."""
+
+    kind = "stream"
+
+    def __init__(self, what: str, own: int, name_of: Callable[[int], str]) -> None:
+        """`own`: the id of this node. `name_of` says what a node is called that is there."""
+        self.counters = Counters()
+        self.link = Link(what)
+        self._own = own
+        self._name_of = name_of
+
+    def _sidecar(self, peer: int, partition: str, endpoint: str) -> FoundSidecar:
+        distance = 0 if peer == self._own else 1 if scheme_of(endpoint) == "ipc" else 2
+        return FoundSidecar(distance, partition, self._name_of(peer))
+
+    def close(self, linger_ms: int) -> None:
+        self.link.close(0)
+
+
+class LogFinder(_Finder):
+    """All of them."""
+
+    seeks: OfferKind | None = "log"
+    channel = "*"
+
+    def __init__(self, own: int, name_of: Callable[[int], str]) -> None:
+        super().__init__("sidecars", own, name_of)
+        self.found = Found()
+        self._twice: dict[str, int] = {}
+        """For how many ticks a partition has been at more than one node."""
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        with self.link:
+            self.found.add(peer, offer.key, self._sidecar(peer, offer.channel, endpoint))
+            self.link.wake_all()
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        with self.link:
+            self.found.remove(peer, key)
+
+    def tick(self) -> None:
+        """Look for copies of directories."""
+        nodes = self.found.nodes()
         self._twice = {
             partition: self._twice.get(partition, 0) + 1
-            for partition, nodes in at.items()
-            if len(nodes) > 1
+            for partition, at in nodes.items()
+            if len(at) > 1
         }
         for partition, ticks in self._twice.items():
             if ticks == _COPIED_TICKS:
@@ -135,9 +154,50 @@ class Finder:
                     "partition %s is at %d nodes (%s): their directories are copies of one, of "
                     "which only one may run",
                     partition,
-                    len(at[partition]),
-                    ", ".join(sorted(at[partition].values())),
+                    len(nodes[partition]),
+                    ", ".join(sorted(nodes[partition].values())),
                 )
 
-    def close(self, linger_ms: int) -> None:
-        self.link.close(0)
+
+class HostFinder(_Finder):
+    """Which of them have which streams: one for all of these, as a program may use any number."""
+
+    seeks: OfferKind | None = "host"
+    channel = "**"
+
+    def __init__(self, own: int, name_of: Callable[[int], str]) -> None:
+        super().__init__("partitions of streams", own, name_of)
+        self._streams: dict[str, Found] = {}
+        self._gone: dict[str, None] = {}
+        """Of these, which nobody has any more, the latest last."""
+        self._stream_of: dict[tuple[int, int], str] = {}
+
+    def of(self, stream: str) -> Found:
+        """Those that have that one, as they are now."""
+        found = self._streams.get(stream)
+        return Found() if found is None else found
+
+    def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        with self.link:
+            stream = offer.channel
+            sidecar = self._sidecar(peer, offer.partition, endpoint)
+            self._streams.setdefault(stream, Found()).add(peer, offer.key, sidecar)
+            self._stream_of[peer, offer.key] = stream
+            self._gone.pop(stream, None)
+            self.link.wake_all()
+
+    def detach(self, peer: int, key: int, reason: str) -> None:
+        with self.link:
+            stream = self._stream_of.pop((peer, key), None)
+            if stream is None:
+                return
+            found = self._streams[stream]
+            found.remove(peer, key)
+            if not found.nearest():
+                self._gone[stream] = None
+            if len(self._gone) > limits.STREAMS_GONE_MAX:
+                forgotten = next(iter(self._gone))
+                del self._gone[forgotten], self._streams[forgotten]
+
+    def tick(self) -> None:
+        """There is nothing to do."""

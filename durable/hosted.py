@@ -111,6 +111,11 @@ class Hosted:
                 self._writer = Writer(self._partition, self.name, appended=self._appended)
             return self._writer
 
+    def abandon(self) -> None:
+        """See `Sidecar.abandon`."""
+        self._lock = threading.Lock()
+        self._closing = True
+
     def begin_to_close(self) -> None:
         """Take no more appends. Does not block."""
         with self._lock:

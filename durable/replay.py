@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from functools import partial
@@ -75,6 +76,9 @@ class Replay:
         self._entering: Route | None = None
         """Where it was asked last what is there."""
         self._feeds: Feeds | None = None
+        self._began_ns = 0
+        self._has_begun = False
+        """Whether all that was there at its beginning is being read."""
         self._reading = threading.Lock()
         """Held by who reads here: nobody else is to close what it reads from."""
         self._closed = False
@@ -188,7 +192,7 @@ class Replay:
     async def __aiter__(self) -> AsyncIterator[Record]:
         try:
             self._begin()
-            self._feeds = Feeds(self._stream)  # threads read the disk; the loop does not
+            self._feeds = self._new_feeds()  # threads read the disk; the loop does not
             for partition in await self._streams.aall_of(
                 self._stream, self._only, self._count, self._timeout, self._check_open
             ):
@@ -230,6 +234,7 @@ class Replay:
     def _begin(self) -> None:
         self._check_open()
         self._readers, self._feeds = {}, None
+        self._began_ns, self._has_begun = time.time_ns(), False
 
     def _check_open(self) -> None:
         if self._closed:
@@ -241,6 +246,7 @@ class Replay:
     # -- What is read ------------------------------------------------------------------------
 
     def _steps(self) -> Generator[_Need | Iterable[Record], Brought | None, None]:
+        self._has_begun = True
         return self._live() if self._follow else self._past()
 
     def _past(self) -> Generator[_Need | Iterable[Record], Brought | None, None]:
@@ -315,23 +321,30 @@ class Replay:
         self._readers[reader.partition] = reader
         self._reached[reader.partition] = reader.offset
         if self._follow and self._feeds is None:
-            self._feeds = Feeds(self._stream)
+            self._feeds = self._new_feeds()
         if self._feeds is not None:
             self._feeds.add(reader)
+
+    def _new_feeds(self) -> Feeds:
+        feeds = Feeds(self._stream)
+        self._streams.has_link(feeds.link)
+        return feeds
 
     # -- Where it begins ---------------------------------------------------------------------
 
     @property
     def _find(self) -> Find:
         start, time_ns = self._start, None
-        if isinstance(start, datetime.datetime):
+        if start == "latest":
+            time_ns = self._began_ns
+        elif isinstance(start, datetime.datetime):
             time_ns = min(max(0, round(start.timestamp() * _NS)), _TIME_NS_MAX)
         return Find(self._stream, time_ns)
 
     def _offset(self, place: Place) -> int:
         if isinstance(self._start, int):
             return self._start
-        if self._start == "latest":
+        if self._start == "latest" and not self._has_begun:
             return place.end
         return place.start if self._start == "earliest" else place.offset
 

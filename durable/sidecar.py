@@ -116,6 +116,13 @@ class Sidecar:
         self._rounds = Rounds(_ROUND_S)
         self._clerk.every(_TICK_S, self._tick)
 
+    def abandon(self) -> None:
+        """In a forked child: the files are the parent's, and nothing is to be written there."""
+        self._lock = threading.Lock()
+        self._closing = True
+        for hosted in self._hosted.values():
+            hosted.abandon()
+
     @property
     def streams(self) -> frozenset[str]:
         """Names of those that are here."""

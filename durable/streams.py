@@ -9,13 +9,15 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Final
+from weakref import WeakSet
 
-from mesh.durable.finder import Finder
+from mesh.durable.finder import HostFinder, LogFinder
 from mesh.durable.route import LocalRoute, RemoteRoute, Route
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.under_way import UnderWay
 from mesh.errors import NoSidecar, Timeout
 from mesh.sockets.home import Core, Home
+from mesh.sockets.link import Link
 from mesh.timeouts import within
 
 _HELP = (
@@ -49,26 +51,27 @@ class Streams:
         self._home = home
         self.add = add
         self._routes: dict[str, Route] = {}
-        self._hosts: dict[str, Finder] = {}
-        self._name_of = name_of
-        self._logs = Finder(home.node_id, "log", "*", name_of)
+        self._logs = LogFinder(home.node_id, name_of)
+        self._hosts = HostFinder(home.node_id, name_of)
         add(self._logs)
+        add(self._hosts)
         self.under_way = UnderWay()
         add(self.under_way)
+        self._links: WeakSet[Link] = WeakSet()
         self._own: LocalRoute | None = None
         if sidecar is not None:
             self._own = LocalRoute(sidecar)
             self._routes[self._own.partition] = self._own
+            self.has_link(self._own.link)
 
     def find(self, stream: str, home: str | None, timeout: float | None) -> str:
         """The partition to append to: the nearest, or the one at `home`. Blocks until there is one.
         Raises `NoSidecar`, `InvalidOption`, `Closed`."""
         if (partition := self._at_once(home)) is not None:
             return partition
-        hosts = self.hosts(stream)
         try:
             return self._logs.link.wait(
-                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=_LOOK_S
+                lambda: self._choose(stream, home), timeout, "sidecar", retry_s=_LOOK_S
             )
         except Timeout:
             raise self._none(home, timeout) from None
@@ -77,10 +80,9 @@ class Streams:
         """`find` for asyncio."""
         if (partition := self._at_once(home)) is not None:
             return partition
-        hosts = self.hosts(stream)
         try:
             return await self._logs.link.wait_async(
-                lambda: self._choose(hosts, home), timeout, "sidecar", retry_s=_LOOK_S
+                lambda: self._choose(stream, home), timeout, "sidecar", retry_s=_LOOK_S
             )
         except Timeout:
             raise self._none(home, timeout) from None
@@ -96,10 +98,9 @@ class Streams:
         """The partitions of a stream: at least `count` of them, or the one that is named. Blocks
         until they are there. Raises `NoSidecar`, `InvalidOption`, `Closed`, and what `go_on` does,
         which it calls now and then."""
-        finder = self.hosts(stream)
-        attempt = partial(self._have, finder, only, count, go_on)
+        attempt = partial(self._have, stream, only, count, go_on)
         try:
-            return finder.link.wait(attempt, timeout, "partition", retry_s=_LOOK_S)
+            return self._hosts.link.wait(attempt, timeout, "partition", retry_s=_LOOK_S)
         except Timeout:
             raise self._too_few(stream, only, count, timeout) from None
 
@@ -112,42 +113,38 @@ class Streams:
         go_on: Callable[[], None],
     ) -> list[str]:
         """`all_of` for asyncio."""
-        finder = self.hosts(stream)
-        attempt = partial(self._have, finder, only, count, go_on)
+        attempt = partial(self._have, stream, only, count, go_on)
         try:
-            return await finder.link.wait_async(attempt, timeout, "partition", retry_s=_LOOK_S)
+            return await self._hosts.link.wait_async(attempt, timeout, "partition", retry_s=_LOOK_S)
         except Timeout:
             raise self._too_few(stream, only, count, timeout) from None
 
     def having(self, stream: str) -> list[str]:
         """The partitions of a stream that are there, the nearest first."""
-        return self._reachable(self.hosts(stream))
-
-    def missing(self, stream: str) -> frozenset[str]:
-        """Those that this node has met and cannot reach now."""
-        return frozenset(self.hosts(stream).met) - frozenset(self.having(stream))
-
-    def _reachable(self, finder: Finder) -> list[str]:
-        partitions = finder.nearest()
+        partitions = self._hosts.of(stream).nearest()
         own = self._own
-        if own is not None and own.partition not in partitions and own.has(finder.channel):
+        if own is not None and own.partition not in partitions and own.has(stream):
             partitions.insert(0, own.partition)
         return partitions
 
+    def missing(self, stream: str) -> frozenset[str]:
+        """Those that this node has met and cannot reach now."""
+        return frozenset(self._hosts.of(stream).met) - frozenset(self.having(stream))
+
     def _have(
-        self, finder: Finder, only: str | None, count: int, go_on: Callable[[], None]
+        self, stream: str, only: str | None, count: int, go_on: Callable[[], None]
     ) -> list[str] | None:
         go_on()
-        partitions = self._reachable(finder)
+        partitions = self.having(stream)
         if only is not None:
-            named = only if only in partitions else finder.at(only)
+            named = only if only in partitions else self._hosts.of(stream).at(only)
             return None if named is None else [named]
         return partitions if len(partitions) >= count else None
 
     def _too_few(
         self, stream: str, only: str | None, count: int, timeout: float | None
     ) -> NoSidecar:
-        there = self.hosts(stream).listed()
+        there = self._hosts.of(stream).listed()
         if only is not None:
             return NoSidecar(
                 f"no partition {only!r} of stream {stream!r} {within(timeout)}; there are: {there}"
@@ -162,18 +159,7 @@ class Streams:
         """Whether that sidecar is connected."""
         if self._own is not None and partition == self._own.partition:
             return True
-        return self._logs.has(partition)
-
-    def hosts(self, stream: str) -> Finder:
-        """Which sidecars have that stream."""
-        with self.lock:
-            finder = self._hosts.get(stream)
-            if finder is None:
-                finder = self._hosts[stream] = Finder(
-                    self._home.node_id, "host", stream, self._name_of
-                )
-                self.add(finder)
-        return finder
+        return self._logs.found.has(partition)
 
     def route_to(self, partition: str) -> Route:
         """The way to that sidecar."""
@@ -194,25 +180,36 @@ class Streams:
         if self._own is not None:
             self._own.link.close()
 
+    def has_link(self, link: Link) -> None:
+        """One that is no core's is not to be used in a forked child either."""
+        self._links.add(link)
+
+    def abandon(self) -> None:
+        """In a forked child: all of it is the parent's."""
+        self.lock = threading.Lock()
+        for link in list(self._links):
+            link.abandon()
+
     def _at_once(self, home: str | None) -> str | None:
         if self._own is not None and home in (None, self._own.partition):
             return self._own.partition
         return None
 
-    def _choose(self, hosts: Finder, home: str | None) -> str | None:
+    def _choose(self, stream: str, home: str | None) -> str | None:
         """Under the lock of the finder of all."""
+        logs = self._logs.found
         if home is not None:
-            return self._logs.at(home)
-        partitions = self._logs.nearest()
-        having = set(hosts.nearest())
-        distance = self._logs.distance
+            return logs.at(home)
+        partitions = logs.nearest()
+        having = set(self._hosts.of(stream).nearest())
+        distance = logs.distance
         return min(
             partitions, key=lambda each: (distance(each), each not in having, each), default=None
         )
 
     def _none(self, home: str | None, timeout: float | None) -> NoSidecar:
         if home is not None:
-            there = self._logs.listed()
+            there = self._logs.found.listed()
             return NoSidecar(
                 f"sidecar {home!r} was not found {within(timeout)}; there are: {there}"
             )

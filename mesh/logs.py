@@ -109,5 +109,9 @@ class Logs:
             self._hosting.close()
 
     def abandon(self) -> None:
-        """In a forked child: somebody may have had the lock."""
+        """In a forked child: all of it is the parent's, and somebody may have had a lock."""
         self._lock = threading.Lock()
+        if self._streams is not None:
+            self._streams.abandon()
+        if self._hosting is not None:
+            self._hosting.sidecar.abandon()

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 _RETRIES = 64
 """Links tried again at a time."""
+_FREE = frozenset({"publish", "host", "record"})
+"""Offers to which a link is no socket of its own: subscribers share theirs, and what looks for
+streams has none."""
 
 _Link = tuple[Core, str, int]
 """A core, a peer, and the key of its offer."""
@@ -38,7 +41,7 @@ class Wiring:
         self._cores: list[Core] = []
         self._offers: dict[str, dict[int, Offer]] = {}
         self._costly: dict[str, set[_Link]] = {}
-        """Links with a socket of their own, by peer. Those of subscribers share theirs."""
+        """Links with a socket of their own, by peer."""
         self._missing: dict[_Link, None] = {}
         """Links that could not be made, the one that waits longest first."""
 
@@ -105,7 +108,8 @@ class Wiring:
         if (endpoint := self._endpoint_of(peer, offer)) is None:
             return ""
         costly = self._costly.setdefault(peer, set())
-        if peer != self._own_id and len(costly) >= limits.LINKS_PER_PEER_MAX:
+        full = peer != self._own_id and len(costly) >= limits.LINKS_PER_PEER_MAX
+        if full and offer.kind not in _FREE:
             return "links full"
         try:
             core.attach(node_number(peer), offer, endpoint)
@@ -114,7 +118,7 @@ class Wiring:
         except Exception as error:  # noqa: BLE001  whatever it is, it concerns this link alone
             logger.warning("no link of %s to %s: %r", core.link.what, endpoint, error)
             return "link failed"
-        if offer.kind != "publish":
+        if offer.kind not in _FREE:
             costly.add((core, peer, offer.key))
         return ""
 

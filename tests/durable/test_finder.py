@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 
-from mesh.durable.finder import Finder
+from mesh import limits
+from mesh.durable.finder import Found, HostFinder, LogFinder
 from mesh.durable.streams import Streams
 from mesh.sockets.control import Offer
 from mesh.sockets.home import Core
@@ -19,25 +20,33 @@ NAMES = {0: "own", 1: "one", 2: "two", 3: "three"}
 
 
 @pytest.fixture
-def finder() -> Finder:
-    return Finder(0, "log", "*", NAMES.__getitem__)
+def finder() -> LogFinder:
+    return LogFinder(0, NAMES.__getitem__)
 
 
-def attach(finder: Finder, peer: int, partition: str, *, host: Host = "another") -> None:
-    offer = Offer(7, "log", partition)
-    if finder.seeks == "host":
-        offer = Offer(8, "host", finder.channel, partition=partition)
+def attach(
+    finder: LogFinder | HostFinder,
+    peer: int,
+    partition: str,
+    *,
+    host: Host = "another",
+    stream: str = "orders",
+    key: int = 7,
+) -> None:
+    offer = Offer(key, "log", partition)
+    if isinstance(finder, HostFinder):
+        offer = Offer(key, "host", stream, partition=partition)
     at = f"ipc:///tmp/{peer}" if host == "own" else f"tcp://127.0.0.1:{peer}"
     finder.attach(peer, offer, at)
 
 
-def ticks(finder: Finder, count: int) -> None:
+def ticks(finder: LogFinder, count: int) -> None:
     for _ in range(count):
         finder.tick()
 
 
 def test_a_partition_that_stays_at_two_nodes_is_an_error_that_is_told_once(
-    finder: Finder, caplog: pytest.LogCaptureFixture
+    finder: LogFinder, caplog: pytest.LogCaptureFixture
 ) -> None:
     attach(finder, 1, P)
     attach(finder, 2, P)
@@ -50,7 +59,7 @@ def test_a_partition_that_stays_at_two_nodes_is_an_error_that_is_told_once(
 
 
 def test_a_partition_that_moved_is_no_copy(
-    finder: Finder, caplog: pytest.LogCaptureFixture
+    finder: LogFinder, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(5):
         attach(finder, 1, P)
@@ -67,23 +76,65 @@ def test_a_partition_that_moved_is_no_copy(
 
 @pytest.mark.parametrize("seeks", ["log", "host"])
 def test_the_nearest_is_the_first_whatever_its_name(seeks: Literal["log", "host"]) -> None:
-    finder = Finder(0, seeks, "orders", NAMES.__getitem__)
+    logs, hosts = LogFinder(0, NAMES.__getitem__), HostFinder(0, NAMES.__getitem__)
+    finder = logs if seeks == "log" else hosts
+
+    def found() -> Found:
+        return logs.found if seeks == "log" else hosts.of("orders")
+
     attach(finder, 1, P)
     attach(finder, 2, Q, host="own")
-    assert finder.nearest() == [Q, P]
+    assert found().nearest() == [Q, P]
     attach(finder, 0, R, host="own")
-    assert finder.nearest() == [R, Q, P]
-    assert [finder.distance(partition) for partition in (R, Q, P)] == [0, 1, 2]
-    finder.detach(2, 7 if seeks == "log" else 8, "left")
-    assert finder.nearest() == [R, P]
+    assert found().nearest() == [R, Q, P]
+    assert [found().distance(partition) for partition in (R, Q, P)] == [0, 1, 2]
+    finder.detach(2, 7, "left")
+    assert found().nearest() == [R, P]
+    assert list(found().met) == [P, Q, R]
 
 
-def test_a_partition_at_two_nodes_is_as_near_as_the_nearer_one(finder: Finder) -> None:
+def test_a_partition_at_two_nodes_is_as_near_as_the_nearer_one(finder: LogFinder) -> None:
     attach(finder, 1, Q)
     attach(finder, 2, P)
     attach(finder, 3, Q, host="own")
-    assert finder.nearest() == [Q, P]
-    assert finder.distance(Q) == 1
+    assert finder.found.nearest() == [Q, P]
+    assert finder.found.distance(Q) == 1
+
+
+# -- Streams
+
+
+def test_each_stream_has_its_own_sidecars() -> None:
+    hosts = HostFinder(0, NAMES.__getitem__)
+    attach(hosts, 1, P, stream="orders", key=1)
+    attach(hosts, 1, P, stream="bills", key=2)
+    attach(hosts, 2, Q, stream="bills", key=1)
+    assert [hosts.of(stream).nearest() for stream in ("orders", "bills", "none")] == [
+        [P],
+        [P, Q],
+        [],
+    ]
+    hosts.detach(1, 2, "left")
+    hosts.detach(1, 3, "left")  # of which it has heard nothing
+    assert [hosts.of(stream).nearest() for stream in ("orders", "bills")] == [[P], [Q]]
+
+
+def test_of_streams_that_nobody_has_any_more_the_latest_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "STREAMS_GONE_MAX", 2)
+    hosts = HostFinder(0, NAMES.__getitem__)
+    names = ["a", "b", "c", "d"]
+    for key, name in enumerate(names):
+        attach(hosts, 1, P, stream=name, key=key)
+    for key in range(3):
+        hosts.detach(1, key, "left")
+    attach(hosts, 1, P, stream="b", key=1)  # it is back
+    assert [list(hosts.of(name).met) for name in names] == [[], [P], [P], [P]]
+    assert len(hosts._streams) == 3
+    hosts.detach(1, 3, "left")
+    hosts.detach(1, 1, "left")
+    assert [list(hosts.of(name).met) for name in names] == [[], [P], [], [P]]
 
 
 class Choosing:
@@ -94,9 +145,10 @@ class Choosing:
         self.streams = Streams(
             homes.make(9), cores.append, lambda core: lambda: None, None, NAMES.__getitem__
         )
-        logs, _ = cores
-        assert isinstance(logs, Finder)
-        self.logs, self.hosts = logs, self.streams.hosts("orders")
+        logs, hosts, _ = cores
+        assert isinstance(logs, LogFinder)
+        assert isinstance(hosts, HostFinder)
+        self.logs, self.hosts = logs, hosts
 
     def chosen(self) -> str:
         """Where an append goes that may go anywhere."""

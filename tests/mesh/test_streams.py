@@ -757,7 +757,7 @@ def test_a_replay_in_asyncio_that_cannot_begin_is_ended_by_whoever_closes_it(
 
 def waits(orders: Stream, replay: Replay) -> bool:
     """Whether a replay waits for what it needs to begin."""
-    link = (replay._entering or orders._streams.hosts("orders")).link
+    link = (replay._entering or orders._streams._hosts).link
     return bool(link._threads or link._waiting_loops)
 
 

@@ -188,12 +188,17 @@ def test_what_a_peer_has_no_longer_makes_room_for_the_rest(monkeypatch: pytest.M
     assert core.attached.keys() == {(PEER, 1), (PEER, 2)}
 
 
-def test_topics_cost_no_socket_each(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["publish", "host", "record"])
+def test_topics_and_streams_cost_no_socket_each(
+    kind: OfferKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "LINKS_PER_PEER_MAX", 2)
-    table, core = Table(), Core("publish", "**")
-    table.have(core)
-    table.offered(PEER, [Offer(key, "publish", f"t/{key}") for key in range(10)], ())
+    table, core, puller = Table(), Core(kind, "**"), Core("pull", "jobs")
+    table.have(core, puller)
+    table.offered(PEER, [pull(1), pull(2), pull(3)], ())
+    table.offered(PEER, [Offer(key, kind, f"t/{key}") for key in range(10, 20)], ())
     assert len(core.attached) == 10
+    assert len(puller.attached) == 2
 
 
 def test_links_that_wait_to_be_made_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
