@@ -27,7 +27,14 @@ from mesh.durable.outcomes import Appended, Opened, Refused, error_of
 from mesh.durable.protocol import Open
 from mesh.durable.records import Item, NewRecord, batch_of
 from mesh.durable.route import Ask, Route
-from mesh.errors import Busy, Closed, MeshError, OutcomeUnknown, StorageFailed
+from mesh.errors import (
+    Busy,
+    Closed,
+    MeshError,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    StorageFailed,
+)
 from mesh.options import StreamOptions
 from mesh.sockets.flusher import Flusher
 
@@ -98,7 +105,7 @@ class Appender:
         self._now = now
         self._pause_s = 0.0
         self._paused_until = 0.0
-        self._open_bytes_max = min(BATCH_BYTES, bytes_max // 2)
+        self._open_bytes_max = min(BATCH_BYTES, bytes_max // 2, route.bytes_max // 2)
         self._epoch = 0
         self._opening: Ask | None = None
         self._claimed: list[Ask | None] = []
@@ -276,11 +283,23 @@ class Appender:
                 pending.ask = append(self.stream, batch)
             except Busy:
                 return
+            except PayloadTooLarge as error:  # for the sidecar, which takes less than this node
+                pending.error = error
+                self._passed_over(pending)
+                continue
             self.next_seq += header.count
             try:
                 self._queue.popleft()
             finally:
                 self._asked.append(pending)
+
+    def _passed_over(self, pending: Pending) -> None:
+        """The first in the queue is not asked for."""
+        try:
+            self._queue.popleft()
+        finally:
+            self.bytes_waiting -= pending.size
+        self.route.link.wake_all()
 
     def _opened(self) -> None:
         if self._opening is None:
@@ -291,6 +310,7 @@ class Appender:
         self._opening = None
         if isinstance(reply, Opened):
             self._epoch, self.next_seq, self.durability = reply.epoch, reply.seq, reply.durability
+            self._open_bytes_max = min(self._open_bytes_max, self.route.bytes_max // 2)
             self._pause_s = 0.0
         elif isinstance(reply, Refused):
             if self._waits_for(reply):
@@ -305,6 +325,10 @@ class Appender:
     def _fail(self, error: MeshError, *, for_good: bool = True) -> None:
         """Nothing of what is under way can be appended, nor anything later if it is `for_good`."""
         self._failed = error if for_good else None
+        for pending in self._asked:
+            if pending.error is None and self._may_be_there(pending):
+                text = f"whether it was written is not known: {error}"
+                pending.error = OutcomeUnknown(text)
         for pending in (*self._asked, *self._queue):
             pending.error = pending.error or error
         self._asked.clear()

@@ -12,6 +12,7 @@ from mesh.durable.appender import Appender, Pending
 from mesh.durable.batch import Batch
 from mesh.durable.outcomes import OFFSET_UNKNOWN
 from mesh.durable.route import Ask
+from mesh.errors import Busy, Timeout
 from mesh.message import Receipt
 from mesh.timeouts import Deadline, deadline_of, left_of
 
@@ -154,6 +155,29 @@ async def await_room(appender: Appender, deadline: Deadline | None) -> None:
         await appender.route.link.wait_async(
             lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
         )
+
+
+def make_room(appender: Appender, deadline: Deadline | None) -> None:
+    """`wait_for_room` for one append. Raises `Busy`: nothing of it is under way; `Closed`."""
+    try:
+        wait_for_room(appender, deadline)
+    except Timeout as late:
+        raise _busy(appender, late) from None
+
+
+async def amake_room(appender: Appender, deadline: Deadline | None) -> None:
+    """`make_room` for asyncio."""
+    try:
+        await await_room(appender, deadline)
+    except Timeout as late:
+        raise _busy(appender, late) from None
+
+
+def _busy(appender: Appender, late: Timeout) -> Busy:
+    return Busy(
+        f"{late}: {WINDOW_BYTES >> 20} MiB are under way to partition {appender.route.partition}, "
+        "and nothing of this is"
+    )
 
 
 def _has_room(appender: Appender) -> bool | None:

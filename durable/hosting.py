@@ -61,7 +61,14 @@ class Hosting:
             path = home.transport.path_of("direct")
             self._direct = DirectListener(path, self.sidecar.handle, partition)
             home.transport.share(path)
-            log = Offer(next_key(), "log", partition, self._endpoints, direct=path)
+            log = Offer(
+                next_key(),
+                "log",
+                partition,
+                self._endpoints,
+                direct=path,
+                message_bytes_max=home.transport.message_bytes_max,
+            )
             add(server, log, *(self._host_offer(name) for name in sorted(self.sidecar.streams)))
         except BaseException:
             self._hang_up()

@@ -27,7 +27,7 @@ from mesh.durable.encoding import AROUND_BYTES
 from mesh.durable.producing import Producing
 from mesh.durable.recording_account import Account, Published
 from mesh.durable.records import BatchOrigin
-from mesh.errors import Closed, MeshError, NoSidecar, PayloadTooLarge, Timeout
+from mesh.errors import Busy, Closed, MeshError, NoSidecar, PayloadTooLarge, Timeout
 from mesh.names import check_pattern
 from mesh.options import check_timeout
 from mesh.sockets.control import Offer, OfferKind
@@ -192,8 +192,8 @@ class Recorder(Unhurried):
                 logger.warning("%s into %r waits: %s", self.link.what, self.into, error)
                 self._refusal = str(error)
             return True
-        except Timeout:
-            return True  # there is no room: likewise
+        except Busy:
+            return True  # likewise
         except Closed:
             raise
         except MeshError as error:

@@ -8,6 +8,7 @@ to tell. Both ways have a link (`mesh.sockets.link`), under whose lock everythin
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -52,6 +53,10 @@ class Route(Protocol):
     partition: str
     link: Link
 
+    @property
+    def bytes_max(self) -> int:
+        """Of what may be asked, as far as the sidecar has said so by now."""
+
     def begin(self, query: Query) -> Ask:
         """Ask. Raises `Busy`, `PayloadTooLarge`."""
 
@@ -84,12 +89,15 @@ class _Core(Requests):
 
     def __init__(self, home: Home, partition: str) -> None:
         super().__init__(home, partition, kind="stream", seeks="log", patient=True)
+        self.asks_bytes_max = self.bytes_max
+        """What both sides take, as far as that is known."""
         self.line: DirectLine | None = None
         self._line_of: tuple[int, int] | None = None
         self._path = ""
         """Where that is."""
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
+        self.asks_bytes_max = min(self.bytes_max, offer.message_bytes_max or self.bytes_max)
         super().attach(peer, offer, endpoint)
         is_of = self._home.transport.is_of
         if scheme_of(endpoint) == "ipc" and is_of(offer.direct, node_text(peer)):
@@ -150,11 +158,15 @@ class RemoteRoute:
         """What a line was claimed for. More than one, though a line is claimed once at a time: it
         is given back before its answer is taken in here, and may be another one meanwhile."""
 
+    @property
+    def bytes_max(self) -> int:
+        return self.core.asks_bytes_max
+
     def begin(self, query: Query) -> Ask:
         return self._begin(self._ask(encode_message(query)))
 
     def _ask(self, data: bytes) -> _RemoteAsk:
-        return _RemoteAsk(self.core, encode(data, None, self.core.bytes_max))
+        return _RemoteAsk(self.core, encode(data, None, self.core.asks_bytes_max))
 
     def _begin(self, ask: _RemoteAsk) -> Ask:
         self.core.begin(ask)
@@ -285,6 +297,9 @@ class _LocalAsk:
 class LocalRoute:
     """To the sidecar in this process. It is never asked to wait for room: that is under the lock
     that answers take."""
+
+    bytes_max = sys.maxsize
+    """Nothing is sent."""
 
     def __init__(self, sidecar: Sidecar) -> None:
         self.partition = f"{sidecar.number:016x}"

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import count, repeat
@@ -112,7 +113,8 @@ class Seat:
         self._pause = threading.Event()
         # What was done. Under `_lock`.
         self._lock = threading.Lock()
-        self._unsaid = Unsaid(room_for_settlements(stream, group, member, message_bytes_max))
+        bytes_max = min(message_bytes_max, route.bytes_max)
+        self._unsaid = Unsaid(room_for_settlements(stream, group, member, bytes_max))
         self._held = Held(prefetch)
         self._last_said = 0
         """Number of the last `Settle` that was made."""
@@ -396,8 +398,8 @@ class Seat:
         records: list[ConsumedRecord] = []
         bases = sorted(batches)
         for first, end, deliveries in reply.delivery.grants:
-            base = max((each for each in bases if each <= first), default=None)
-            if base is None or batches[base][0].end < end:
+            base = bases[max(0, bisect_right(bases, first) - 1)] if bases else None
+            if base is None or base > first or batches[base][0].end < end:
                 raise StorageFailed(f"sidecar {self.partition} granted what it did not send")
             header, body = batches[base]
             self._end = max(self._end, end)

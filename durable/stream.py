@@ -18,11 +18,13 @@ from mesh.durable.appender import Pending
 from mesh.durable.appending import (
     Appending,
     aflush,
+    amake_room,
     append,
     await_,
     await_room,
     flush,
     join,
+    make_room,
     receipt_of,
     wait,
     wait_for_room,
@@ -104,7 +106,8 @@ class Stream(Handle):
         unless the stream has a `home`, which has to be the same for all of these consumers then.
 
         Blocks for `timeout` seconds (None: for ever). Raises `Timeout`: not known, and still being
-        tried; `NoSidecar`: there is no log to append to; `LogFull`, `StorageFailed`: not written;
+        tried; `Busy`: 16 MiB were under way there all the time, and nothing of this is;
+        `NoSidecar`: there is no log to append to; `LogFull`, `StorageFailed`: not written;
         `OutcomeUnknown`: the log no longer knows; `ProducerFenced`: another run of this producer
         has begun; `OptionsDiffer`; `InvalidOption`: of an argument, or several nodes have the name
         that `home` is; `NotSerializable`, `PayloadTooLarge`, `Closed`.
@@ -112,6 +115,7 @@ class Stream(Handle):
         item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline), derived_from)
+        make_room(appender, deadline)
         return append(appender, batch_of([item]), deadline)
 
     async def aappend(
@@ -130,6 +134,7 @@ class Stream(Handle):
         item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = await self._writing().abind(left_of(deadline), derived_from)
+        await amake_room(appender, deadline)
         pending = appender.route.link.run(lambda: appender.submit(batch_of([item])))
         await await_(appender, pending, deadline)
         return receipt_of(appender, pending)
@@ -174,7 +179,8 @@ class Stream(Handle):
         appender = self._writing().bind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
-        for batch in batches_of(payloads, self._streams.bytes_max, key, headers):
+        bytes_max = min(self._streams.bytes_max, appender.route.bytes_max)
+        for batch in batches_of(payloads, bytes_max, key, headers):
             wait_for_room(appender, deadline)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
@@ -196,7 +202,8 @@ class Stream(Handle):
         appender = await self._writing().abind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
-        for batch in batches_of(payloads, self._streams.bytes_max, key, headers):
+        bytes_max = min(self._streams.bytes_max, appender.route.bytes_max)
+        for batch in batches_of(payloads, bytes_max, key, headers):
             await await_room(appender, deadline)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []

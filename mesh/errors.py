@@ -75,7 +75,8 @@ class PeerLost(MeshError):
 
 
 class Busy(MeshError):
-    """The request was not started: every server's backlog is full, or this client's table is."""
+    """It was not started: every server's backlog is full, or this client's table is; or as much as
+    may be is under way to the log."""
 
 
 class RemoteError(MeshError):

@@ -72,6 +72,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     ``log``."""
     direct: Text = ""
     """For ``log``: where its direct line is (`mesh.sockets.direct`)."""
+    message_bytes_max: Natural = 0
+    """For ``log``: of what it takes. 0: it does not say."""
     pattern: Text = ""
     """For ``record``: of the node's own topics that are recorded into that stream."""
 

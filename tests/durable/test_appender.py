@@ -4,6 +4,7 @@ becomes of it."""
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from itertools import pairwise
 
@@ -17,7 +18,15 @@ from mesh.durable.outcomes import Appended, Code, Opened, Refused
 from mesh.durable.protocol import Query, Reply
 from mesh.durable.records import NewRecord, batch_of, columns_of, payloads_of
 from mesh.durable.route import Ask
-from mesh.errors import Busy, LogFull, MeshError, OutcomeUnknown, RemoteError, Timeout
+from mesh.errors import (
+    Busy,
+    LogFull,
+    MeshError,
+    OutcomeUnknown,
+    ProducerFenced,
+    RemoteError,
+    Timeout,
+)
 from mesh.sockets.flusher import Batching, Flusher
 from mesh.sockets.link import Link, Recipient
 from mesh.timeouts import deadline_of
@@ -36,6 +45,7 @@ class _Route:
     """A sidecar that is asked, and answers when a test says so."""
 
     partition = "0" * 16
+    bytes_max = sys.maxsize
 
     def __init__(self) -> None:
         self.link = Link("log")
@@ -245,6 +255,23 @@ def test_what_was_asked_for_is_asked_for_again_as_it_was(appender: Appender, rou
         receipt_of(appender, *places[0])
     assert route.payloads()[3:] == [[b"b", b"c"], [b"d"], [b"e"]]
     assert route.seqs()[3:] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("sent_once", "error"), [(True, ProducerFenced), (False, OutcomeUnknown)])
+def test_of_a_fenced_producer_only_what_cannot_be_there_was_not_written(
+    appender: Appender, route: _Route, sent_once: bool, error: type[MeshError]
+) -> None:
+    """Where the answer was lost with its connection the record may be in the log."""
+    places = items(appender, b"a")
+    route.asked[0].reply = Refused("fenced", "another run has begun")
+    route.is_sent_once = sent_once
+    appender.advance(None)
+    with pytest.raises(error, match="another run has begun"):
+        receipt_of(appender, *places[0])
+    with pytest.raises(ProducerFenced):
+        items(appender, b"b")
+    assert appender.idle
+    assert appender.bytes_waiting == 0
 
 
 class _Time:

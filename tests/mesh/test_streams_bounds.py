@@ -1,0 +1,111 @@
+"""Streams beyond what there is room for: many names, records that a sidecar does not take, and more
+under way than may be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mesh import Node, limits
+from mesh.durable.appending import WINDOW_BYTES
+from mesh.errors import Busy, PayloadTooLarge, Timeout
+from tests.support.processes import Program, Programs
+from tests.support.sidecars import SIDECAR
+
+pytestmark = pytest.mark.slow
+
+SMALL = SIDECAR.replace("sys.argv[1])", "sys.argv[1], message_bytes_max=100_000)")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_any_number_of_streams_is_found_and_costs_no_descriptor_each(
+    sidecar: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINKS_PER_PEER_MAX", 5)
+    with Node("writer") as writer:
+        for n in range(20):
+            writer.stream(f"job/{n}").append(n)
+    with Node("reader") as node:
+        assert [record.payload for record in node.stream("job/0").replay()] == [0]
+        node.stream("job/0").bounds()
+        before = descriptors()
+        for n in range(20):
+            assert [record.payload for record in node.stream(f"job/{n}").replay()] == [n]
+            assert node.stream(f"job/{n}").consumer("billing").recv(10).payload == n
+            with pytest.raises(Timeout):
+                node.stream(f"nobody/{n}").bounds(timeout=0)
+        replayed = descriptors()
+    assert replayed - before <= 20, "of consumers, and none of names"
+
+
+@pytest.fixture
+def small(tmp_path: Path, programs: Programs) -> Program:
+    """A sidecar that takes less than others."""
+    program = programs.start(SMALL, str(tmp_path / "log"))
+    program.expect("ready")
+    return program
+
+
+def test_a_record_that_its_sidecar_does_not_take_is_refused_and_the_next_is_written(
+    small: Program,
+) -> None:
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        for append in (
+            lambda: orders.append(bytes(200_000)),
+            lambda: orders.append_nowait(bytes(200_000)).wait(10),
+            lambda: orders.append_many([bytes(200_000)]),
+            lambda: asyncio.run(orders.aappend(bytes(200_000))),
+        ):
+            with pytest.raises(PayloadTooLarge, match="100,000"):
+                append()
+            orders.append("behind it")
+        assert [record.payload for record in orders.replay()] == ["behind it"] * 4
+
+
+def test_what_is_gathered_is_no_more_than_the_sidecar_takes(small: Program) -> None:
+    payloads = [b"%7d" % n * 1000 for n in range(100)]
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append_many(payloads)
+        for payload in payloads:
+            orders.append_nowait(payload)
+        orders.flush()
+        assert [record.payload for record in orders.replay()] == payloads * 2
+
+
+@pytest.mark.parametrize("how", ["append", "aappend"])
+def test_who_does_not_wait_for_receipts_holds_no_more_than_may_be_under_way(
+    sidecar: Program, how: str
+) -> None:
+    payload = bytes(1 << 20)
+
+    with Node("writer") as node:
+        orders = node.stream("orders", producer="p")
+        orders.append("first")
+        (appender,) = orders._producing.appenders
+        sidecar.kill(signal.SIGSTOP)
+        refused = 0
+        for _ in range(20):
+            try:
+                if how == "append":
+                    orders.append(payload, timeout=0.01)
+                else:
+                    asyncio.run(orders.aappend(payload, timeout=0.01))
+            except Timeout:
+                assert not refused
+            except Busy as busy:
+                assert "16 MiB are under way to partition" in str(busy)
+                refused += 1
+        assert refused == 4
+        assert appender.bytes_waiting < WINDOW_BYTES + len(payload)
+        sidecar.kill(signal.SIGCONT)
+        orders.flush()
+        assert len(list(orders.replay())) == 17
