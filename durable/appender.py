@@ -16,6 +16,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import Final
 
 import msgspec
@@ -173,7 +174,7 @@ class Appender:
 
     def _enqueue(self, pending: Pending) -> None:
         if self._failed is not None:
-            raise self._failed
+            raise copy(self._failed)  # what is raised holds on to whoever it went through
         try:
             self._queue.append(pending)
         finally:

@@ -12,21 +12,26 @@ from collections import deque
 from collections.abc import Callable
 
 from mesh.durable.reader import Chunk, PartitionReader, read
-from mesh.durable.route import wake
+from mesh.durable.route import Route, wake
 from mesh.errors import Closed, MeshError
 from mesh.sockets.link import Link
+
+Begin = Callable[[Callable[[], bool]], PartitionReader | None]
+"""Find out where to begin to read a partition; None once it is to be stopped, as it is told by what
+it is called with."""
 
 
 class _Feed:
     """One partition, and the thread that reads it."""
 
-    def __init__(self, reader: PartitionReader, deliver: Callable[[Chunk | MeshError], None]):
-        self.reader = reader
+    def __init__(self, route: Route, begin: Begin, deliver: Callable[[Chunk | MeshError], None]):
+        self._route = route
+        self._begin = begin
         self._deliver = deliver
         self._taken = threading.Semaphore(2)
         """What was brought and not taken yet: one chunk while the next one is being read."""
         self._closed = False
-        name = f"mesh replay {reader.partition}"
+        name = f"mesh replay {route.partition}"
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def taken(self) -> None:
@@ -35,11 +40,14 @@ class _Feed:
     def close(self) -> None:
         self._closed = True
         self._taken.release()
-        wake(self.reader.route)
+        wake(self._route)
 
     def _work(self) -> None:
-        reader = self.reader
+        reader: PartitionReader | None = None
         try:
+            reader = self._begin(self._is_closed)
+            if reader is None:
+                return
             while not self._closed and (reader.follow or reader.offset < reader.end):
                 self._taken.acquire()
                 chunk = read(reader, None, stopped=self._is_closed)
@@ -51,7 +59,8 @@ class _Feed:
         except (MeshError, OSError) as error:
             self._deliver(error if isinstance(error, MeshError) else MeshError(str(error)))
         finally:
-            reader.close()
+            if reader is not None:
+                reader.close()
 
     def _is_closed(self) -> bool:
         return self._closed
@@ -65,9 +74,14 @@ class Feeds:
         self._feeds: dict[str, _Feed] = {}
         self._brought: dict[str, deque[Chunk | MeshError]] = {}
 
-    def add(self, reader: PartitionReader) -> None:
-        """Begin to read that one, which knows where."""
-        partition = reader.partition
+    def __contains__(self, partition: str) -> bool:
+        """Whether that one is read."""
+        return partition in self._feeds
+
+    def add(self, route: Route, begin: Begin) -> None:
+        """Read that one, where `begin` says, which is called in its thread. Raises nothing of what
+        that does: it is for who reads."""
+        partition = route.partition
         brought = self._brought[partition] = deque()
 
         def deliver(chunk: Chunk | MeshError) -> None:
@@ -78,7 +92,7 @@ class Feeds:
             except Closed:
                 return  # nobody reads any more
 
-        self._feeds[partition] = _Feed(reader, deliver)
+        self._feeds[partition] = _Feed(route, begin, deliver)
 
     def take(self, partition: str | None = None) -> tuple[str, Chunk] | None:
         """What that one has brought, or any. Under the lock: for the link to wait with. Raises what

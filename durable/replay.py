@@ -18,7 +18,7 @@ import datetime
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Final, Self
 
@@ -27,6 +27,7 @@ import msgspec
 from mesh import limits
 from mesh.durable.cursor import Cut, Gap
 from mesh.durable.feeds import Feeds
+from mesh.durable.outcomes import Code, Refused, error_of
 from mesh.durable.protocol import Find, Place, Reply
 from mesh.durable.reader import Chunk, PartitionReader, read
 from mesh.durable.reading import Record, Run
@@ -44,6 +45,8 @@ _TIME_NS_MAX: Final = (1 << 63) - 1
 _GAPS_MAX: Final = 1024
 _LOOK_S: Final = 0.25
 """How often one that follows looks for new partitions."""
+_NOT_YET: Final[tuple[Code, ...]] = ("closed", "missing")
+"""Codes of refusals of a partition that has come, after which it is asked again."""
 
 
 class Replay:
@@ -179,13 +182,7 @@ class Replay:
             self._check_open()
             return need.reader.partition, read_now
         look = partial(self._look, need)
-        while True:
-            brought = self._feeds.link.wait(look, need.timeout(self), _CHUNK, retry_s=_LOOK_S)
-            partition, chunk = brought
-            if chunk is not None:
-                return partition, chunk
-            with contextlib.suppress(Timeout):  # it is gone again
-                self._enter(partition)
+        return self._feeds.link.wait(look, need.timeout(self), _CHUNK, retry_s=_LOOK_S)
 
     # -- In asyncio --------------------------------------------------------------------------
 
@@ -221,15 +218,7 @@ class Replay:
         assert self._feeds is not None
         self._check_open()
         look = partial(self._look, need)
-        while True:
-            brought = await self._feeds.link.wait_async(
-                look, need.timeout(self), _CHUNK, retry_s=_LOOK_S
-            )
-            partition, chunk = brought
-            if chunk is not None:
-                return partition, chunk
-            with contextlib.suppress(Timeout):
-                await self._aenter(partition)
+        return await self._feeds.link.wait_async(look, need.timeout(self), _CHUNK, retry_s=_LOOK_S)
 
     def _begin(self) -> None:
         self._check_open()
@@ -295,16 +284,30 @@ class Replay:
             self._reached[partition] = last.source.offset + last.first + len(last.payloads)
         return chunk
 
-    def _look(self, need: _Need) -> tuple[str, Chunk | None] | None:
-        """What was brought; or a partition that has come, with nothing. Under the feeds' lock."""
+    def _look(self, need: _Need) -> Brought | None:
+        """What was brought. Begins to read partitions that have come, if it follows. Under the
+        feeds' lock."""
         assert self._feeds is not None
         if need.reader is not None:
             return self._feeds.take(need.reader.partition)
         if self._only is None:
             for partition in self._streams.having(self._stream):
-                if partition not in self._readers:
-                    return partition, None
+                if partition not in self._feeds:
+                    route = self._streams.route_to(partition)
+                    self._feeds.add(route, partial(self._begin_later, route))
         return self._feeds.take()
+
+    def _begin_later(self, route: Route, stopped: Callable[[], bool]) -> PartitionReader | None:
+        """Where to begin in a partition that has come, however long it takes to say so: the others
+        are read meanwhile. In a thread of its own."""
+        while not stopped():
+            ask = route.link.run(lambda: route.begin(self._find))
+            reply = answer(route, ask, None, _PLACE, stopped=stopped, refused=False)
+            if not (isinstance(reply, Refused) and reply.code in _NOT_YET):
+                return None if reply is None else self._reader_at(route, reply)
+            with contextlib.suppress(Timeout):
+                route.link.wait(lambda: stopped() or None, _LOOK_S, _PLACE)
+        return None
 
     def _ask_for(self, partition: str) -> tuple[Route, Ask]:
         """Ask that one where to begin."""
@@ -313,6 +316,15 @@ class Replay:
 
     def _entered(self, route: Route, reply: Reply | None) -> None:
         self._check_open()
+        reader = self._reader_at(route, reply)
+        if self._follow and self._feeds is None:
+            self._feeds = self._new_feeds()
+        if self._feeds is not None:
+            self._feeds.add(route, lambda stopped: reader)
+
+    def _reader_at(self, route: Route, reply: Reply | None) -> PartitionReader:
+        if isinstance(reply, Refused):
+            raise error_of(reply)
         place = expected(Place, reply, route)
         reader = PartitionReader(route, self._stream, self._streams.bytes_max)
         reader.offset, reader.end = self._offset(place), place.end
@@ -320,10 +332,7 @@ class Replay:
         reader.follow = self._follow
         self._readers[reader.partition] = reader
         self._reached[reader.partition] = reader.offset
-        if self._follow and self._feeds is None:
-            self._feeds = self._new_feeds()
-        if self._feeds is not None:
-            self._feeds.add(reader)
+        return reader
 
     def _new_feeds(self) -> Feeds:
         feeds = Feeds(self._stream)

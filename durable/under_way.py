@@ -12,8 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Final
 
 from mesh.durable.appender import Appender
 from mesh.errors import Closed
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from mesh.durable.consumer import Consuming
 
 logger = logging.getLogger(__name__)
+
+_CLOSED_TICKS: Final = 480
+"""How long what a consumer has done is still said after it was closed: two minutes, after which its
+group has given it up."""
 
 
 class UnderWay(Unhurried):
@@ -41,7 +44,8 @@ class UnderWay(Unhurried):
         """Under the lock."""
         self._released: deque[Appender] = deque()
         """Those of them that nobody submits to any more."""
-        self._consumers: WeakSet[Consuming] = WeakSet()
+        self._consumers: dict[Consuming, int] = {}
+        """With the number of ticks since each was closed. Under the lock."""
         self._leaving = False
 
     def add(self, appender: Appender) -> None:
@@ -55,12 +59,14 @@ class UnderWay(Unhurried):
         self._released += appenders
 
     def add_consumer(self, consumer: Consuming) -> None:
-        """From any thread."""
+        """Look after that one until it is closed, and what it has done is known. From any
+        thread."""
         with self.link.lock:
-            self._consumers.add(consumer)
+            self._consumers[consumer] = 0
 
     def tick(self) -> None:
         self._forget()
+        self._forget_consumers()
         self._advance()
 
     def _forget(self) -> None:
@@ -71,6 +77,21 @@ class UnderWay(Unhurried):
             else:
                 with self.link.lock:
                     self._appenders.discard(appender)
+
+    def _forget_consumers(self) -> None:
+        for consumer in self._all_consumers():
+            if not consumer.link.closed:
+                continue
+            consumer.say()
+            with self.link.lock:
+                self._consumers[consumer] += 1
+                ticks = self._consumers[consumer]
+            if ticks > _CLOSED_TICKS:
+                consumer.tell_unheard()
+            elif not _is_settled(consumer):
+                continue
+            with self.link.lock:
+                del self._consumers[consumer]
 
     def _advance(self) -> list[Appender]:
         """Returns all that are looked after."""
@@ -97,9 +118,8 @@ class UnderWay(Unhurried):
         appenders = self._advance()  # all of them, before anything is looked at
         waiting = any(appender.at_work for appender in appenders)
         for consumer in consumers:
-            with contextlib.suppress(Closed):
-                consumer.say()
-                waiting = not consumer.settled() or waiting
+            consumer.say()
+            waiting = not _is_settled(consumer) or waiting
         return not waiting
 
     def _give_up(self) -> None:
@@ -128,3 +148,11 @@ class UnderWay(Unhurried):
 
     def detach(self, peer: int, key: int, reason: str) -> None:
         raise AssertionError("it seeks nobody")
+
+
+def _is_settled(consumer: Consuming) -> bool:
+    """Or will never be, as the node closes."""
+    try:
+        return consumer.settled()
+    except Closed:
+        return True

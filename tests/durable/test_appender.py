@@ -7,6 +7,7 @@ import asyncio
 import sys
 import threading
 from itertools import pairwise
+from traceback import walk_tb
 
 import pytest
 
@@ -272,6 +273,23 @@ def test_of_a_fenced_producer_only_what_cannot_be_there_was_not_written(
         items(appender, b"b")
     assert appender.idle
     assert appender.bytes_waiting == 0
+
+
+def test_an_error_that_is_raised_again_and_again_holds_on_to_nobody(
+    appender: Appender, route: _Route
+) -> None:
+    """Its traceback has the payload of whoever it was raised to."""
+    items(appender, b"a")
+    route.asked[0].reply = Refused("fenced", "another run has begun")
+    appender.advance(None)
+    errors = []
+    for _ in range(3):
+        with pytest.raises(ProducerFenced) as caught:
+            items(appender, b"b")
+        errors.append(caught.value)
+    assert len({id(error) for error in errors}) == 3
+    lengths = [len(list(walk_tb(error.__traceback__))) for error in errors]
+    assert len(set(lengths)) == 1
 
 
 class _Time:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from mesh import Node
 from mesh.durable.replay import Replay
 from mesh.errors import Closed
-from tests.support.processes import Program
+from tests.support.processes import Program, Programs
+from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -113,3 +115,30 @@ def test_of_a_partition_that_comes_later_what_is_older_is_left_out(tmp_path: Pat
             assert reading.payloads == ["new"]
             replay.close()
     reading.thread.join(10)
+
+
+@pytest.mark.parametrize("in_asyncio", [False, True])
+def test_a_partition_that_has_come_and_does_not_answer_holds_up_none_of_the_others(
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch, in_asyncio: bool
+) -> None:
+    monkeypatch.setattr("mesh.durable.replay._LOOK_S", 0.5)
+    log = str(tmp_path / "log")
+    with Node("b", durable=log) as b:
+        b.stream("orders").append("of b")
+    with Node("a", durable=tmp_path / "a") as a:
+        orders = a.stream("orders")
+        orders.append(0)
+        reading = Reading(orders.replay(follow=True, timeout=None), in_asyncio=in_asyncio)
+        until(lambda: reading.payloads == [0])
+        program = programs.start(SIDECAR, log)
+        until(lambda: len(orders._streams.having("orders")) == 2)
+        program.kill(signal.SIGSTOP)
+        stopped_at, n = time.monotonic(), 0
+        while time.monotonic() < stopped_at + 1:
+            n += 1
+            orders.append(n)
+            until(lambda: n in reading.payloads)  # noqa: B023
+        program.kill(signal.SIGCONT)
+        until(lambda: "of b" in reading.payloads)
+        reading._replay.close()
+        reading.thread.join(10)

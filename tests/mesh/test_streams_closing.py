@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import Node
+from mesh import GroupStats, Node
 from mesh.durable.consumer import Consuming
 from mesh.durable.seat import Seat, Taken
 from mesh.errors import Timeout
@@ -43,6 +43,11 @@ def make_node(
 def payloads(make_node: MakeNode) -> list[object]:
     with make_node() as node:
         return [record.payload for record in node.stream("orders").replay()]
+
+
+def group_of(node: Node) -> GroupStats:
+    (stats,) = node.stream("orders").stats().values()
+    return stats.groups["billing"]
 
 
 def test_what_nobody_waited_for_is_in_the_log_once_the_node_is_closed(
@@ -174,6 +179,56 @@ def test_likewise_where_the_consumer_is_closed_by_itself(
     ]
 
 
+@pytest.mark.parametrize("ends", ["forgotten", "closed"])
+def test_what_a_consumer_has_done_that_is_collected_is_known_all_the_same(
+    sidecar: Program, ends: str
+) -> None:
+    with Node("shop") as node:
+        node.stream("orders").append_many(range(100))
+        consumer = node.stream("orders").consumer("billing", prefetch=200)
+        records = [consumer.recv(10) for _ in range(100)]
+        sidecar.kill(signal.SIGSTOP)
+        for record in records:
+            record.ack()
+        if ends == "closed":
+            consumer.close()
+        del consumer, records, record
+        node._parts.loop.call(lambda: None, 5)
+        gc.collect()
+        threading.Timer(1.0, lambda: sidecar.kill(signal.SIGCONT)).start()
+        node.close(timeout=10)
+    with Node("shop") as node:
+        assert group_of(node).committed == 100
+
+
+def test_who_has_consumed_is_looked_after_until_what_it_did_is_known(node: Node) -> None:
+    orders = node.stream("orders")
+    orders.append(0)
+    with orders.consumer("billing") as consumer:
+        consumer.recv(10).ack()
+    under_way = node._parts.logs.streams().under_way
+    until(lambda: not under_way._consumers)
+    assert group_of(node).committed == 1
+
+
+def test_what_nobody_hears_of_a_consumer_is_given_up_in_the_end_and_told(
+    sidecar: Program, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.durable.under_way._CLOSED_TICKS", 6)
+    with Node("shop") as node:
+        node.stream("orders").append(0)
+        consumer = node.stream("orders").consumer("billing")
+        record = consumer.recv(10)
+        sidecar.kill(signal.SIGSTOP)
+        record.ack()
+        del consumer, record
+        gc.collect()
+        under_way = node._parts.logs.streams().under_way
+        until(lambda: not under_way._consumers)
+        assert "was not heard there in time" in caplog.text
+        sidecar.kill(signal.SIGCONT)
+
+
 @pytest.mark.parametrize("closing", ["consumer", "node"])
 def test_what_is_done_with_many_records_is_told_however_small_messages_are(
     tmp_path: Path, programs: Programs, closing: str
@@ -190,8 +245,7 @@ def test_what_is_done_with_many_records_is_told_however_small_messages_are(
             record.ack()
         if closing == "consumer":
             consumer.close()
-            (stats,) = orders.stats().values()
-            assert stats.groups["billing"].members == 0
+            assert group_of(node).members == 0
     with Node("shop") as node:
         dead = node.stream("orders.dead").consumer("looking", prefetch=1000)
         assert sorted(dead.recv(10).payload for _ in range(500)) == list(range(1, 1000, 2))
