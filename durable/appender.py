@@ -201,7 +201,8 @@ class Appender:
     def begin(self) -> None:
         """Find out where its sequence stands."""
         if self.next_seq is None and self._opening is None and self._failed is None:
-            self._opening = self.route.begin(Open(self.stream, self.producer, self._options))
+            with contextlib.suppress(Busy):  # then later
+                self._opening = self.route.begin(Open(self.stream, self.producer, self._options))
 
     def claim(self, pending: Pending) -> Ask | None:
         """The ask that its outcome depends on, to wait with, if nobody else does; to be `released`.

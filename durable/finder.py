@@ -38,6 +38,8 @@ class FoundSidecar(msgspec.Struct, frozen=True, order=True):
     partition: str
     node: str
     """The name of its node."""
+    bytes_max: int = 0
+    """Of a message that it takes. 0: it does not say."""
 
 
 class Found:
@@ -78,6 +80,10 @@ class Found:
         """Of that sidecar, which is there."""
         return min(f.distance for f in self._all() if f.partition == partition)
 
+    def bytes_max(self, partition: str) -> int:
+        """Of a message that it takes. 0: it does not say, or is not there."""
+        return max((f.bytes_max for f in self._all() if f.partition == partition), default=0)
+
     def nodes(self) -> dict[str, dict[int, str]]:
         """By partition: ids and names of the nodes that say that they have it."""
         at: dict[str, dict[int, str]] = {}
@@ -111,9 +117,9 @@ class _Finder:
         self._own = own
         self._name_of = name_of
 
-    def _sidecar(self, peer: int, partition: str, endpoint: str) -> FoundSidecar:
+    def _sidecar(self, peer: int, partition: str, endpoint: str, offer: Offer) -> FoundSidecar:
         distance = 0 if peer == self._own else 1 if scheme_of(endpoint) == "ipc" else 2
-        return FoundSidecar(distance, partition, self._name_of(peer))
+        return FoundSidecar(distance, partition, self._name_of(peer), offer.message_bytes_max)
 
     def close(self, linger_ms: int) -> None:
         self.link.close(0)
@@ -126,14 +132,14 @@ class LogFinder(_Finder):
     channel = "*"
 
     def __init__(self, own: int, name_of: Callable[[int], str]) -> None:
-        super().__init__("sidecars", own, name_of)
+        super().__init__("search for a log", own, name_of)
         self.found = Found()
         self._twice: dict[str, int] = {}
         """For how many ticks a partition has been at more than one node."""
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
-            self.found.add(peer, offer.key, self._sidecar(peer, offer.channel, endpoint))
+            self.found.add(peer, offer.key, self._sidecar(peer, offer.channel, endpoint, offer))
             self.link.wake_all()
 
     def detach(self, peer: int, key: int, reason: str) -> None:
@@ -166,7 +172,7 @@ class HostFinder(_Finder):
     channel = "**"
 
     def __init__(self, own: int, name_of: Callable[[int], str]) -> None:
-        super().__init__("partitions of streams", own, name_of)
+        super().__init__("search for a stream", own, name_of)
         self._streams: dict[str, Found] = {}
         self._gone: dict[str, None] = {}
         """Of these, which nobody has any more, the latest last."""
@@ -180,7 +186,7 @@ class HostFinder(_Finder):
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
             stream = offer.channel
-            sidecar = self._sidecar(peer, offer.partition, endpoint)
+            sidecar = self._sidecar(peer, offer.partition, endpoint, offer)
             self._streams.setdefault(stream, Found()).add(peer, offer.key, sidecar)
             self._stream_of[peer, offer.key] = stream
             self._gone.pop(stream, None)

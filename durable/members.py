@@ -17,7 +17,7 @@ import msgspec
 
 from mesh import limits
 from mesh.durable.batch import Batch
-from mesh.durable.deliveries import Delivery
+from mesh.durable.deliveries import Delivery, Settlements
 from mesh.durable.derivations import source_number
 from mesh.durable.groups import Groups
 from mesh.durable.intervals import Range
@@ -157,14 +157,17 @@ class Members:
             return
         member = self._members.get((query.group, query.member))
         if query.log_epoch == self._groups.log_epoch or self._log.keeps_all:
-            self._groups.settle(query.group, query.member, query.said, now)
-            unseen = list(query.said.unseen)
+            said = query.said
+            if member is not None and 0 < query.number <= member.heard:  # it was asked again
+                said = Settlements(said.acks)
+            self._groups.settle(query.group, query.member, said, now)
+            unseen = list(said.unseen)
             if query.leave and member is not None:
                 unseen += member.unseen_since(query.fetched)
             if unseen:
                 self._groups.recall(query.group, query.member, unseen)
         if member is not None:
-            member.heard_at, member.heard = now, query.number
+            member.heard_at, member.heard = now, max(member.heard, query.number)
         if query.leave:
             self._leave(query.group, query.member)
         self._groups.write()

@@ -129,7 +129,14 @@ class PartitionReader:
         self.offset = cursor.offset
         return runs or None
 
+    def forget(self) -> None:
+        """What was asked is not waited for any more."""
+        self._ask = None
+
     def close(self) -> None:
+        if self._ask is not None:
+            self.route.abandon(self._ask)
+            self.forget()
         if self._cursor is not None:
             self._cursor.close()
             self._cursor = None
@@ -149,8 +156,13 @@ def read(
             return chunk
         ask = reader.route.link.run(reader.asking)
         what = "part of a stream"
-        reply = answer(reader.route, ask, timeout, what, stopped=stopped, refused=False)
+        try:
+            reply = answer(reader.route, ask, timeout, what, stopped=stopped, refused=False)
+        except Timeout:
+            reader.forget()
+            raise
         if reply is None:
+            reader.forget()
             return []
         chunk = reader.answered(reply)
         if chunk is not None:

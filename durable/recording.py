@@ -27,7 +27,15 @@ from mesh.durable.encoding import AROUND_BYTES
 from mesh.durable.producing import Producing
 from mesh.durable.recording_account import Account, Published
 from mesh.durable.records import BatchOrigin
-from mesh.errors import Busy, Closed, MeshError, NoSidecar, PayloadTooLarge, Timeout
+from mesh.errors import (
+    Busy,
+    Closed,
+    MeshError,
+    NoSidecar,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    Timeout,
+)
 from mesh.names import check_pattern
 from mesh.options import check_timeout
 from mesh.sockets.control import Offer, OfferKind
@@ -45,6 +53,8 @@ _UNDER_WAY_MAX: Final = 96
 """Batches: a little less than an appender asks for at a time."""
 _AGAIN_S: Final = 1.0
 """After the log has refused the producer itself, another is tried."""
+_GONE_S: Final = 5.0
+"""How long a log that went may take to come back: longer than a sidecar takes to start again."""
 
 
 class Recorder(Unhurried):
@@ -63,11 +73,13 @@ class Recorder(Unhurried):
         offer: Callable[[str], int],
         withdraw: Callable[[int], object],
         send: Callable[[], object],
+        is_there: Callable[[str], bool],
     ) -> None:
         """Of node `node`, whose messages have `bytes_max` at most. `producing` makes a new producer
         for the stream `into`. `offer` tells others of a partition that has some of the recording,
         and returns the key that `withdraw` takes that back with. `send` sends what a topic still
-        gathers for a batch. Raises `InvalidName`."""
+        gathers for a batch. `is_there` says whether a partition can be reached. Raises
+        `InvalidName`."""
         self.channel = check_pattern(pattern)
         self.into = into
         self.counters = Counters()
@@ -87,6 +99,10 @@ class Recorder(Unhurried):
         """With the keys of their offers."""
         self._under_way: deque[Appending] = deque()
         self._refused_until = -math.inf
+        self._is_there = is_there
+        self._gone_since: float | None = None
+        """When it was first seen that the partition of what is under way is not there."""
+        self._look_at = 0.0
         self._logged = ""
         """The last reason for a loss that was logged."""
         self._refusal = ""
@@ -174,6 +190,8 @@ class Recorder(Unhurried):
         if self._producing is None:
             self._producing = self._producing_of()
         published = self.account.first()
+        if self._under_way and time.monotonic() >= self._look_at:
+            self._look_where_it_is()
         if len(self._under_way) >= _UNDER_WAY_MAX:
             return False
         try:
@@ -213,6 +231,29 @@ class Recorder(Unhurried):
             self._partitions[partition] = self._offer(partition)
             if len(self._partitions) > limits.RECORDING_PARTITIONS_MAX:
                 self._withdraw(self._partitions.pop(next(iter(self._partitions))))
+
+    def _look_where_it_is(self) -> None:
+        """A log that went and does not come back is left for another, if there is one: what is
+        under way to it is not known to be there."""
+        now = time.monotonic()
+        self._look_at = now + _LOOK_S
+        partition = self._under_way[0].partition
+        if self._is_there(partition):
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = now
+        elif now - self._gone_since > _GONE_S:
+            other = self._producing_of()
+            with contextlib.suppress(NoSidecar):
+                other.bind(0)
+                self._leave(partition, other)
+
+    def _leave(self, partition: str, other: Producing) -> None:
+        self._gone_since, self._producing = None, other
+        error = OutcomeUnknown(f"partition {partition} has been gone for {_GONE_S:g} s")
+        while self._under_way:
+            self._under_way.popleft()
+            self._settled(partial(self.account.settle, recorded=False), error)
 
     def _first_is_lost(self, error: MeshError) -> None:
         """It was refused before it was under way."""

@@ -51,6 +51,7 @@ class Recordings:
             partial(self._tell, pattern, into),
             self._withdraw,
             self._send,
+            self._streams.is_there,
         )
         with self._lock:
             if len(self._recorders) >= limits.RECORDINGS_MAX:

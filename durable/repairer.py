@@ -81,7 +81,8 @@ class _Source:
             find = Find(self._stream, begin_ns)
             self._finding = route.link.run(partial(route.begin, find))
         if self._finding is not None:
-            place = expected(Place, answer(route, self._finding, _TURN_S, _WHAT), route)
+            reply = answer(route, self._finding, _TURN_S, _WHAT, again=True)
+            place = expected(Place, reply, route)
             self._finding = None
             self._reader = PartitionReader(route, self._stream, self._streams.bytes_max)
             self._reader.offset, self._reader.follow = place.offset, True
@@ -104,7 +105,7 @@ class _Source:
             return chunk
         ask = reader.route.link.run(reader.asking)
         try:
-            reply = answer(reader.route, ask, _TURN_S, _WHAT, refused=False)
+            reply = answer(reader.route, ask, _TURN_S, _WHAT, refused=False, again=True)
         except Timeout:
             return None
         return None if reply is None else reader.answered(reply)
@@ -132,6 +133,8 @@ class _Source:
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
+        if self._finding is not None:
+            self._streams.route_to(self._partition).abandon(self._finding)
         self._reader = self._finding = None
 
 

@@ -56,6 +56,7 @@ class Replay:
     def __init__(
         self,
         streams: Streams,
+        owner: object,
         stream: str,
         start: Start,
         *,
@@ -67,6 +68,7 @@ class Replay:
         self._gaps: deque[tuple[str, int, int]] = deque(maxlen=_GAPS_MAX)
         self._cuts: deque[tuple[str, int, int]] = deque(maxlen=_GAPS_MAX)
         self._streams = streams
+        self._owner = owner  # a node lives as long as somebody may read from it
         self._stream = stream
         self._start = _checked(start, partition)
         self._only = partition

@@ -83,13 +83,17 @@ class Route(Protocol):
     def sent_once(self, ask: Ask) -> bool:
         """Whether the sidecar cannot have it from an earlier connection."""
 
+    def abandon(self, ask: Ask) -> None:
+        """Nobody waits for its answer any more. Takes the lock."""
+
 
 class _Core(Requests):
     """With a direct line, if the sidecar is on this host and has one."""
 
-    def __init__(self, home: Home, partition: str) -> None:
+    def __init__(self, home: Home, partition: str, takes_bytes_max: int) -> None:
         super().__init__(home, partition, kind="stream", seeks="log", patient=True)
-        self.asks_bytes_max = self.bytes_max
+        self.link.what = f"log {partition}"
+        self.asks_bytes_max = min(self.bytes_max, takes_bytes_max or self.bytes_max)
         """What both sides take, as far as that is known."""
         self.line: DirectLine | None = None
         self._line_of: tuple[int, int] | None = None
@@ -150,9 +154,10 @@ class _RemoteAsk(Call):
 class RemoteRoute:
     """Over sockets."""
 
-    def __init__(self, home: Home, partition: str) -> None:
+    def __init__(self, home: Home, partition: str, takes_bytes_max: int = 0) -> None:
+        """`takes_bytes_max`: what the sidecar says that it takes. 0: that is not known yet."""
         self.partition = partition
-        self.core = _Core(home, partition)
+        self.core = _Core(home, partition, takes_bytes_max)
         self.link = self.core.link
         self._alone: set[_RemoteAsk] = set()
         """What a line was claimed for. More than one, though a line is claimed once at a time: it
@@ -277,6 +282,10 @@ class RemoteRoute:
         assert isinstance(ask, _RemoteAsk)
         return ask.first_server is not None and ask.first_server is ask.server
 
+    def abandon(self, ask: Ask) -> None:
+        assert isinstance(ask, _RemoteAsk)
+        self.core.abandon(ask)
+
 
 def _not_an_answer(partition: str) -> RemoteError:
     return RemoteError("Malformed", f"an answer of {partition} is none", "")
@@ -359,6 +368,9 @@ class LocalRoute:
     def sent_once(self, ask: Ask) -> bool:
         return True
 
+    def abandon(self, ask: Ask) -> None:
+        """Nothing is kept of it here."""
+
 
 def answer(
     route: Route,
@@ -368,12 +380,19 @@ def answer(
     *,
     stopped: Callable[[], bool] = lambda: False,
     refused: bool = True,
+    again: bool = False,
 ) -> Reply | None:
     """Block until `ask` is answered, and return that; None once it is to be `stopped`, of which the
     link's waiters have to be told. Raises what was answered instead of a reply, of what was
-    `refused` as well, if asked to; `Timeout`."""
+    `refused` as well, if asked to; `Timeout`, after which nobody waits for it `again`, unless it is
+    said."""
     link, attempt = route.link, _attempt(route, ask, stopped)
-    result = link.wait(attempt, timeout, what, slot=ask)
+    try:
+        result = link.wait(attempt, timeout, what, slot=ask)
+    except BaseException:
+        if not again:
+            route.abandon(ask)
+        raise
     return _result(route, ask, result, refused)
 
 
@@ -387,7 +406,11 @@ async def aanswer(
 ) -> Reply | None:
     """`answer` for asyncio."""
     link, attempt = route.link, _attempt(route, ask, stopped)
-    result = await link.wait_async(attempt, timeout, what, slot=ask)
+    try:
+        result = await link.wait_async(attempt, timeout, what, slot=ask)
+    except BaseException:
+        route.abandon(ask)
+        raise
     return _result(route, ask, result)
 
 
@@ -416,6 +439,7 @@ def _attempt(route: Route, ask: Ask, stopped: Callable[[], bool]) -> Callable[[]
 
 def _result(route: Route, ask: Ask, result: object, refused: bool = True) -> Reply | None:
     if result is False:
+        route.abandon(ask)
         return None
     reply = route.reply(ask)  # who is handed it, is told no more than that
     if refused and isinstance(reply, Refused):

@@ -380,9 +380,12 @@ class Seat:
 
     def _ask(self, query: Callable[[], Join | Fetch]) -> Reply | None:
         """`query` is made under the link's lock, so that nothing is said meanwhile, nor anything
-        asked once it has left. None: it is closed."""
+        asked once it has left. None: it is closed, or there is no room for a question now."""
         route = self.route
-        ask = route.link.run(lambda: None if self._closed else route.begin(query()))
+        try:
+            ask = route.link.run(lambda: None if self._closed else route.begin(query()))
+        except Busy:
+            return None
         if ask is None:
             return None
         return answer(route, ask, None, "records", stopped=lambda: self._closed, refused=False)

@@ -255,6 +255,7 @@ class Stream(Handle):
         self._check_open()
         return Replay(
             self._streams,
+            self._owner,
             self.name,
             start,
             partition=partition,

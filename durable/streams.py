@@ -170,7 +170,8 @@ class Streams:
         """Likewise, under `lock`."""
         route = self._routes.get(partition)
         if route is None:
-            remote = RemoteRoute(self._home, partition)
+            takes = self._logs.found.bytes_max(partition)
+            remote = RemoteRoute(self._home, partition, takes)
             self.add(remote.core)
             route = self._routes[partition] = remote
         return route

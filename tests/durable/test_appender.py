@@ -58,6 +58,8 @@ class _Route:
         self.travelling: Ask | None = None
 
     def begin(self, query: Query) -> Ask:
+        if self.busy:
+            raise Busy("it is")
         ask = _Ask()
         self.opening.append(ask)
         if self.opens:
@@ -88,6 +90,9 @@ class _Route:
 
     def sent_once(self, ask: Ask) -> bool:
         return self.is_sent_once
+
+    def abandon(self, ask: Ask) -> None:
+        """It is not asked to."""
 
     def payloads(self) -> list[list[object]]:
         """Of what was asked for, batch by batch."""
@@ -273,6 +278,15 @@ def test_of_a_fenced_producer_only_what_cannot_be_there_was_not_written(
         items(appender, b"b")
     assert appender.idle
     assert appender.bytes_waiting == 0
+
+
+def test_who_finds_no_room_for_its_opening_opens_later(appender: Appender, route: _Route) -> None:
+    route.busy = True
+    items(appender, b"a")
+    assert not appender.idle
+    route.busy = False
+    appender.advance(None)
+    assert route.payloads() == [[b"a"]]
 
 
 def test_an_error_that_is_raised_again_and_again_holds_on_to_nobody(

@@ -73,7 +73,7 @@ def test_a_recording_says_where_it_has_been_and_of_too_many_the_latest(
         return len(offered)
 
     nothing: Any = None
-    core = Recorder(1, "a", "s", 1 << 20, nothing, tell, withdrawn.append, nothing)
+    core = Recorder(1, "a", "s", 1 << 20, nothing, tell, withdrawn.append, nothing, nothing)
     for partition in ("p", "q", "p", "r"):
         core._bound(partition)
     assert (offered, withdrawn) == (["p", "q", "r"], [1])

@@ -18,6 +18,7 @@ from mesh.durable.held import Held
 from mesh.durable.outcomes import Refused
 from mesh.durable.protocol import (
     Delivered,
+    Fetch,
     Inspect,
     Inspected,
     Join,
@@ -72,7 +73,8 @@ class Sitting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sidecar = Sidecar(FakeDisk())
-        Asking(self.sidecar).append(*range(10))
+        self.asking = Asking(self.sidecar)
+        self.asking.append(*range(10))
         self.route = LocalRoute(self.sidecar)
         self.instead: Callable[[Query], Ask | None] = lambda query: None
         """What is answered in place of the sidecar."""
@@ -238,6 +240,25 @@ def test_what_there_was_no_room_for_is_said_later(sitting: Sitting) -> None:
         return stats.members, stats.committed
 
     until(lambda: group() == (0, 2))  # once its letter is written
+
+
+def test_who_finds_no_room_for_a_question_asks_later(sitting: Sitting) -> None:
+    busy = 3
+
+    def full(query: Query) -> Ask | None:
+        nonlocal busy
+        if isinstance(query, Fetch) and busy:
+            busy -= 1
+            raise Busy("too much is under way")
+        return None
+
+    sitting.instead = full
+    for record in sitting.records[:]:
+        record.ack()
+    for n in range(3):
+        sitting.asking.append(n)
+        until(lambda: len(sitting.records) == 11 + n)  # noqa: B023
+    assert not busy
 
 
 def test_what_is_said_of_much_is_said_in_several_messages_and_that_it_leaves_in_the_last(

@@ -308,6 +308,31 @@ def test_what_a_member_that_leaves_has_shown_to_nobody_was_never_delivered(
     sidecar.close()
 
 
+def test_what_was_said_and_is_asked_again_hands_nothing_back_again(disk: FakeDisk) -> None:
+    """A record that has come again meanwhile is another delivery, which somebody works on."""
+    sidecar = Sidecar(disk)
+    asking = Asking(sidecar)
+    for n in range(3):
+        asking.append(n)
+    joined = asking.told(Join("orders", "billing", NODE, 100))
+    assert isinstance(joined, Joined)
+    asking.told(Fetch("orders", "billing", NODE, 1))
+    said = Settlements(((1, 2),), naks=((0, 0.0),), rejects=((2, "bad"),))
+    settle = Settle("orders", "billing", NODE, joined.log_epoch, said, number=1)
+    asking.told(settle)
+    again = asking.told(Fetch("orders", "billing", NODE, 2))
+    assert isinstance(again, Delivered)
+    assert again.delivery.grants == ((0, 1, 2),)
+    for _ in range(3):
+        asking.told(settle)
+    inspected = asking.told(Inspect("orders"))
+    assert isinstance(inspected, Inspected)
+    group = inspected.stats.groups["billing"]
+    assert group.in_flight == 1
+    assert not group.counters.keys() & {"late nak", "late reject"}
+    sidecar.close()
+
+
 # -- Streams that nobody asks for
 
 

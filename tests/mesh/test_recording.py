@@ -251,6 +251,35 @@ def test_what_waits_for_a_sidecar_is_recorded_once_there_is_one(
 
 
 @pytest.mark.slow
+def test_a_log_that_is_gone_for_good_is_left_for_another(
+    tmp_path: Path,
+    programs: Programs,
+    reader: Node,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was under way there is not known to be recorded."""
+    monkeypatch.setattr("mesh.durable.recording._GONE_S", 0.5)
+    first = programs.start(SIDECAR, str(tmp_path / "first"))
+    first.expect("ready")
+    recording, publisher = reader.record("t", into="kept"), reader.publisher("t")
+    publisher.send("before")
+    recording.flush()
+    second = programs.start(SIDECAR, str(tmp_path / "second"))
+    second.expect("ready")
+    until(lambda: len(reader.peers) == 2)
+    first.kill()
+    published = 1
+    while recording.recorded < 10:
+        publisher.send(published)
+        published += 1
+        until(lambda: recording._core.account.settled_to >= published - 3)  # noqa: B023
+    recording.flush()
+    assert recording.recorded + recording.lost == published
+    assert recording.lost
+    kept = [record.payload for record in reader.stream("kept").replay()]
+    assert len(kept) == recording.recorded - 1, "and one is in the log that is gone"
+
+
 def test_what_a_full_log_refuses_is_counted_and_the_publisher_goes_on(node: Node) -> None:
     node.stream("s", options=StreamOptions(bytes_max=20_000)).append("made")
     recording = node.record("a", into="s")
