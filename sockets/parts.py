@@ -14,6 +14,7 @@ from zmq.backend import zmq_poll
 
 from mesh.sockets import memory
 from mesh.sockets.frame import Part, announces_more, is_array
+from mesh.sockets.lending import lending
 
 # As plain integers: an enum member costs more than the call it is for.
 EVENTS = int(zmq.EVENTS)
@@ -107,11 +108,27 @@ def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> N
 def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
     """Send one message without waiting; False if there is no room for it (nothing was sent). A
     large part is not copied: it must not change before it has left, whenever that is."""
+    last = parts[-1]
+    if len(last) >= NO_COPY_BYTES_MIN:
+        return _send_large(socket, parts)
     try:
         for part in parts[:-1]:
             send(socket, part, NOBLOCK_MORE)
-        last = parts[-1]
-        send(socket, last, NOBLOCK, len(last) < NO_COPY_BYTES_MIN)
+        send(socket, last, NOBLOCK)
     except zmq.Again:
         return False
+    return True
+
+
+def _send_large(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
+    last = parts[-1]
+    lend = lending.may()  # first: it may be interrupted, and a message must not end in the middle
+    try:
+        for part in parts[:-1]:
+            send(socket, part, NOBLOCK_MORE)
+        send(socket, last, NOBLOCK, not lend)
+    except zmq.Again:
+        return False
+    if lend:
+        lending.lent(len(last))
     return True

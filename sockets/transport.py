@@ -21,6 +21,7 @@ import zmq
 from mesh import limits
 from mesh.errors import Closed
 from mesh.sockets.curve import ZAP_DOMAIN, Keys
+from mesh.sockets.lending import lending
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Transport:
         self._remove_path = remove_path
         self._hwm = max(1, min(buffer_messages, buffer_bytes // limits.SLOT_BYTES_MIN))
         self.buffer_bytes = buffer_bytes
+        lending.allow(buffer_bytes)
         self.slot_bytes = buffer_bytes // self._hwm
         """What one frame takes of a buffer at most: a larger one is followed by pads."""
         self._closed = False
