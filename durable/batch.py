@@ -13,7 +13,7 @@ A segment of a log is a head, and then batch after batch with nothing between::
     16  u64  partition      whose log it is
     24  u64  offset         of its first record
     32  u64  time_ns        when it was made
-    40  u32  log epoch      how often the log had been opened
+    40  u32  log epoch      the highest so far
     44  u32  0
 
     header, little endian
@@ -28,7 +28,7 @@ A segment of a log is a head, and then batch after batch with nothing between::
     40  u64  producer       0: nobody's
     48  u64  seq            its producer's own number of the first record
     56  u32  producer epoch
-    60  u32  log epoch      how often the log had been opened
+    60  u32  log epoch      of the opening; higher if something was cut off since
     64  u32  synced         bytes of this segment that were on disk for sure when it was written
     68  u8   codec          of the payloads
     69  u8   flags          see `Flags`

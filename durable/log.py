@@ -90,7 +90,7 @@ class Log:
         self.partition = partition
         self.segments: tuple[Segment, ...] = found.segments
         self.torn_bytes = found.torn_bytes
-        self.log_epoch = found.log_epoch + 1
+        self.log_epoch = found.log_epoch
         self.failures = 0
         """Writes and syncs."""
         self.unsynced_lost = 0

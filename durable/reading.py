@@ -75,8 +75,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     @property
     def log_epoch(self) -> int:
         """Under which log epoch it was written: never goes down in a partition. Where a stream's
-        ``durability`` lets the failure of a machine take its last records, another record may get
-        the same offset; that has a higher one."""
+        ``durability`` lets the failure of a machine take its last records, or its folder was moved
+        away or brought back, another record may get the same offset; that has a higher one."""
         return self._source.log_epoch
 
     @property

@@ -3,6 +3,10 @@
 Only the last segment is read. A torn tail is put aside, cut off and counted: nobody was told that
 it had been written. What had been on disk and does not read any more raises `LogDamaged`, which
 names it, and nothing is changed: what to do then is for people to decide.
+
+An opening's epoch is at least the seconds of the clock. So one that begins anew where another log
+was, or with a copy of it, has none of that one's epochs: but for a clock that was set back, or
+openings and cuts of which there were more than seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import msgspec
 
 from mesh.durable import aside
 from mesh.durable.batch import HEAD_BYTES, Head, encode_head
+from mesh.durable.dedup_ids import NS_PER_S
 from mesh.durable.index import Index
 from mesh.durable.scan import Damage, Found, Walk, end_of_use, torn
 from mesh.durable.segment import Segment, bases, begin, name_of, read_head
@@ -27,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _STATE: Final = "state"
 _CHECK_BYTES: Final = 4
+_EPOCH_BY_CLOCK_MAX: Final = 1 << 31
+"""A clock that is a century ahead leaves room for as many epochs after it."""
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
@@ -51,7 +58,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     time_ns: int
     """Of the last batch."""
     log_epoch: int
-    """The highest so far."""
+    """Of this opening: higher than any so far."""
     torn_bytes: int
 
 
@@ -84,6 +91,7 @@ def recover(
     Raises `LogDamaged`, `LogFormat`, `OSError`.
     """
     state = read_state(storage) or State(0, 0)
+    by_clock = min(now_ns // NS_PER_S, _EPOCH_BY_CLOCK_MAX)
     all_bases = bases(storage.names())
     if not all_bases:
         if state.end:
@@ -137,7 +145,7 @@ def recover(
         file=file,
         index=index,
         time_ns=walk.time_ns,
-        log_epoch=log_epoch,
+        log_epoch=max(log_epoch + 1, by_clock),
         torn_bytes=used - walk.position,
     )
 

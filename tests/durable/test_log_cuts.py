@@ -25,7 +25,7 @@ from mesh.options import StreamOptions
 from tests.durable.test_log_readers import Meddled
 from tests.durable.test_sidecar import Asking
 from tests.support.fake_disk import FakeDisk
-from tests.support.logs import PARTITION, batches, record
+from tests.support.logs import PARTITION, append, batches, open_log, record
 from tests.support.waiting import until
 
 
@@ -112,6 +112,45 @@ def test_who_waits_beyond_the_end_has_read_nothing_that_could_be_cut_off() -> No
     log.append(batches(range(4, 8)), 0)
     (found, *_) = cursor.read(1)  # type: ignore[misc]
     assert found.header.offset == 6
+
+
+@pytest.mark.parametrize("how", ["begun anew", "brought back"])
+def test_a_log_in_the_place_of_another_has_none_of_its_epochs(how: str) -> None:
+    """Or what was derived from a record of that one would be taken for derived from its successor,
+    and who had read that one would read on in this one."""
+    disk = FakeDisk()
+    log = open_log(disk, now_s=1000)
+    append(log, range(4))
+    backup = disk.kill() if how == "brought back" else FakeDisk()
+    log.close()
+    log = open_log(disk, now_s=1010)
+    append(log, range(4, 8))
+    cursor = Cursor(log, 0)
+    while cursor.read(1 << 20):
+        pass
+    log.close()
+    anew = open_log(backup, now_s=1020)
+    first = anew.end
+    append(anew, range(10, 20))
+    assert anew.log_epoch > log.log_epoch
+    follower = Cursor(anew, 8, cursor.log_epoch)
+    assert follower.read(1 << 20) == Cut(first, 7)
+    assert follower.offset == first
+    cursor.close()
+    follower.close()
+
+
+@pytest.mark.parametrize("now_s", [0, 10**10])
+def test_a_clock_that_is_far_off_leaves_room_for_epochs(now_s: int) -> None:
+    disk = FakeDisk()
+    epochs = []
+    for _ in range(3):
+        log = open_log(disk, now_s=now_s)
+        log.append(batches([0]), 0)
+        epochs.append(log.log_epoch)
+        log.close()
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] < (1 << 31) + 3
 
 
 def steps(luck: Random) -> Iterator[str]:
