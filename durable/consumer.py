@@ -362,8 +362,9 @@ class Consumer(Receiving[ConsumedRecord]):
         docs/once.md.
 
         Before the first `recv`, and with ``order="exclusive"``. Raises `InvalidOption`; `recv` does
-        if the stream's `durability` is another than ``"fsync"``: its offsets may be given again.
-        Does not block.
+        if the stream's `durability` is another than ``"fsync"``: its offsets may be given again; or
+        if the log ends before such an offset: then it is another one, or an older copy of it. Does
+        not block.
         """
         done = {}
         for each in positions:

@@ -244,10 +244,8 @@ class Hosted:
         if self._dismissed and not isinstance(query, Settle):  # what is done is done
             answer(CLOSED)
             return
-        if isinstance(query, Join) and query.resume is not None and not self.log.keeps_all:
-            has = f"durability='fsync', not {self.options.durability!r}"
-            text = f"stream {self.name!r}: its offsets are for good only with {has}"
-            answer(Refused("malformed", text))
+        if isinstance(query, Join) and (text := self._cannot_resume(query)):
+            answer(Refused("malformed", f"stream {self.name!r}: {text}"))
             return
         try:
             members = self._with_members()
@@ -263,6 +261,19 @@ class Hosted:
             case Settle():
                 members.settle(query, answer, now, now_ns)
         self._plan()
+
+    def _cannot_resume(self, query: Join) -> str:
+        """Why what that member keeps account of is none of this log's; empty if it may be."""
+        end = self.log.tip.offset
+        if query.resume is None:
+            return ""
+        if not self.log.keeps_all:
+            has = f"durability='fsync', not {self.options.durability!r}"
+            return f"its offsets are for good only with {has}"
+        if query.resume > end:
+            text = f"its log ends at {end:,}, and all below {query.resume:,} is said to be done"
+            return f"{text} (resume_from): that was read from another log, or an older copy is back"
+        return ""
 
     def node_gone(self, node: str) -> None:
         self._serve_members(lambda members, now, now_ns: members.gone(node, now, now_ns))

@@ -420,6 +420,25 @@ def test_a_member_is_given_records_and_settles_them(asking: Asking, sidecar: Sid
     assert [(first, end) for first, end, _ in given.delivery.grants] == [(2, 3)]
 
 
+def test_what_cannot_have_been_read_from_a_log_settles_nothing_of_it(asking: Asking) -> None:
+    """It was begun anew, or brought back from a backup, and its offsets are other records'."""
+    asking.append(*range(5))
+    join = Join("orders", "billing", f"{NODE}-m", 10, resume=6)
+    told = asking.told(join)
+    assert isinstance(told, Refused)
+    assert (told.code, told.text) == (
+        "malformed",
+        "stream 'orders': its log ends at 5, and all below 6 is said to be done (resume_from): "
+        "that was read from another log, or an older copy is back",
+    )
+    inspected = asking.told(Inspect("orders"))
+    assert isinstance(inspected, Inspected)
+    assert inspected.stats.groups == {}
+    joined = asking.told(msgspec.structs.replace(join, resume=5))
+    assert isinstance(joined, Joined)
+    assert joined.committed == 5
+
+
 def test_a_question_asked_again_gets_the_same_answer(asking: Asking) -> None:
     """The first was lost with its connection, and what it brought is not to wait for its lease."""
     asking.append("a", "b")
