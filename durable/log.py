@@ -381,17 +381,18 @@ class Log:
         return removed
 
     def _remove(self, segment: Segment) -> None:
-        """The oldest first, and on disk before the next, so that a crash leaves no hole; what
-        belongs to it before it."""
+        """The oldest first, and on disk before the next, so that a crash leaves no hole."""
         if self._removed:
             self.storage.sync()
             self._removed = False
-        for name in self.storage.names():
-            if name.startswith(f"{segment.name}.") or name == segment.index_name:
-                self.storage.remove(name)
-        with contextlib.suppress(FileNotFoundError):  # it went the last time, which was interrupted
-            self.storage.remove(segment.name)
+        segment.remove(self.storage)
         self._removed = True
+
+    def free_reserve(self) -> None:
+        """Others need that room. Raises `StorageFailed`."""
+        with self._failing:
+            self._sync()
+            self._trim_reserve()
 
     def close(self) -> None:
         """Whole and on disk, if that goes. The log is not used any more; readers may go on."""

@@ -18,6 +18,7 @@ import logging
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -166,7 +167,25 @@ class Partition:
             return 0
         if offset > self._snapshot.safe_to:
             self._snapshot.write_again()
+            if self._snapshot.has_no_room and self._free(offset):
+                self._snapshot.write_again()
         return self.log.trim(min(offset, self._snapshot.safe_to))
+
+    def _free(self, offset: int) -> bool:
+        """Where there is no room for what tells repeats, nothing may go, which would make some: so
+        give up what is reserved, and all but the segments of what is to go. Whether that went well.
+        """
+        try:
+            self.log.free_reserve()
+            for segment, following in pairwise(self.log.segments):
+                if following.base <= offset:
+                    segment.remove_beside(self._storage)
+        except StorageFailed as failure:
+            logger.warning("%s", failure)
+            return self.mend()
+        except OSError as error:
+            logger.warning("%s", error)
+        return True
 
     def close(self) -> None:
         self.log.close()

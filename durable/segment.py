@@ -81,6 +81,18 @@ class Segment:
         if self._index is not None:
             storage.replace(self.index_name, self._index.encode())
 
+    def remove(self, storage: Storage) -> None:
+        """What belongs to it before it. Raises `OSError`."""
+        self.remove_beside(storage)
+        with contextlib.suppress(FileNotFoundError):  # it went the last time, which was interrupted
+            storage.remove(self.name)
+
+    def remove_beside(self, storage: Storage) -> None:
+        """What belongs to it. Raises `OSError`."""
+        for name in storage.names():
+            if name.startswith(f"{self.name}.") or name == self.index_name:
+                storage.remove(name)
+
     def walk(
         self, file: File, position: int, offset: int, time_ns: int = 0, *, end: int | None = None
     ) -> Walk:

@@ -15,7 +15,7 @@ import logging
 import struct
 from typing import Final
 
-from mesh.durable.storage import Storage
+from mesh.durable.storage import Storage, is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class SnapshotFile:
     def __init__(self, storage: Storage) -> None:
         self.safe_to = 0
         """Retention may take what is below this offset: the file on disk knows what it said."""
+        self.has_no_room = False
+        """Whether that is why the last one could not be written."""
         self._storage = storage
         self._unsaved: tuple[int, bytes] | None = None
         """What could not be written yet."""
@@ -58,7 +60,8 @@ class SnapshotFile:
         try:
             self._storage.replace(_NAME, _BASE.pack(base) + snapshot)
         except OSError as error:
+            self.has_no_room = is_disk_full(error)
             text = "nothing from %d on is given up until what tells repeats is on disk: %s"
             logger.warning(text, self.safe_to, error)
         else:
-            self.safe_to, self._unsaved = base, None
+            self.safe_to, self._unsaved, self.has_no_room = base, None, False

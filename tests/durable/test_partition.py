@@ -22,7 +22,7 @@ from mesh.durable.records import Derived, batch_of
 from mesh.durable.storage import Disk
 from mesh.errors import LogDamaged
 from mesh.options import Durability, StreamOptions
-from tests.support.fake_disk import Content, FakeDisk, Operation, Stopped
+from tests.support.fake_disk import Content, FakeDisk, FakeFile, Operation, Stopped
 from tests.support.logs import sound, written
 from tests.support.partitions import (
     PARTITION,
@@ -391,6 +391,7 @@ def test_what_retention_takes_is_remembered_though_no_snapshot_was_written(
         assert partition.trim(partition.log.end) == 1
     else:
         disk.faults.fail("create", 1, errno.ENOSPC)
+        disk.faults.fail("create", 2, errno.ENOSPC)
         assert partition.trim(partition.log.end) == 0, "nobody else could tell"
         assert partition.trim(partition.log.end) == 1
     partition = open_partition(disk.kill())
@@ -400,6 +401,60 @@ def test_what_retention_takes_is_remembered_though_no_snapshot_was_written(
         assert (again.offset, again.repeated) == (receipt.offset, True)
     other = Writing(partition, 3).batch(record(1, dedup_id=b"1"))
     assert appended(partition.commit([other], 0)).repeated
+
+
+class Filled(FakeDisk):
+    """A disk whose files all take from the same room, and give it back."""
+
+    def remove(self, name: str) -> None:
+        size = len(self._find(name).shown)
+        super().remove(name)
+        if self.faults.room_bytes is not None:
+            self.faults.room_bytes += size
+
+    def _create(self, name: str) -> FakeFile:
+        made = super()._create(name)
+        return FilledFile(made._content, name, self.faults, writable=True)
+
+
+class FilledFile(FakeFile):
+    def truncate(self, size: int) -> None:
+        gained = self.size() - size
+        super().truncate(size)
+        if self._faults.room_bytes is not None:
+            self._faults.room_bytes += gained
+
+
+@pytest.mark.parametrize("gives", ["reserve", "index", "torn"])
+def test_what_can_be_done_without_makes_room_for_what_tells_repeats(gives: str) -> None:
+    """Or a disk that was full as a segment was begun would have no room for ever: what is
+    acknowledged stays until it is on disk what tells its repeats."""
+    disk = Filled()
+    partition = open_partition(disk, segment_bytes=3000)
+    writing = Writing(partition, 1)
+    receipt = writing.append("first")
+    disk.faults.fail("rename", 3, errno.ENOSPC)  # the state, the index, the snapshot
+    while len(partition.log.segments) == 1:
+        writing.append("x" * 200)
+    assert "producers" not in disk.names()
+    first = partition.log.segments[0]
+    disk.remove(first.index_name)
+    partition.log.free_reserve()
+    size = 1 << 10
+    if gives == "reserve":
+        partition.log._reserve(partition.log._index.size, 1)
+    elif gives == "torn":
+        disk.replace(f"{first.name}.100.torn", bytes(size))
+    elif gives == "index":
+        disk.replace(first.index_name, bytes(size))
+    disk.faults.room_bytes = 0  # but for what is given up from here on
+    assert partition.trim(partition.log.end) == 1
+    assert writing.append("y").offset == partition.log.end - 1
+    disk.faults.room_bytes = None
+    partition = open_partition(disk.kill())
+    repeated = numbered(batch_of([record("first")]), 1, writing.epoch, 0)
+    again = appended(partition.commit([repeated], 0))
+    assert (again.offset, again.repeated) == (receipt.offset, True)
 
 
 @pytest.mark.damages
