@@ -14,6 +14,7 @@ node's handles over a *route* to a sidecar, in another process or in this one. W
       places             where in a log a time or a log epoch begins
       recovery           opening a log after whatever ended the last opening
       aside              torn tails that were cut off, kept to be looked at
+      clock              the time of a log, which never goes back
       log                segments as one log: append, sync, roll, trim, mend
       cursor             reading a log on from an offset
       check              reading all of a log, to see that it is whole

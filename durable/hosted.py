@@ -374,4 +374,5 @@ class Hosted:
             return None
         last = segments[-1]
         last_bytes = tip.size if tip.base == last.base else last.size
-        return trim_to(sealed, last_bytes, tip.offset, self._keep, time.time_ns(), acked)
+        now_ns = log.clock.at(time.time_ns())
+        return trim_to(sealed, last_bytes, tip.offset, self._keep, now_ns, acked)

@@ -24,6 +24,7 @@ import msgspec
 
 from mesh.durable import places
 from mesh.durable.batch import HEAD_BYTES, Batch, Bytes, Head, Header, encode, encode_head
+from mesh.durable.clock import Clock
 from mesh.durable.index import Index
 from mesh.durable.recovery import State, recover, write_state
 from mesh.durable.scan import Found
@@ -97,8 +98,7 @@ class Log:
         """Records that were cut off, because they could not be synced."""
         self._file: File = found.file
         self._index: Index = found.index
-        self.time_ns = found.time_ns
-        """Of the last batch; the next will not be before it."""
+        self.clock = Clock(found.time_ns, now_ns)
         self.segment_bytes = segment_bytes
         self.keeps_all = shown_when_synced
         """Whether what readers have seen is there for good, whatever happens."""
@@ -157,7 +157,7 @@ class Log:
         if not self._begun or self._index.size + size > self.segment_bytes:
             self.make_room(size, now_ns)
         with self._failing:
-            return self._write(batches, now_ns)
+            return self._write(batches, self.clock.tick(now_ns))
 
     def make_room(self, size: int, now_ns: int) -> bool:
         """Have that many bytes of batches fit into the last segment, or begin one: whether that was
@@ -173,9 +173,8 @@ class Log:
             self._roll(now_ns)
         return True
 
-    def _write(self, batches: Sequence[Batch], now_ns: int) -> list[Header]:
+    def _write(self, batches: Sequence[Batch], time_ns: int) -> list[Header]:
         index, offset = self._index, self._index.end
-        self.time_ns = time_ns = max(now_ns, self.time_ns)
         written: list[Header] = []
         pieces: list[Bytes] = []
         for each in batches:
@@ -241,7 +240,7 @@ class Log:
             return
         with self._failing:
             self._sync()
-            self._write([Batch(_MARK, ())], self.time_ns)
+            self._write([Batch(_MARK, ())], self.clock.time_ns)
             self._marked = True
 
     def check_failed(self) -> None:
@@ -264,7 +263,7 @@ class Log:
         self._trim_reserve()
         base = self._index.end
         self._stray = name_of(base)
-        self.time_ns = max(now_ns, self.time_ns)  # what comes next there must not be earlier
+        self.clock.tick(now_ns)  # what comes next there must not be earlier
         head = self._head()
         file, old, sealed = begin(self.storage, head), self._file, self.segments[-1]
         index = Index(base, HEAD_BYTES)
@@ -284,7 +283,7 @@ class Log:
         return Head(
             partition=self.partition,
             offset=self._index.end,
-            time_ns=self.time_ns,
+            time_ns=self.clock.time_ns,
             log_epoch=self.log_epoch,
         )
 

@@ -211,7 +211,7 @@ class Partition:
     def _decide(
         self, requests: Sequence[Request], now_ns: int
     ) -> tuple[list[Outcome], list[Batch]]:
-        offset, time_ns = self.log.end, max(now_ns, self.log.time_ns)
+        offset, time_ns = self.log.end, self.log.clock.at(now_ns)
         room = _UNBOUNDED
         if self.options.bytes_max is not None:
             room = self.options.bytes_max - self._record_bytes

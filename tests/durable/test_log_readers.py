@@ -387,7 +387,7 @@ def test_readers_and_checks_beside_an_appender_see_each_record_once_and_nothing_
         while not looked or looked[-1] < end:
             wait_beyond(looked[-1] if looked else 0)
             findings.extend(check(disk, PARTITION).findings)
-            looked.append(log.offset_at(log.time_ns) + 1)
+            looked.append(log.offset_at(log.clock.time_ns) + 1)
 
     actions: list[Callable[[], None]] = [partial(follow, numbers) for numbers in seen]
     threads = [threading.Thread(target=action) for action in [*actions, look]]

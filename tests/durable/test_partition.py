@@ -160,6 +160,25 @@ def test_a_dedup_id_is_recognised_within_its_window(disk: FakeDisk, how: str) ->
     sound(disk)
 
 
+def test_a_dedup_id_is_forgotten_though_the_clock_had_been_ahead(disk: FakeDisk) -> None:
+    """For a year an append with an id that was used before would have been taken for a repeat."""
+    partition = open_partition(disk, StreamOptions(dedup_window_s=60))
+    writing = Writing(partition, 1)
+    assert writing.append("a year ahead", now_ns=365 * 86_400 * SECOND_NS).offset == 0
+
+    def at(now_s: int) -> Appended:
+        new = writing.batch(record(now_s, dedup_id=b"report"))
+        return appended(partition.commit([new], now_s * SECOND_NS))
+
+    first = at(10)
+    assert at(60) == Appended(first.offset, 1, first.time_ns, True)
+    last = at(131)
+    assert (last.offset, last.repeated) == (2, False)
+    assert at(132) == Appended(2, 1, last.time_ns, True)
+    assert last.time_ns > first.time_ns
+    sound(disk)
+
+
 @pytest.mark.parametrize("how", ["", "close", "kill", "crash"])
 def test_what_was_derived_from_an_input_is_there_once_for_ever(disk: FakeDisk, how: str) -> None:
     partition = open_partition(disk)
