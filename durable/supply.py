@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 _TELL_BYTES: Final = 1 << 20
 """Read of the log at one time."""
+_DELAY_NS_MAX: Final = round(limits.DELAY_S_MAX * 1e9)
+"""From when the log took a record in: when it is due says its producer's clock, which may be far
+ahead, and until then all that is behind it may have to wait."""
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -238,10 +241,11 @@ class Supply:
             keys = columns.keys or [None] * header.count if keyed else ()
             delayed = {}
             if columns.due_ns is not None:
+                latest_ns = header.time_ns + _DELAY_NS_MAX
                 delayed = {
-                    header.offset + n: now + (due - now_ns) / 1e9
+                    header.offset + n: now + (min(due, latest_ns) - now_ns) / 1e9
                     for n, due in enumerate(columns.due_ns)
-                    if due > now_ns
+                    if min(due, latest_ns) > now_ns
                 }
             if group.appended(header.end, keys[skip:], delayed) < header.end:
                 break  # the horizon: again from there, later

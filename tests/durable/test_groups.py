@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mesh import limits
 from mesh.durable.batch import batch
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
@@ -190,6 +191,18 @@ def test_keys_are_kept_in_order_across_members() -> None:
         for key in "xy":
             mine = [payload for payload in got if payload[0] == key]
             assert mine in ([], [f"{key}{n}" for n in range(3)])
+
+
+def test_a_record_is_delayed_by_no_more_than_a_year_whatever_its_producers_clock_says() -> None:
+    year_ns = round(limits.DELAY_S_MAX * SECOND_NS)
+    for due_ns in (10 * year_ns, (1 << 64) - 1):
+        setting = Setting()
+        fill(setting.log, NewRecord(codec.pack("later"), due_ns=due_ns), "now")
+        assert setting.deliver(now_ns=year_ns - 5 * SECOND_NS) == ["now"]
+        assert setting.groups.next_at() == 5
+        assert setting.deliver(now=5) == ["later"]
+        again = Setting(setting.disk.kill())
+        assert "later" in again.deliver(now_ns=year_ns), "nor does a restart begin anew with it"
 
 
 def test_a_delayed_record_waits_for_its_time() -> None:
