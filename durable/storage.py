@@ -367,8 +367,10 @@ def _file_id(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def directory_of(path: str) -> Disk:
-    """That directory, made if it is missing, for its owner alone. Raises `OSError`."""
+def directory_of(path: str | Path) -> Disk:
+    """That directory; it and those that it is in are made if they are missing, for their owner
+    alone, and each is on the disk before the next is made. Raises `OSError`."""
     directory = Path(path)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not directory.exists():
+        directory_of(directory.parent)
     return Disk(directory)

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import pytest
 
-from mesh.durable.storage import Disk, File, Storage
+from mesh.durable import storage as storages
+from mesh.durable.storage import Disk, File, Storage, directory_of
 from mesh.errors import InvalidName, LogLocked, StorageFailed
 from tests.support.fake_disk import FakeDisk
 
@@ -382,3 +383,26 @@ def test_only_the_file_that_failed_is_poisoned_and_one_opened_anew_is_not(
         file.append([b"written"])
         file.sync()
         assert file.read(0, 100) == b"written"
+
+
+def test_all_directories_that_are_made_are_on_the_disk_each_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the one that was made last before, by whoever was killed then."""
+    synced: list[tuple[Path, list[str]]] = []
+    sync = storages._sync_directory
+
+    def noting(path: Path) -> None:
+        synced.append((path, sorted(os.listdir(path))))
+        sync(path)
+
+    monkeypatch.setattr(storages, "_sync_directory", noting)
+    data = tmp_path / "data"
+    data.mkdir()
+    directory_of(str(data / "logs" / "site" / "shop"))
+    logs, site = data / "logs", data / "logs" / "site"
+    assert synced == [(tmp_path, ["data"]), (data, ["logs"]), (logs, ["site"]), (site, ["shop"])]
+    assert [path.stat().st_mode & 0o777 for path in (logs, site, site / "shop")] == [0o700] * 3
+    synced.clear()
+    directory_of(str(site / "shop"))
+    assert synced == [(site, ["shop"])]
