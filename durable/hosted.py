@@ -287,10 +287,10 @@ class Hosted:
         if self._members is not None:
             self._members.dismiss()
 
-    def _serve_members(self, serve: Callable[[Members, float, int], object]) -> None:
-        """If there are any; and come back when something is due."""
+    def _serve_members(self, serve: Callable[[Members, float, int], object]) -> bool:
+        """If there are any; and come back when something is due. Whether that went well."""
         if self._members is None:
-            return
+            return True
         try:
             serve(self._members, time.monotonic(), time.time_ns())
         except (LogDamaged, OSError) as error:  # whoever asks next has that tried again
@@ -299,9 +299,9 @@ class Hosted:
                 self._logged = text
                 logger.error("%s", text)
             self._members.dismiss(refused_for(error, text))
-            return
-        self._logged = ""
+            return False
         self._plan()
+        return True
 
     def _with_members(self) -> Members:
         if self._members is None:
@@ -325,7 +325,8 @@ class Hosted:
         self._woken = False
         if self._readers:
             self._readers = [reader for reader in self._readers if not self._serve(reader)]
-        self._serve_members(Members.serve_all)
+        if self._serve_members(Members.serve_all):
+            self._logged = ""
 
     def _plan(self) -> None:
         """Come back when something is due."""

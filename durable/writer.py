@@ -36,7 +36,7 @@ _CLOSED: Final = Refused("closed", "the log was closed before that was written")
 
 
 class Writer:
-    """See above. `appended` is called after each group, in the writer's thread."""
+    """See above. `appended` is called after each group, and after a cut, in the writer's thread."""
 
     def __init__(
         self,
@@ -207,7 +207,8 @@ class Writer:
         since = self._unsynced_since
         if since is not None and time.monotonic() - since >= self._interval_s:
             self._unsynced_since = None
-            self.partition.sync()
+            if not self.partition.sync():
+                self._appended()  # who waits behind what was cut off is to be told
 
     def _sleep(self) -> None:
         """Until something is submitted, or is due."""

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 import pytest
 
+from mesh.durable.log import Log
 from mesh.durable.outcomes import Appended, Opened, Outcome, Refused
 from mesh.durable.partition import Opening, Partition
 from mesh.durable.records import batch_of
@@ -227,6 +228,28 @@ def test_an_interval_stream_is_synced_soon_without_anybody_waiting(disk: FakeDis
     setting.submit()
     setting.answers.wait_for(1)
     until(lambda: setting.partition.log.synced_end == 1)
+    assert setting.writer.close()
+
+
+def test_who_waits_is_told_of_what_a_failed_sync_has_cut_off(disk: FakeDisk) -> None:
+    log: list[Log] = []
+    told = threading.Event()
+
+    def appended() -> None:
+        if log and log[0].unsynced_lost:
+            told.set()
+
+    setting = Setting(
+        disk,
+        StreamOptions(durability="interval"),
+        interval_s=0.01,
+        appended=appended,  # type: ignore[arg-type]
+    )
+    log.append(setting.partition.log)
+    until(lambda: setting.writer._asleep and setting.writer._unsynced_since is None)
+    disk.faults.fail("sync")
+    setting.submit()
+    assert told.wait(10)
     assert setting.writer.close()
 
 
