@@ -38,6 +38,7 @@ from mesh.durable.protocol import (
     room_for_batches,
 )
 from mesh.durable.retention import Keep, Sealed, trim_to
+from mesh.durable.segment import Segment
 from mesh.durable.writer import Writer
 from mesh.errors import LogDamaged
 from mesh.message import StreamStats
@@ -90,6 +91,9 @@ class Hosted:
         self._members: Members | None = None
         self._logged = ""
         """The last reason why its groups could not go on that was logged."""
+        self._damaged: tuple[Segment, ...] = ()
+        """The log's, when one of them was found to be damaged as something was to be given up: to
+        read it all once a second would find nothing else."""
         self._wake_at = 0.0
         self._dismissed = False
 
@@ -360,7 +364,7 @@ class Hosted:
         options, log = self.options, self.log
         tip = log.tip  # what is behind it may be cut off, and is not to push out what is kept
         segments, storage = log.segments, log.storage
-        if len(segments) < 2:
+        if len(segments) < 2 or not options.gives_up or segments is self._damaged:
             return None
         acked = None
         if options.retention == "acked" and self._members is not None:
@@ -372,6 +376,8 @@ class Hosted:
             ]
         except (LogDamaged, OSError) as error:
             logger.error("stream %r: nothing is given up: %s", self.name, error)
+            if isinstance(error, LogDamaged):
+                self._damaged = segments
             return None
         last = segments[-1]
         last_bytes = tip.size if tip.base == last.base else last.size

@@ -11,14 +11,17 @@ import pytest
 
 from mesh.durable.clerk import Clerk
 from mesh.durable.hosted import Hosted
+from mesh.durable.index import Index
 from mesh.durable.log import Log
 from mesh.durable.outcomes import Appended, Refused
 from mesh.durable.partition import Partition
 from mesh.durable.protocol import Fetch, Join, Joined, Open, Reply
+from mesh.durable.segment import Segment
 from mesh.durable.sidecar import Sidecar
+from mesh.durable.storage import Storage
 from mesh.options import StreamOptions
 from tests.support.fake_disk import FakeDisk
-from tests.support.logs import PARTITION, sound
+from tests.support.logs import PARTITION, sound, written
 from tests.support.one_thread import in_one_thread
 from tests.support.partitions import Writing, payloads, record
 from tests.support.waiting import until
@@ -125,3 +128,39 @@ def test_what_a_failed_sync_leaves_to_be_cut_off_pushes_out_nothing_that_was_ack
         assert payloads(partition) == [f"{n:100}" for n in range(3)]
         assert hosted.close(None)
     sound(disk)
+
+
+@pytest.mark.damages
+@pytest.mark.parametrize(("options", "reads"), [(StreamOptions(keep_count=1), 1), (None, 0)])
+def test_a_damaged_segment_is_not_read_again_each_second(
+    options: StreamOptions | None,
+    reads: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk, options = FakeDisk(), options or StreamOptions()
+    partition = Partition(disk, PARTITION, options, now_ns=0, segment_bytes=500)
+    writing = Writing(partition, 7)
+    for n in range(20):
+        writing.append(n)
+    first = partition.log.segments[0]
+    partition.close()
+    disk.remove(first.index_name)
+    written(disk, first.name, 200, b"\xff")
+    partition = Partition(disk, PARTITION, options, now_ns=0, segment_bytes=500)
+    read = []
+    remade = Segment.remade
+
+    def noting(segment: Segment, storage: Storage) -> Index:
+        read.append(segment.base)
+        return remade(segment, storage)
+
+    monkeypatch.setattr(Segment, "remade", noting)
+    with in_one_thread(1e6) as turns:
+        hosted = Hosted("s", options, partition, turns, lambda *_: None, 1 << 26)  # type: ignore[arg-type]
+        for _ in range(5):
+            hosted.tick()
+            turns.go()
+        assert hosted.close(None)
+    assert read == [0] * reads
+    assert len([each for each in caplog.records if "given up" in each.message]) == reads
