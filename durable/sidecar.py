@@ -54,7 +54,7 @@ from mesh.durable.protocol import (
 )
 from mesh.durable.rounds import Rounds
 from mesh.durable.segment import bases
-from mesh.durable.storage import Storage
+from mesh.durable.storage import Storage, is_disk_full
 from mesh.errors import InvalidName, LogDamaged, LogFormat, MeshError
 from mesh.names import check_name
 from mesh.options import StreamOptions
@@ -351,8 +351,11 @@ class Sidecar:
             logger.error("stream %r: %s", name, error)
             return refused_for(error, f"stream {name!r}: {error}")
         except (MeshError, OSError) as error:
-            logger.error("stream %r cannot be opened: %s", name, error)
-            return refused_for(error, f"stream {name!r} cannot be opened: {error}")
+            text = f"stream {name!r} cannot be opened: {error}"
+            if make and is_disk_full(error):  # who appends may wait for room
+                return Refused("full", text)
+            logger.error("%s", text)
+            return refused_for(error, text)
         if new:
             self._names.add(name)
             self._hosts(name)

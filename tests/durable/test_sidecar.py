@@ -201,6 +201,20 @@ def test_what_a_disk_has_refused_is_told(asking: Asking, disk: FakeDisk) -> None
     assert code_of(asking.told(Inspect("others"))) == "missing"
 
 
+def test_a_full_disk_refuses_a_new_stream_as_it_does_an_append(
+    asking: Asking, disk: FakeDisk
+) -> None:
+    """So that who waits for room waits for it, and dead letters do not take it for a fault."""
+    asking.append("a")
+    disk.faults.room_bytes = 0
+    refused = asking.told(Open("others", 1))
+    assert isinstance(refused, Refused)
+    assert refused.code == code_of(asking.append("b" * 100)) == "full"
+    assert refused.text.startswith("stream 'others' cannot be opened: [Errno 28] No space left")
+    disk.faults.room_bytes = None
+    assert isinstance(asking.told(Open("others", 1)), Opened)
+
+
 def test_how_far_groups_have_come_is_told_though_nobody_consumes(
     asking: Asking, disk: FakeDisk
 ) -> None:
