@@ -30,7 +30,8 @@ from mesh.errors import LogDamaged
 
 logger = logging.getLogger(__name__)
 
-_STATE: Final = "state"
+STATE: Final = "state"
+"""The name of its file, which is written once there is a segment."""
 _CHECK_BYTES: Final = 4
 _EPOCH_BY_CLOCK_MAX: Final = 1 << 31
 """A clock that is a century ahead leaves room for as many epochs after it."""
@@ -65,7 +66,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
 def read_state(storage: Storage) -> State | None:
     """None if there is none, or it is damaged: less is known then, and nothing is lost."""
     try:
-        file = storage.open_to_read(_STATE)
+        file = storage.open_to_read(STATE)
     except FileNotFoundError:
         return None
     with contextlib.closing(file):
@@ -74,13 +75,13 @@ def read_state(storage: Storage) -> State | None:
     if crc32(stored).to_bytes(_CHECK_BYTES, "little") == data[:_CHECK_BYTES]:
         with contextlib.suppress(msgspec.MsgspecError):
             return _decode(stored)
-    logger.warning("the file %r of a log is damaged: how far it reached is not known", _STATE)
+    logger.warning("the file %r of a log is damaged: how far it reached is not known", STATE)
     return None
 
 
 def write_state(storage: Storage, state: State) -> None:
     stored = _encode(state)
-    storage.replace(_STATE, crc32(stored).to_bytes(_CHECK_BYTES, "little") + stored)
+    storage.replace(STATE, crc32(stored).to_bytes(_CHECK_BYTES, "little") + stored)
 
 
 def recover(

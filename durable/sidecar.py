@@ -52,6 +52,7 @@ from mesh.durable.protocol import (
     encode_message,
     unpack_batch,
 )
+from mesh.durable.recovery import STATE
 from mesh.durable.rounds import Rounds
 from mesh.durable.segment import bases
 from mesh.durable.storage import Storage, is_disk_full
@@ -328,7 +329,8 @@ class Sidecar:
             if new and len(self._names) >= limits.STREAMS_MAX:
                 return Refused("full", f"there are {limits.STREAMS_MAX:,} streams here")
             folder = self._streams.folder(file_name)
-            if not bases(folder.names()):  # it is new, or was when the machine failed
+            names = folder.names()
+            if not bases(names) and STATE not in names:  # it is new, or was as the machine failed
                 if not make:  # or it would get other options than whoever makes it asks for
                     return Refused("missing", f"there is no stream {name!r} here yet")
                 options = options or StreamOptions()

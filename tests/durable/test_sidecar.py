@@ -230,6 +230,32 @@ def test_how_far_groups_have_come_is_told_though_nobody_consumes(
     again.sidecar.close()
 
 
+def test_a_stream_whose_segments_are_missing_keeps_its_options(disk: FakeDisk) -> None:
+    """A copy that is not complete, say: whoever opened it then gave it other ones."""
+    options = StreamOptions(retention="acked", bytes_max=1 << 20)
+    asking = Asking(Sidecar(disk))
+    asking.told(Open("orders", 1, options))
+    asking.append("a")
+    asking.sidecar.close()
+    found = disk.kill()
+    folder = found.folder("streams").folder("orders")
+    segments = {
+        name: folder._find(name) for name in folder.names() if name.endswith((".log", ".index"))
+    }
+    for name in segments:
+        folder.remove(name)
+    again = Asking(Sidecar(found))
+    told = again.told(Open("orders", 2))
+    assert isinstance(told, Refused)
+    assert (told.code, "no segment is left of 1 records" in told.text) == ("damaged", True)
+    again.sidecar.close()
+    for name, content in segments.items():
+        folder._directory.put(name, content)
+    again = Asking(Sidecar(found.kill()))
+    assert isinstance(again.told(Open("orders", 1, options)), Opened)
+    again.sidecar.close()
+
+
 @pytest.mark.damages
 def test_a_damaged_stream_refuses_and_others_go_on(asking: Asking, disk: FakeDisk) -> None:
     asking.append("a")
