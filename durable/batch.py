@@ -35,9 +35,11 @@ A segment of a log is a head, and then batch after batch with nothing between::
     70  u16  0
 
 The two checks cover everything, the position (`offset`) and whose log it is included: a batch that
-a disk has put in the wrong place, or one of another log inside a payload, is not taken for the one
-that belongs there. `synced` tells a torn tail from damage: what lies before
-it was on disk before this batch was written, so where that does not read well no crash explains it.
+a disk has put in the wrong place, or one of another partition inside a payload, is not taken for
+the one that belongs there. (All streams of a sidecar have the same partition: one of another stream
+is told by its offset alone.) `synced` tells a torn tail from damage: what lies before it was on
+disk before this batch was written, so where that does not read well no crash explains it. What a
+payload says so of is believed, too: see `mesh.durable.scan.torn`.
 A producer sends its batches in this form, with what the log decides left 0.
 """
 

@@ -3,7 +3,7 @@
 Guarantee: nothing is yielded that is not byte for byte what was appended there, and what ends the
 reading is told apart: the end of the file or of its used part, a torn tail (which only an append
 that nobody was told about can leave), or damage (something that had been on disk does not read any
-more). Knows no files: it is given a function that reads.
+more); but see `torn` for what payloads may say. Knows no files: it is given a function that reads.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ def torn(walk: Walk, read: Read, size: int, partition: int) -> Damage | None:
     Of an append that was under way anything may be on disk, in whatever order its parts got there:
     so also whole batches behind a hole. But a batch that was written after that place had been
     synced says so, and then no crash explains the hole. Only one whose offset may come behind it:
-    a payload may hold what was read from this very log before.
+    a payload may hold what was read from this very log before. One that holds a batch of another
+    stream of this partition, with a higher offset, or one that was made up, is taken for evidence
+    all the same: then a torn tail is called damage, and for people to decide, rather than damage a
+    torn tail.
     """
     for header in _headers(read, walk.position + 1, size, partition):
         if header.synced > walk.position and header.offset >= walk.offset:
