@@ -202,9 +202,7 @@ class Group:
     def recall(self, member: str, ranges: Iterable[Range]) -> None:
         """Of the records in these ranges, those that `member` holds were shown to nobody: they can
         be delivered again at once, and count as never delivered."""
-        holder, unseen = self._leases.members.get(member), Intervals()
-        for first, end in ranges:
-            unseen.add(first, end)
+        holder, unseen = self._leases.members.get(member), Intervals(sorted(ranges))
         for offset in [] if holder is None else self._leases.of(holder):
             if offset in unseen and offset in self._leases.in_flight:
                 self._recall((offset, *self._waiting.back(offset)))
@@ -269,21 +267,23 @@ class Group:
         settled before, or never delivered to anybody, is counted, and nothing else comes of it.
         """
         first, end = max(first, 0), min(end, self.horizon)
-        deliveries = self._tally.deliveries
-        repeated, settled = max(0, end - first), 0
-        for low, high in self._tally.settled.missing_in(first, end):
+        tally, repeated, settled = self._tally, max(0, end - first), 0
+        for low, high in tally.settled.missing_in(first, end):
             repeated -= high - low
-            for offset in range(low, high):
-                if offset in deliveries:
-                    holder = self._remove(offset)
-                    settled += 1
-                    if holder is None or holder.name != member:
-                        self.counters["late ack"] += 1
-                else:
-                    self.counters["undelivered ack"] += 1
-                    self._tally.settle(low, offset)
-                    low = offset + 1
-            self._tally.settle(low, high)
+            delivered = tally.delivered_in(low, high)
+            settled += len(delivered)
+            if undelivered := high - low - len(delivered):
+                self.counters["undelivered ack"] += undelivered
+            first = end = low
+            for offset in delivered:
+                if offset != end:
+                    tally.settle(first, end)
+                    first = offset
+                end = offset + 1
+                holder = self._remove(offset)
+                if holder is None or holder.name != member:
+                    self.counters["late ack"] += 1
+            tally.settle(first, end)
         if repeated:
             self.counters["repeated ack"] += repeated
         return settled

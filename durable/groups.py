@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 from mesh import limits
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import Group, GroupOptions
-from mesh.durable.intervals import Range
+from mesh.durable.intervals import Intervals, Range
 from mesh.durable.journal import Beginning, Journal
 from mesh.durable.log import Log
 from mesh.durable.storage import Storage, is_disk_full
@@ -204,7 +204,7 @@ class Groups:
         """Whether or not it is a member still: what was done, is done."""
         held = self._groups[name]
         group = held.group
-        for first, end in said.acks:
+        for first, end in Intervals(sorted(said.acks)):  # none of them twice
             group.ack(member, first, end)
         for offset, reason in said.rejects:
             group.reject(member, offset, reason)

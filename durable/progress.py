@@ -61,6 +61,14 @@ class Tally:
         self._newly_delivered.add(first, end)
         return self._runs(range(first, end))
 
+    def delivered_in(self, first: int, end: int) -> list[int]:
+        """Those of that range that were delivered and are not settled, the lowest first: sought in
+        the range or among all of them, whichever are fewer."""
+        deliveries = self.deliveries
+        if end - first <= len(deliveries):
+            return [offset for offset in range(first, end) if offset in deliveries]
+        return sorted(offset for offset in deliveries if first <= offset < end)
+
     def take_off(self, offset: int) -> None:
         """The last delivery of that record does not count."""
         self.deliveries[offset] -= 1
