@@ -19,7 +19,7 @@ must not lose).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import get_args
 
@@ -102,7 +102,7 @@ class Group:
         self._tally.settle(0, start)
         self._dead: dict[int, DeadRecord] = {}
         """Those that are not buried yet."""
-        self._newly_dead: dict[int, DeadRecord] = {}
+        self._newly_dead: OrderedDict[int, DeadRecord] = OrderedDict()
         self._spent: set[int] = set()
         """After a restore: what is dead as soon as the group is told of it."""
         self._active: Member | None = None
@@ -317,11 +317,19 @@ class Group:
 
     def newly_dead(self) -> list[DeadRecord]:
         """Those that died since the last call. Each is to be `buried`, as a dead letter."""
-        new, self._newly_dead = self._newly_dead, {}
+        new, self._newly_dead = self._newly_dead, OrderedDict()
         return list(new.values())
 
+    def next_dead(self) -> DeadRecord | None:
+        """The first of these alone, if there is one."""
+        return self._newly_dead.popitem(last=False)[1] if self._newly_dead else None
+
+    @property
+    def has_newly_dead(self) -> bool:
+        return bool(self._newly_dead)
+
     def keep_new(self, dead: DeadRecord) -> None:
-        """That one could not be read this time: it is in the next call's, if it is dead then."""
+        """That one has to wait: it is the last of the next call's, if it is dead then."""
         if dead.offset in self._dead:
             self._newly_dead[dead.offset] = dead
 

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from mesh import limits
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
-from mesh.durable.group import Group, GroupOptions
+from mesh.durable.group import DeadRecord, Group, GroupOptions
 from mesh.durable.intervals import Intervals, Range
 from mesh.durable.journal import Beginning, Journal
 from mesh.durable.log import Log
@@ -123,14 +123,20 @@ class Groups:
     def __bool__(self) -> bool:
         return bool(self._groups)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the log has still all that these groups were told of: else they have to
+        `rewind`."""
+        return self._log.keeps_all or self.log_epoch == self._log.log_epoch
+
     def rewind(self) -> bool:
         """The log may have lost what it had not promised to keep, and other records may have those
         offsets now: begin again with all groups. Whether it has; then nobody is a member any more.
         Raises `LogDamaged`, `OSError`, if the log does not read."""
+        if self.is_current:
+            return False
         log = self._log
         log_epoch = log.log_epoch
-        if log.keeps_all or self.log_epoch == log_epoch:
-            return False
         kept = self._kept_since(self.log_epoch)
         for name, held in list(self._groups.items()):
             group = Group.restore(held.group.options, [held.group.snapshot()], kept)
@@ -237,10 +243,20 @@ class Groups:
         many."""
         return self._groups[name].supply.gaps(member)
 
-    def letters(self, name: str) -> list[Letter]:
-        """What has become a dead letter since the last call: each is to be appended to the dead
-        letters, and then `buried`."""
-        return self._groups[name].supply.letters()
+    def with_letters(self) -> list[str]:
+        """The groups that have a `letter`, in order of their names."""
+        return sorted(name for name, held in self._groups.items() if held.group.has_newly_dead)
+
+    def letter(self, name: str) -> Letter | None:
+        """The next dead record of that group, as it is read now: to be appended to the dead
+        letters, and then `buried`, or `keep_dead` until it can be. None if there is none more that
+        can be read now."""
+        return self._groups[name].supply.letter()
+
+    def keep_dead(self, name: str, dead: DeadRecord) -> None:
+        """That dead letter has to wait: it is one of the next again."""
+        if name in self._groups:
+            self._groups[name].group.keep_new(dead)
 
     def buried(self, name: str, offset: int) -> None:
         """That dead letter is safe."""

@@ -19,6 +19,7 @@ from mesh import limits
 from mesh.durable.batch import Batch
 from mesh.durable.deliveries import Delivery, Settlements
 from mesh.durable.derivations import source_number
+from mesh.durable.group import DeadRecord
 from mesh.durable.groups import Groups
 from mesh.durable.intervals import Range
 from mesh.durable.log import Log
@@ -97,9 +98,14 @@ class Members:
         self._bury = bury
         self._message_bytes_max = message_bytes_max
         self._members: dict[tuple[str, str], _Member] = {}
-        self._unburied: dict[tuple[str, int], Letter] = {}
+        self._under_way: dict[tuple[str, int], DeadRecord] = {}
+        """Those of which the letter was sent, by group and offset."""
+        self._letter_bytes = 0
+        """Of these letters, and of what was sent before groups began again."""
         self._refused = ""
-        """Why the last of them that was sent has to wait, and all of them with it."""
+        """Why the last letter that was sent has to wait, and all of them with it."""
+        self._tried = ""
+        """Whose letter was sent last to see whether they still have to."""
 
     # -- What they ask -----------------------------------------------------------------------
 
@@ -182,6 +188,7 @@ class Members:
         if self._groups.rewind():
             self.dismiss()
             self._members.clear()
+            self._under_way.clear()
 
     def serve(self, groups: Iterable[str], now: float, now_ns: int) -> None:
         """Give their members what there is for them."""
@@ -197,7 +204,7 @@ class Members:
         self._groups.write()
         for answer, reply in answers:
             answer(reply)
-        self._send_letters(asking)
+        self._send_letters()
 
     def serve_all(self, now: float, now_ns: int) -> None:
         """The log has more, or something is due; and those who have waited long enough are told
@@ -222,11 +229,14 @@ class Members:
 
     def tick(self, now: float, now_ns: int) -> None:
         """About every second. Raises `LogDamaged`, `OSError`."""
+        self.rewind()
         self._groups.sync()
         silent = [key for key, m in self._members.items() if now - m.heard_at > _SILENT_S]
         self._remove(silent, now, now_ns)
-        if self._refused and self._unburied:
-            self._send(next(iter(self._unburied.values())), then_all=True)
+        if self._refused:
+            self._try_letter()
+        else:
+            self._send_letters()
 
     def stats(self) -> dict[str, GroupStats]:
         return self._groups.stats()
@@ -282,40 +292,61 @@ class Members:
 
     # -- Dead letters ------------------------------------------------------------------------
 
-    def _send_letters(self, groups: Iterable[str]) -> None:
-        for group in groups:
-            for letter in self._groups.letters(group):
-                self._unburied[group, letter.dead.offset] = letter
-                if not self._refused:
-                    self._send(letter)
+    def _send_letters(self) -> None:
+        """As many as may be under way. Others are with their groups, which know them by offset, and
+        are read again when it is their turn."""
+        if self._refused or not self._groups.is_current:
+            return
+        for group in self._groups.with_letters():
+            while self._letter_bytes < limits.LETTERS_BYTES_MAX:
+                letter = self._groups.letter(group)
+                if letter is None:
+                    break
+                self._send(letter)
+
+    def _try_letter(self) -> None:
+        """All of them have to wait: see whether one of the next group does."""
+        groups = self._groups.with_letters()
+        if groups and not self._under_way:
+            self._tried = next((group for group in groups if group > self._tried), groups[0])
+            letter = self._groups.letter(self._tried)
+            if letter is not None:
+                self._send(letter, then_all=True)
 
     def _send(self, letter: Letter, *, then_all: bool = False) -> None:
-        key = letter.group, letter.dead.offset
-
-        def done(outcome: Outcome) -> None:
-            if isinstance(outcome, Appended):
-                self._unburied.pop(key, None)
-                self._groups.buried(*key)
-                self._groups.write()
-                if then_all:
-                    self._refused = ""
-                    for each in list(self._unburied.values()):
-                        self._send(each)
-                return
-            assert isinstance(outcome, Refused)
-            if outcome.code != self._refused:
-                logger.warning("dead letters of %r have to wait: %s", self._stream, outcome.text)
-                self._refused = outcome.code
-            if key in self._unburied:  # others first, the next time: it may be this one only
-                self._unburied[key] = self._unburied.pop(key)
-
+        group, dead = letter.group, letter.dead
+        key = group, dead.offset
         try:
             batch = dead_letter(self._stream, self._log.partition, letter)
         except Malformed:
             logger.error("a dead letter of %r is malformed, and is given up", self._stream)
-            self._unburied.pop(key, None)
             self._groups.buried(*key)
             return
+        size = batch.header.size
+        self._letter_bytes += size
+        self._under_way[key] = dead
+
+        def done(outcome: Outcome) -> None:  # which is not to hold on to the letter
+            self._letter_bytes -= size
+            known = self._under_way.get(key) is dead  # or its group has begun again
+            if known:
+                del self._under_way[key]
+            if isinstance(outcome, Appended):
+                if known:
+                    self._groups.buried(*key)
+                    self._groups.write()
+                if then_all:
+                    self._refused = ""
+            else:
+                assert isinstance(outcome, Refused)
+                if outcome.code != self._refused:
+                    text = "dead letters of %r have to wait: %s"
+                    logger.warning(text, self._stream, outcome.text)
+                    self._refused = outcome.code
+                if known:  # others first, the next time: it may be this one only
+                    self._groups.keep_dead(group, dead)
+            self._send_letters()
+
         self._bury(batch, done)
 
 

@@ -175,11 +175,10 @@ class Supply:
         gap = self._gaps.pop(member, None)
         return [] if gap is None else [gap]
 
-    def letters(self) -> list[Letter]:
-        """What has become a dead letter since the last call, and can be read: each is to be
-        appended to the dead letters, and then `buried`."""
-        letters = []
-        for dead in self.group.newly_dead():
+    def letter(self) -> Letter | None:
+        """The next dead record, as it is read now: to be appended to the dead letters, and then
+        `buried`. None if there is none more that can be read now."""
+        while (dead := self.group.next_dead()) is not None:
             try:
                 found = self._cache.find(dead.offset)
             except LogDamaged as error:  # it stays unsettled
@@ -188,12 +187,12 @@ class Supply:
             except OSError as error:
                 self._unreadable(error)
                 self.group.keep_new(dead)
+                return None
             else:
-                if found is None:
-                    self.group.buried(dead.offset)
-                else:
-                    letters.append(Letter(self.name, dead, found))
-        return letters
+                if found is not None:
+                    return Letter(self.name, dead, found)
+                self.group.buried(dead.offset)
+        return None
 
     # -- The log -----------------------------------------------------------------------------
 

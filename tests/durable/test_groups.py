@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from types import FrameType
 from typing import Any
@@ -24,6 +25,7 @@ from mesh.durable.log import Log
 from mesh.durable.protocol import read_batch
 from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.scan import Found
+from mesh.durable.supply import Letter
 from mesh.errors import InvalidName, LogDamaged, LogFull, OptionsDiffer
 from mesh.sockets import codec
 from tests.support.fake_disk import FakeDisk, Operation
@@ -86,6 +88,11 @@ def deliver(
     if isinstance(outcome, LogDamaged):
         raise outcome
     return outcome
+
+
+def letters(groups: Groups) -> list[Letter]:
+    """All that can be read now."""
+    return list(iter(partial(groups.letter, "g"), None))
 
 
 def contents(delivery: Delivery) -> list[tuple[int, str]]:
@@ -163,7 +170,7 @@ def test_deliveries_are_counted_across_restarts() -> None:
     setting.groups.write()
     setting = setting.again("kill")
     assert setting.deliver() == []
-    assert [letter.dead.offset for letter in setting.groups.letters("g")] == [0, 1]
+    assert [letter.dead.offset for letter in letters(setting.groups)] == [0, 1]
 
 
 def test_a_dead_letter_brings_its_record() -> None:
@@ -171,7 +178,7 @@ def test_a_dead_letter_brings_its_record() -> None:
     fill(setting.log, "bad", "good")
     setting.deliver()
     setting.groups.settle("g", "a", Settlements(rejects=((0, "no customer"),)), 0.0)
-    (letter,) = setting.groups.letters("g")
+    (letter,) = letters(setting.groups)
     assert (letter.group, letter.dead.offset, letter.dead.reason) == ("g", 0, "no customer")
     assert payloads_of(letter.found.header, letter.found.body) == ["bad"]
     assert setting.groups.stats()["g"].committed == 0
@@ -383,7 +390,7 @@ def test_what_nobody_asks_for_is_granted_to_nobody() -> None:
     setting.groups.join("g", "b", 100)
     for now in (0.0, 100.0, 200.0, 300.0):
         assert setting.groups.deliver("g", [], now, 0) == {}
-    assert setting.groups.letters("g") == []
+    assert letters(setting.groups) == []
     assert setting.delivery("b", 400.0).grants == ((0, 1, 1), (1, 2, 1), (2, 3, 1))
 
 
@@ -463,9 +470,9 @@ def test_a_dead_letter_that_cannot_be_read_keeps_no_other() -> None:
     setting.groups.settle("g", "a", Settlements(rejects=rejects), 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cursor, "read", out_of_files)
-        assert setting.groups.letters("g") == []
-    assert [letter.dead.offset for letter in setting.groups.letters("g")] == [last]
-    assert setting.groups.letters("g") == []
+        assert letters(setting.groups) == []
+    assert [letter.dead.offset for letter in letters(setting.groups)] == [last]
+    assert letters(setting.groups) == []
     assert setting.groups.stats()["g"].counters["dead and damaged"] == 1
 
 

@@ -148,7 +148,7 @@ class GroupMachine(RuleBasedStateMachine):
     @rule(failing=FAILING)
     def bury(self, failing: Failing) -> None:
         """What was rejected by whoever held it is settled when it is safe elsewhere."""
-        for letter in self.groups.letters("g"):
+        while (letter := self.groups.letter("g")) is not None:
             offset, header = letter.dead.offset, letter.found.header
             payloads = list(payloads_of(header, letter.found.body))
             assert payloads[offset - header.offset] == payload_of(offset)

@@ -1,0 +1,174 @@
+"""What the clerk does for the members of groups, with nobody in between."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from mesh import limits
+from mesh.durable.batch import Batch
+from mesh.durable.deliveries import AskedOptions, Settlements
+from mesh.durable.groups import Groups
+from mesh.durable.log import Log
+from mesh.durable.members import Members
+from mesh.durable.outcomes import Appended, Outcome, Refused
+from mesh.durable.protocol import Fetch, Join, Joined, Reply, Settle
+from tests.durable.test_groups import fill, numbered
+from tests.support.fake_disk import FakeDisk
+from tests.support.logs import PARTITION
+
+MEMBER = "0123456789abcdef-a"
+FULL = Refused("full", "there is no room")
+
+
+class Setting:
+    """The members of a log's groups, and what is to go to the dead letters."""
+
+    def __init__(self, *, keeps_all: bool = True) -> None:
+        self.disk = FakeDisk()
+        self.log = Log(self.disk, PARTITION, now_ns=0, shown_when_synced=keeps_all)
+        self.groups = Groups(self.disk.folder("groups"), self.log)
+        self.members = Members("s", self.groups, self.log, self.bury, 1 << 20)
+        self.letters: list[int] = []
+        """The bytes of each that was sent."""
+        self.under_way: list[Callable[[Outcome], object]] = []
+
+    def bury(self, batch: Batch, done: Callable[[Outcome], object]) -> None:
+        self.letters.append(batch.header.size)
+        self.under_way.append(done)
+
+    def answer(self, outcome: Outcome) -> None:
+        """All letters that are under way."""
+        under_way, self.under_way = self.under_way, []
+        for done in under_way:
+            done(outcome)
+
+    def told(self, query: Join | Fetch | Settle, now: float = 0.0) -> Reply:
+        replies: list[Reply] = []
+        members = self.members
+        members.rewind()
+        match query:
+            case Join():
+                members.join(query, replies.append, now, 0)
+            case Fetch():
+                members.fetch(query, replies.append, now, 0)
+            case Settle():
+                members.settle(query, replies.append, now, 0)
+        (reply,) = replies
+        return reply
+
+    def reject_all(self, group: str = "g", member: str = MEMBER) -> None:
+        joined = self.told(Join("s", group, member, 1000, AskedOptions()))
+        assert isinstance(joined, Joined)
+        number = 0
+        while True:
+            number += 1
+            self.members.fetch(Fetch("s", group, member, number), lambda reply: None, 0.0, 0)
+            held = self.groups.stats()[group].in_flight
+            if not held:
+                return
+            end = self.groups.stats()[group].end
+            rejects = tuple((offset, "no") for offset in range(end))
+            said = Settlements(rejects=rejects)
+            self.told(Settle("s", group, member, joined.log_epoch, said))
+
+    def committed(self, group: str = "g") -> int:
+        return self.groups.stats()[group].committed
+
+
+def test_dead_letters_on_their_way_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are read again when it is their turn, and all get there."""
+    monkeypatch.setattr(limits, "LETTERS_BYTES_MAX", 10_000)
+    setting = Setting()
+    fill(setting.log, *(f"{n} " + "x" * 1000 for n in range(60)))
+    setting.reject_all()
+    sent = 0
+    while setting.under_way:
+        assert sum(setting.letters[sent:]) < 10_000 + 2000
+        sent = len(setting.letters)
+        setting.answer(Appended(0, 1, 0))
+    assert sent == 60
+    assert setting.committed() == 60
+
+
+def test_a_dead_letter_that_has_to_wait_is_not_held_in_memory() -> None:
+    setting = Setting()
+    fill(setting.log, *(f"{n} " + "x" * 20_000 for n in range(60)))
+    setting.groups.open("g", AskedOptions(), 0)
+    tracemalloc.start()
+    try:
+        setting.reject_all()
+        setting.answer(FULL)
+        setting.groups._groups["g"].supply._cache.forget(60)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+    setting.members.tick(1.0, 0)
+    assert len(setting.under_way) == 1, "one in turn tries"
+    setting.answer(Appended(0, 1, 0))
+    while setting.under_way:
+        setting.answer(Appended(0, 1, 0))
+    assert setting.committed() == 60
+
+
+def test_where_dead_letters_wait_those_of_all_groups_try_by_turns() -> None:
+    setting = Setting()
+    fill(setting.log, "poison")
+    setting.reject_all("g")
+    setting.answer(FULL)
+    setting.reject_all("h")
+    for _ in range(2):
+        setting.members.tick(1.0, 0)
+        assert len(setting.under_way) == 1
+        setting.answer(FULL)
+    setting.members.tick(1.0, 0)
+    setting.answer(Appended(0, 1, 0))
+    assert (setting.committed("g"), setting.committed("h")) == (1, 0)
+    setting.answer(Appended(1, 1, 0))
+    assert setting.committed("h") == 1
+
+
+def test_a_record_that_is_acknowledged_while_its_dead_letter_waits_needs_none() -> None:
+    setting = Setting()
+    fill(setting.log, *numbered(2))
+    setting.reject_all()
+    setting.answer(FULL)
+    setting.told(Settle("s", "g", MEMBER, setting.log.log_epoch, Settlements(acks=((0, 2),))))
+    before = len(setting.letters)
+    setting.members.tick(1.0, 0)
+    assert (len(setting.letters), setting.committed()) == (before, 2)
+
+
+def test_a_dead_letter_that_waits_goes_with_its_record_where_that_is_lost() -> None:
+    """Another record gets its offset, and is not settled by a letter of the one before."""
+    setting = Setting(keeps_all=False)
+    fill(setting.log, *numbered(2))
+    fill(setting.log, "lost, waits", "lost, under way", synced=False)
+    setting.reject_all()
+    *kept, waits, under_way = setting.under_way
+    setting.under_way = []
+    for done in kept:
+        done(Appended(0, 1, 0))
+    waits(FULL)
+    setting.disk.faults.fail("sync")
+    with pytest.raises(Exception, match="Input/output"):
+        setting.log.sync()
+    setting.log.mend()
+    assert setting.log.end == setting.committed() == 2
+    fill(setting.log, "other", "another")
+    setting.members.tick(1.0, 0)
+    assert not setting.under_way, "there is no such record any more"
+    joined = setting.told(Join("s", "g", MEMBER, 10))
+    assert isinstance(joined, Joined)
+    setting.members.fetch(Fetch("s", "g", MEMBER, 1), lambda reply: None, 1.0, 0)
+    said = Settlements(rejects=((2, "no"), (3, "no")))
+    setting.told(Settle("s", "g", MEMBER, joined.log_epoch, said))
+    under_way(Appended(9, 1, 0))
+    assert setting.committed() == 2
+    for _ in range(3):
+        setting.members.tick(2.0, 0)
+        setting.answer(Appended(0, 1, 0))
+    assert setting.committed() == 4
