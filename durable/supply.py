@@ -36,6 +36,8 @@ _TELL_BYTES: Final = 1 << 20
 _DELAY_NS_MAX: Final = round(limits.DELAY_S_MAX * 1e9)
 """From when the log took a record in: when it is due says its producer's clock, which may be far
 ahead, and until then all that is behind it may have to wait."""
+_GRANT_BYTES: Final = 24
+"""What a grant takes in a delivery, at most."""
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -57,10 +59,12 @@ class _Parcel:
         self._bytes_left = bytes_max
 
     def has_room(self, header: Header) -> bool:
-        """Whether that batch is in it, or may be put there: the first always."""
+        """Whether a grant of that batch may be put there, with the batch if it is not in it yet:
+        the first always."""
+        self._bytes_left -= _GRANT_BYTES
         if header.offset not in self.batches:
             self._bytes_left -= header.size
-            self.full = self._bytes_left < 0 and bool(self.batches)
+        self.full = self._bytes_left < 0 and bool(self.batches)
         return not self.full
 
 

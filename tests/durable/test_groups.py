@@ -22,7 +22,7 @@ from mesh.durable.groups import Groups, file_name_of
 from mesh.durable.intervals import Intervals
 from mesh.durable.journal import Journal
 from mesh.durable.log import Log
-from mesh.durable.protocol import read_batch
+from mesh.durable.protocol import Delivered, encode_message, read_batch, room_for_batches
 from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.scan import Found
 from mesh.durable.supply import Letter
@@ -136,6 +136,24 @@ def test_a_delivery_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(some) < 8
         got += some
     assert got == numbered(20)
+
+
+def test_a_delivery_in_many_pieces_is_bounded_in_bytes() -> None:
+    """Each piece takes some bytes, and there may be one for each record."""
+    setting = Setting()
+    setting.groups.join("g", "a", 3000)
+    fill(setting.log, *(f"{n}" for n in range(3000)), per_batch=1000)
+    while setting.deliver():
+        pass
+    setting.ack(*range(0, 3000, 2))
+    setting.groups.leave("g", "a")
+    bytes_max, got = 10_000, 0
+    setting.groups.join("g", "b", 3000, room_for_batches(bytes_max))
+    while (delivery := setting.delivery("b")).grants:
+        size = len(encode_message(Delivered(delivery, ((0, 0, 0),), 1 << 63)))
+        assert size <= bytes_max
+        got += len(delivery.grants)
+    assert got == 1500
 
 
 def test_large_records_lower_what_a_member_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
