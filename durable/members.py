@@ -33,6 +33,7 @@ from mesh.durable.protocol import (
     Reply,
     Settle,
     Settled,
+    room_for_a_batch,
     room_for_batches,
 )
 from mesh.durable.records import (
@@ -317,7 +318,8 @@ class Members:
         group, dead = letter.group, letter.dead
         key = group, dead.offset
         try:
-            batch = dead_letter(self._stream, self._log.partition, letter)
+            room = room_for_a_batch(self._message_bytes_max)
+            batch = dead_letter(self._stream, self._log.partition, letter, room)
         except Malformed:
             logger.error("a dead letter of %r is malformed, and is given up", self._stream)
             self._groups.buried(*key)
@@ -350,9 +352,11 @@ class Members:
         self._bury(batch, done)
 
 
-def dead_letter(stream: str, partition: int, letter: Letter) -> Batch:
+def dead_letter(stream: str, partition: int, letter: Letter, bytes_max: int) -> Batch:
     """The record as it is appended to the dead letters: with its payload, key and headers, and
-    where it came from. Headers that nobody can read are left out. Raises `Malformed`."""
+    where it came from. Headers that nobody can read are left out; and where all that would be more
+    than `bytes_max`, which no reader might let in, its own headers, then the reason, then names.
+    Raises `Malformed`."""
     header, body = letter.found.header, letter.found.body
     index = letter.dead.offset - header.offset
     columns = columns_of(header, body)
@@ -368,11 +372,15 @@ def dead_letter(stream: str, partition: int, letter: Letter) -> Batch:
     with contextlib.suppress(Malformed):
         own = headers_of(None if columns.headers is None else columns.headers[index])
     headers = {key: value for key, value in own.items() if key not in origin} | origin
+    payload = raw_payloads_of(header, body)[index]
+    key = None if columns.keys is None else columns.keys[index]
     source = source_number(stream, partition, header.log_epoch, letter.group)
-    record = NewRecord(
-        raw_payloads_of(header, body)[index],
-        None if columns.keys is None else columns.keys[index],
-        [item for pair in headers.items() for item in pair],
-        derived=Derived(source, letter.dead.offset, 0),
-    )
-    return batch_of([record])
+    derived = Derived(source, letter.dead.offset, 0)
+    short = origin | {"mesh-reason": ""}
+    nameless = short | {"mesh-stream": "", "mesh-group": ""}
+    for fewer in (headers, origin, short, nameless):
+        flat = [item for pair in fewer.items() for item in pair]
+        batch = batch_of([NewRecord(payload, key, flat, derived=derived)])
+        if batch.header.size <= bytes_max:
+            break
+    return batch

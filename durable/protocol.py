@@ -140,6 +140,11 @@ def room_for_batches(message_bytes_max: int) -> int:
     return message_bytes_max - message_bytes_max // 16
 
 
+def room_for_a_batch(message_bytes_max: int) -> int:
+    """In an answer that has no other."""
+    return message_bytes_max - _AROUND_BYTES
+
+
 # -- What sidecars answer
 
 
@@ -201,6 +206,9 @@ Answer = Callable[[Reply], object]
 
 _LENGTHS_BYTES: Final = 5 * len(Settlements.__struct_fields__)
 _encode: Final = msgspec.msgpack.Encoder().encode
+_MOST: Final = ((1 << 64) - 1,) * 3
+_AROUND_BYTES: Final = len(_encode(Delivered(Delivery((_MOST,), (b"",)), (_MOST,), _MOST[0]))) + 10
+"""Around a batch that is delivered alone; the lengths of it and of the answer take 5 bytes each."""
 _decode_query: Final = msgspec.msgpack.Decoder(Query).decode
 _decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
 

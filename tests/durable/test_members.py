@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 from collections.abc import Callable
 
@@ -9,34 +10,52 @@ import pytest
 
 from mesh import limits
 from mesh.durable.batch import Batch
-from mesh.durable.deliveries import AskedOptions, Settlements
+from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.groups import Groups
 from mesh.durable.log import Log
 from mesh.durable.members import Members
 from mesh.durable.outcomes import Appended, Outcome, Refused
-from mesh.durable.protocol import Fetch, Join, Joined, Reply, Settle
+from mesh.durable.protocol import (
+    Delivered,
+    Fetch,
+    Join,
+    Joined,
+    Reply,
+    Settle,
+    encode_message,
+    pack_batch,
+)
+from mesh.durable.records import columns_of, headers_of, payloads_of
+from mesh.errors import PayloadTooLarge
+from mesh.sockets.single import encode
+from tests.durable.test_encoding import BYTES_MAX, one_with_headers, plain, with_all
 from tests.durable.test_groups import fill, numbered
 from tests.support.fake_disk import FakeDisk
 from tests.support.logs import PARTITION
 
 MEMBER = "0123456789abcdef-a"
+NOW_NS = 1 << 62
+"""Nothing is delayed for so long."""
 FULL = Refused("full", "there is no room")
 
 
 class Setting:
     """The members of a log's groups, and what is to go to the dead letters."""
 
-    def __init__(self, *, keeps_all: bool = True) -> None:
+    def __init__(self, *, keeps_all: bool = True, bytes_max: int = 1 << 20) -> None:
         self.disk = FakeDisk()
         self.log = Log(self.disk, PARTITION, now_ns=0, shown_when_synced=keeps_all)
         self.groups = Groups(self.disk.folder("groups"), self.log)
-        self.members = Members("s", self.groups, self.log, self.bury, 1 << 20)
+        self.members = Members("s", self.groups, self.log, self.bury, bytes_max)
         self.letters: list[int] = []
         """The bytes of each that was sent."""
+        self.latest: Batch | None = None
+        """Of these."""
         self.under_way: list[Callable[[Outcome], object]] = []
 
     def bury(self, batch: Batch, done: Callable[[Outcome], object]) -> None:
         self.letters.append(batch.header.size)
+        self.latest = batch
         self.under_way.append(done)
 
     def answer(self, outcome: Outcome) -> None:
@@ -51,26 +70,26 @@ class Setting:
         members.rewind()
         match query:
             case Join():
-                members.join(query, replies.append, now, 0)
+                members.join(query, replies.append, now, NOW_NS)
             case Fetch():
-                members.fetch(query, replies.append, now, 0)
+                members.fetch(query, replies.append, now, NOW_NS)
             case Settle():
-                members.settle(query, replies.append, now, 0)
+                members.settle(query, replies.append, now, NOW_NS)
         (reply,) = replies
         return reply
 
-    def reject_all(self, group: str = "g", member: str = MEMBER) -> None:
+    def reject_all(self, group: str = "g", member: str = MEMBER, reason: str = "no") -> None:
         joined = self.told(Join("s", group, member, 1000, AskedOptions()))
         assert isinstance(joined, Joined)
         number = 0
         while True:
             number += 1
-            self.members.fetch(Fetch("s", group, member, number), lambda reply: None, 0.0, 0)
+            self.members.fetch(Fetch("s", group, member, number), lambda reply: None, 0.0, NOW_NS)
             held = self.groups.stats()[group].in_flight
             if not held:
                 return
             end = self.groups.stats()[group].end
-            rejects = tuple((offset, "no") for offset in range(end))
+            rejects = tuple((offset, reason) for offset in range(end))
             said = Settlements(rejects=rejects)
             self.told(Settle("s", group, member, joined.log_epoch, said))
 
@@ -106,7 +125,7 @@ def test_a_dead_letter_that_has_to_wait_is_not_held_in_memory() -> None:
     finally:
         tracemalloc.stop()
     assert held < 200_000
-    setting.members.tick(1.0, 0)
+    setting.members.tick(1.0, NOW_NS)
     assert len(setting.under_way) == 1, "one in turn tries"
     setting.answer(Appended(0, 1, 0))
     while setting.under_way:
@@ -121,10 +140,10 @@ def test_where_dead_letters_wait_those_of_all_groups_try_by_turns() -> None:
     setting.answer(FULL)
     setting.reject_all("h")
     for _ in range(2):
-        setting.members.tick(1.0, 0)
+        setting.members.tick(1.0, NOW_NS)
         assert len(setting.under_way) == 1
         setting.answer(FULL)
-    setting.members.tick(1.0, 0)
+    setting.members.tick(1.0, NOW_NS)
     setting.answer(Appended(0, 1, 0))
     assert (setting.committed("g"), setting.committed("h")) == (1, 0)
     setting.answer(Appended(1, 1, 0))
@@ -138,7 +157,7 @@ def test_a_record_that_is_acknowledged_while_its_dead_letter_waits_needs_none() 
     setting.answer(FULL)
     setting.told(Settle("s", "g", MEMBER, setting.log.log_epoch, Settlements(acks=((0, 2),))))
     before = len(setting.letters)
-    setting.members.tick(1.0, 0)
+    setting.members.tick(1.0, NOW_NS)
     assert (len(setting.letters), setting.committed()) == (before, 2)
 
 
@@ -159,16 +178,62 @@ def test_a_dead_letter_that_waits_goes_with_its_record_where_that_is_lost() -> N
     setting.log.mend()
     assert setting.log.end == setting.committed() == 2
     fill(setting.log, "other", "another")
-    setting.members.tick(1.0, 0)
+    setting.members.tick(1.0, NOW_NS)
     assert not setting.under_way, "there is no such record any more"
     joined = setting.told(Join("s", "g", MEMBER, 10))
     assert isinstance(joined, Joined)
-    setting.members.fetch(Fetch("s", "g", MEMBER, 1), lambda reply: None, 1.0, 0)
+    setting.members.fetch(Fetch("s", "g", MEMBER, 1), lambda reply: None, 1.0, NOW_NS)
     said = Settlements(rejects=((2, "no"), (3, "no")))
     setting.told(Settle("s", "g", MEMBER, joined.log_epoch, said))
     under_way(Appended(9, 1, 0))
     assert setting.committed() == 2
     for _ in range(3):
-        setting.members.tick(2.0, 0)
+        setting.members.tick(2.0, NOW_NS)
         setting.answer(Appended(0, 1, 0))
     assert setting.committed() == 4
+
+
+MOST = (1 << 64) - 1
+
+
+@pytest.mark.parametrize("made", [plain, with_all, one_with_headers])
+@pytest.mark.parametrize(("group", "reason"), [("g", "no"), ("g" * 250, "\U0001f4a9" * 255)])
+def test_the_letter_of_the_largest_record_can_be_read(
+    made: Callable[[bytes], Batch], group: str, reason: str
+) -> None:
+    """It has more to say than its record, and would be in the way of all letters behind it."""
+    size = BYTES_MAX
+    while True:
+        with contextlib.suppress(PayloadTooLarge):
+            batch = made(b"x" * size)
+            break
+        size -= 1
+    setting = Setting(bytes_max=BYTES_MAX)
+    setting.log.append([batch], 0)
+    setting.log.sync()
+    setting.reject_all(group, reason=reason)
+    letter = setting.latest
+    assert letter is not None
+    delivery = Delivery(((MOST, MOST, MOST),), (pack_batch(letter),))
+    encode(encode_message(Delivered(delivery, ((MOST, MOST, MOST),), MOST)), None, BYTES_MAX)
+    body = b"".join(bytes(part) for part in letter.body)
+    columns = columns_of(letter.header, body)
+    assert columns.headers is not None
+    headers = headers_of(columns.headers[0])
+    assert headers["mesh-offset"] == 0
+    assert len([name for name in headers if name.startswith("mesh-")]) == limits.LETTER_HEADERS
+    assert payloads_of(letter.header, body) == [b"x" * size]
+
+
+def test_a_letter_that_has_room_says_all() -> None:
+    setting = Setting()
+    setting.log.append([one_with_headers(b"x")], 0)
+    setting.log.sync()
+    setting.reject_all(reason="r" * 255)
+    assert setting.latest is not None
+    body = b"".join(bytes(part) for part in setting.latest.body)
+    columns = columns_of(setting.latest.header, body)
+    assert columns.headers is not None
+    headers = headers_of(columns.headers[0])
+    assert headers["trace"] == "x" * 100
+    assert (headers["mesh-group"], headers["mesh-reason"]) == ("g", "r" * 255)
