@@ -24,7 +24,7 @@ from mesh.durable.journal import Beginning, Journal
 from mesh.durable.log import Log
 from mesh.durable.storage import Storage, is_disk_full
 from mesh.durable.supply import Letter, Supply
-from mesh.errors import InvalidName, LogDamaged, LogFull, OptionsDiffer
+from mesh.errors import InvalidName, LogDamaged, LogFull, MeshError, OptionsDiffer
 from mesh.message import GroupStats
 
 logger = logging.getLogger(__name__)
@@ -175,11 +175,15 @@ class Groups:
         return self._groups[name].group.options
 
     def join(
-        self, name: str, member: str, prefetch: int, bytes_max: int = limits.DELIVERY_BYTES
+        self,
+        name: str,
+        member: str,
+        prefetch: int,
+        message_bytes_max: int = limits.MESSAGE_BYTES_MAX,
     ) -> bool:
-        """A member comes, or changes how many records it may hold, and how many bytes in a delivery
-        (or one batch, if that is larger). False if there are too many."""
-        return self._groups[name].supply.join(member, prefetch, bytes_max)
+        """A member comes, or changes how many records it may hold, and how large a message it lets
+        in. False if there are too many."""
+        return self._groups[name].supply.join(member, prefetch, message_bytes_max)
 
     def has(self, name: str, member: str) -> bool:
         held = self._groups.get(name)
@@ -232,7 +236,7 @@ class Groups:
 
     def deliver(
         self, name: str, asking: Iterable[str], now: float, now_ns: int
-    ) -> dict[str, Delivery | LogDamaged]:
+    ) -> dict[str, Delivery | MeshError]:
         """Share out what there is among those members of that group that ask for records: what each
         of them gets, or why it gets nothing any more; who is not in it gets nothing now. To be
         called whenever the log has more, something is due or settled, or somebody asks."""

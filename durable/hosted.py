@@ -35,12 +35,13 @@ from mesh.durable.protocol import (
     Place,
     Read,
     Settle,
+    check_room,
     room_for_batches,
 )
 from mesh.durable.retention import Keep, Sealed, trim_to
 from mesh.durable.segment import Segment
 from mesh.durable.writer import Writer
-from mesh.errors import LogDamaged
+from mesh.errors import LogDamaged, PayloadTooLarge
 from mesh.message import StreamStats
 from mesh.options import StreamOptions
 
@@ -214,8 +215,14 @@ class Hosted:
         cursor = Cursor(log, query.offset, query.log_epoch or None)
         try:
             with contextlib.closing(cursor):
-                room = room_for_batches(min(query.message_bytes_max, self._message_bytes_max))
+                bytes_max = min(query.message_bytes_max, self._message_bytes_max)
+                room = room_for_batches(bytes_max)
                 found = cursor.read(min(query.bytes_max, limits.READ_BYTES_MAX, room))
+            if isinstance(found, list) and found:
+                check_room(found[0].header, bytes_max)
+        except PayloadTooLarge as error:
+            reader.answer(Refused("over", f"stream {self.name!r}: {error}"))
+            return True
         except (LogDamaged, OSError) as error:
             reader.answer(self._unreadable(error))
             return True

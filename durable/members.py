@@ -34,7 +34,6 @@ from mesh.durable.protocol import (
     Settle,
     Settled,
     room_for_a_batch,
-    room_for_batches,
 )
 from mesh.durable.records import (
     Derived,
@@ -45,7 +44,15 @@ from mesh.durable.records import (
     raw_payloads_of,
 )
 from mesh.durable.supply import Letter
-from mesh.errors import InvalidName, InvalidOption, LogDamaged, LogFull, OptionsDiffer
+from mesh.errors import (
+    InvalidName,
+    InvalidOption,
+    LogDamaged,
+    LogFull,
+    MeshError,
+    OptionsDiffer,
+    PayloadTooLarge,
+)
 from mesh.message import GroupStats
 from mesh.sockets.codec import Headers
 from mesh.sockets.frame import Malformed
@@ -132,8 +139,8 @@ class Members:
             return
         if query.resume is not None:
             groups.resume(query.group, query.resume)
-        room = room_for_batches(min(query.message_bytes_max, self._message_bytes_max))
-        if not groups.join(query.group, query.member, query.prefetch, room):
+        bytes_max = min(query.message_bytes_max, self._message_bytes_max)
+        if not groups.join(query.group, query.member, query.prefetch, bytes_max):
             text = f"group {query.group!r} has {limits.GROUP_MEMBERS_MAX:,} members, the limit"
             answer(Refused("full", text))
             return
@@ -265,15 +272,16 @@ class Members:
     # -- What that takes ---------------------------------------------------------------------
 
     def _answered(
-        self, group: str, name: str, outcome: Delivery | LogDamaged
+        self, group: str, name: str, outcome: Delivery | MeshError
     ) -> tuple[Answer, Reply]:
         """What that member is to be told, who asked."""
         member = self._members[group, name]
         waiting, member.waiting = member.waiting, None
         assert waiting is not None
-        if isinstance(outcome, LogDamaged):
+        if isinstance(outcome, MeshError):
             text = f"group {group!r} of stream {self._stream!r}: {outcome}"
-            return waiting.answer, Refused("damaged", text)
+            over = isinstance(outcome, PayloadTooLarge)
+            return waiting.answer, Refused("over" if over else "damaged", text)
         gaps = tuple(self._groups.gaps(group, name))
         reply = Delivered(outcome, gaps, member.heard)
         member.answered = waiting.number, reply

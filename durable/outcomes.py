@@ -16,6 +16,7 @@ from mesh.errors import (
     MeshError,
     OptionsDiffer,
     OutcomeUnknown,
+    PayloadTooLarge,
     ProducerFenced,
     SequenceGap,
     StorageFailed,
@@ -57,6 +58,7 @@ Code = Literal[
     "fenced",  # a later run of this producer has begun
     "unknown",  # the producer, the group or its member is not known here: open or join again
     "gap",  # out of its producer's order; `Refused.seq` would be next
+    "over",  # what was asked for is larger than who asks lets in
     "old",  # derived from a record so old that what was derived from it is forgotten
 ]
 
@@ -87,6 +89,7 @@ _ERRORS: Final[dict[str, type[MeshError]]] = {
     "fenced": ProducerFenced,
     "unknown": OutcomeUnknown,
     "gap": SequenceGap,
+    "over": PayloadTooLarge,
     "old": OutcomeUnknown,
 }
 

@@ -18,6 +18,7 @@ from mesh.durable.batch import HEADER_BYTES, Batch, Flags, Header, decode, encod
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import GroupOptions
 from mesh.durable.outcomes import Appended, Opened, Refused
+from mesh.errors import PayloadTooLarge
 from mesh.message import StreamStats
 from mesh.options import StreamOptions
 from mesh.sockets.frame import Malformed
@@ -143,6 +144,17 @@ def room_for_batches(message_bytes_max: int) -> int:
 def room_for_a_batch(message_bytes_max: int) -> int:
     """In an answer that has no other."""
     return message_bytes_max - _AROUND_BYTES
+
+
+def check_room(header: Header, message_bytes_max: int) -> None:
+    """Raises `PayloadTooLarge` if an answer that has that batch alone is more than who asks lets
+    in: it would end their connection."""
+    if header.size > room_for_a_batch(message_bytes_max):
+        records = f"records {header.offset} to {header.end - 1}"
+        text = f"a batch of {header.size:,} bytes, with {records}, has no room within the limit"
+        raise PayloadTooLarge(
+            f"{text} of {message_bytes_max:,} of who reads it (option message_bytes_max)"
+        )
 
 
 # -- What sidecars answer

@@ -248,8 +248,9 @@ class Stream(Handle):
         named by its node. An offset that is not there yet is waited for with `follow`; else there
         is nothing. `partitions`: wait until so many are there. Iterating raises `NoSidecar` if they
         are not within `timeout` seconds (None: for ever), `InvalidOption` if several nodes have the
-        name that `partition` gives, `LogDamaged`, `StorageFailed`, `Timeout` if one that was there
-        does not answer any more, `Closed`. Raises `InvalidName`, `InvalidOption` itself. Does not
+        name that `partition` gives, `LogDamaged`, `StorageFailed`, `PayloadTooLarge` if what comes
+        next is over this node's `message_bytes_max`, `Timeout` if one that was there does not
+        answer any more, `Closed`. Raises `InvalidName`, `InvalidOption` itself. Does not
         block.
         """
         self._check_open()

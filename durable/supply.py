@@ -24,9 +24,10 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import Delivery
 from mesh.durable.group import DeadRecord, Grant, Group
 from mesh.durable.log import Log
+from mesh.durable.protocol import check_room, room_for_batches
 from mesh.durable.records import columns_of
 from mesh.durable.scan import Found
-from mesh.errors import LogDamaged
+from mesh.errors import LogDamaged, MeshError, PayloadTooLarge
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -51,20 +52,29 @@ class Letter(msgspec.Struct, frozen=True):
 class _Parcel:
     """What is being put together for one member."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, message_bytes_max: int) -> None:
+        """`message_bytes_max`: what that member lets in."""
         self.grants: list[tuple[int, int, int]] = []
         self.batches: dict[int, bytes] = {}
         """By base offset."""
         self.full = False
-        self._bytes_left = bytes_max
+        self.too_large: PayloadTooLarge | None = None
+        """Why what comes next cannot be in any."""
+        self._message_bytes_max = message_bytes_max
+        self._bytes_left = min(room_for_batches(message_bytes_max), limits.DELIVERY_BYTES)
 
     def has_room(self, header: Header) -> bool:
         """Whether a grant of that batch may be put there, with the batch if it is not in it yet:
-        the first always."""
+        the first always, if it has room at all."""
         self._bytes_left -= _GRANT_BYTES
         if header.offset not in self.batches:
             self._bytes_left -= header.size
         self.full = self._bytes_left < 0 and bool(self.batches)
+        if self._bytes_left < 0 and not self.batches:
+            try:
+                check_room(header, self._message_bytes_max)
+            except PayloadTooLarge as error:
+                self.full, self.too_large = True, error
         return not self.full
 
 
@@ -76,8 +86,8 @@ class Supply:
         self.group = group
         self.prefetch: dict[str, int] = {}
         """What each member asked for."""
-        self._bytes_max: dict[str, int] = {}
-        """Of a delivery to it."""
+        self._message_bytes_max: dict[str, int] = {}
+        """What it lets in."""
         self.stopped: LogDamaged | None = None
         """Why nothing more can be delivered."""
         self._log = log
@@ -92,19 +102,19 @@ class Supply:
 
     # -- Members -----------------------------------------------------------------------------
 
-    def join(self, member: str, prefetch: int, bytes_max: int) -> bool:
-        """A member comes, or changes how many records it may hold, and how many bytes in a delivery
-        (or one batch, if that is larger). False if there are too many."""
+    def join(self, member: str, prefetch: int, message_bytes_max: int) -> bool:
+        """See `Groups.join`. A delivery has no more than `limits.DELIVERY_BYTES`, or is one batch
+        that is larger."""
         if not self.group.join(member, self._bounded(prefetch)):
             return False
         self.prefetch[member] = prefetch
-        self._bytes_max[member] = min(bytes_max, limits.DELIVERY_BYTES)
+        self._message_bytes_max[member] = message_bytes_max
         self.trimmed()
         return True
 
     def leave(self, member: str) -> None:
         if self.prefetch.pop(member, None) is not None:
-            del self._bytes_max[member]
+            del self._message_bytes_max[member]
             self.group.leave(member)
             self._gaps.pop(member, None)
 
@@ -125,25 +135,27 @@ class Supply:
 
     def deliver(
         self, asking: Iterable[str], now: float, now_ns: int
-    ) -> dict[str, Delivery | LogDamaged]:
-        """What those members get now, if they ask for records; who gets nothing is not in it."""
+    ) -> dict[str, Delivery | MeshError]:
+        """What those members get now, if they ask for records, or why they get nothing any more;
+        who gets nothing now is not in it."""
         group = self.group
         group.expire(now)
         asked = [member for member in asking if member in self.prefetch]
-        parcels = {member: _Parcel(self._bytes_max[member]) for member in asked}
+        parcels = {member: _Parcel(self._message_bytes_max[member]) for member in asked}
         while not self.stopped:
             open_to = {member for member in asked if not parcels[member].full}
             whole = self._pack(group.take(now, open_to), parcels)
-            open_to = {member for member in open_to if not parcels[member].full}
-            if not whole or not group.room(open_to) or not self._tell(now, now_ns):
+            still_open = {member for member in open_to if not parcels[member].full}
+            again = any(parcels[each].too_large for each in open_to - still_open)  # to another
+            if not whole or not group.room(still_open) or not (again or self._tell(now, now_ns)):
                 break
         self._cache.forget(group.committed)
-        outcomes: dict[str, Delivery | LogDamaged] = {}
+        outcomes: dict[str, Delivery | MeshError] = {}
         for member, parcel in parcels.items():
             if parcel.grants or member in self._gaps:
                 outcomes[member] = Delivery(tuple(parcel.grants), tuple(parcel.batches.values()))
-            elif self.stopped:
-                outcomes[member] = self.stopped
+            elif error := parcel.too_large or self.stopped:
+                outcomes[member] = error
         return outcomes
 
     def _pack(self, grants: list[Grant], parcels: dict[str, _Parcel]) -> bool:

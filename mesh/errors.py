@@ -54,7 +54,8 @@ class NotSerializable(MeshError, TypeError):
 
 
 class PayloadTooLarge(MeshError, ValueError):
-    """The message is over ``message_bytes_max``; nothing was sent."""
+    """The message is over ``message_bytes_max``; nothing was sent. Or a record that is there has no
+    room within this node's, and does not come."""
 
 
 class Timeout(MeshError, TimeoutError):

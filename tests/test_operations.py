@@ -27,7 +27,9 @@ def test_every_reason_for_dropping_is_explained() -> None:
     links = set(re.findall(r'return "(link\w* \w+)"', CODE))
     sources = {"local ignored", "mdns ignored", "mdns failures", "seeds unresolved"}
     appends = {f"append {code}" for code in get_args(Code)}
-    refused_before = {f"append {code}" for code in ("closed", "damaged", "differs", "missing")}
+    refused_before = {
+        f"append {code}" for code in ("closed", "damaged", "differs", "missing", "over")
+    }
     sources |= appends - refused_before | {"unsynced"}
     reasons = literal | raised | turned_away | links | sources | REFUSALS
     rows = [

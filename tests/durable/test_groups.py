@@ -22,11 +22,11 @@ from mesh.durable.groups import Groups, file_name_of
 from mesh.durable.intervals import Intervals
 from mesh.durable.journal import Journal
 from mesh.durable.log import Log
-from mesh.durable.protocol import Delivered, encode_message, read_batch, room_for_batches
+from mesh.durable.protocol import Delivered, encode_message, read_batch
 from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.scan import Found
 from mesh.durable.supply import Letter
-from mesh.errors import InvalidName, LogDamaged, LogFull, OptionsDiffer
+from mesh.errors import InvalidName, LogDamaged, LogFull, MeshError, OptionsDiffer, PayloadTooLarge
 from mesh.sockets import codec
 from tests.support.fake_disk import FakeDisk, Operation
 from tests.support.logs import PARTITION, open_log
@@ -85,7 +85,7 @@ def deliver(
 ) -> Delivery:
     """What `member` gets, which asks alone."""
     outcome = groups.deliver(group, [member], now, now_ns).get(member, Delivery((), ()))
-    if isinstance(outcome, LogDamaged):
+    if isinstance(outcome, MeshError):
         raise outcome
     return outcome
 
@@ -148,12 +148,29 @@ def test_a_delivery_in_many_pieces_is_bounded_in_bytes() -> None:
     setting.ack(*range(0, 3000, 2))
     setting.groups.leave("g", "a")
     bytes_max, got = 10_000, 0
-    setting.groups.join("g", "b", 3000, room_for_batches(bytes_max))
+    setting.groups.join("g", "b", 3000, bytes_max)
     while (delivery := setting.delivery("b")).grants:
         size = len(encode_message(Delivered(delivery, ((0, 0, 0),), 1 << 63)))
         assert size <= bytes_max
         got += len(delivery.grants)
     assert got == 1500
+
+
+def test_what_a_member_cannot_be_sent_goes_to_another_and_it_is_told_why() -> None:
+    setting = Setting()
+    fill(setting.log, "small", "x" * 5000)
+    setting.groups.join("g", "a", 100, 4096)
+    assert setting.deliver() == ["small"]
+    setting.ack(0)
+    with pytest.raises(PayloadTooLarge) as raised:
+        setting.deliver()
+    text = "a batch of 5,076 bytes, with records 1 to 1, has no room within the limit of 4,096"
+    assert str(raised.value) == f"{text} of who reads it (option message_bytes_max)"
+    setting.groups.join("g", "b", 100)
+    outcomes = setting.groups.deliver("g", ["a", "b"], 0.0, 0)
+    assert isinstance(outcomes["a"], PayloadTooLarge)
+    assert isinstance(outcomes["b"], Delivery)
+    assert outcomes["b"].grants == ((1, 2, 1),), "it was never delivered before"
 
 
 def test_large_records_lower_what_a_member_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from mesh.durable.batch import HEADER_BYTES, Batch
 from mesh.durable.deliveries import Settlements
 from mesh.durable.hosted import Hosted
-from mesh.durable.outcomes import Appended, Opened, Refused
+from mesh.durable.outcomes import Appended, Opened, Refused, error_of
 from mesh.durable.protocol import (
     Answer,
     Append,
@@ -41,7 +41,7 @@ from mesh.durable.protocol import (
 )
 from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.sidecar import Sidecar
-from mesh.errors import LogLocked
+from mesh.errors import LogLocked, PayloadTooLarge
 from mesh.options import StreamOptions
 from mesh.sockets import codec
 from tests.durable.test_writer import Gate
@@ -551,6 +551,26 @@ def test_dead_letters_wait_for_room_together(
     sidecar._clerk.run(sidecar._tick)
     until(lambda: "orders.dead" in sidecar.streams)
     until(lambda: getattr(asking.told(Find("orders.dead")), "end", 0) == 20)
+
+
+def test_who_lets_in_less_than_comes_next_is_told_so(asking: Asking, sidecar: Sidecar) -> None:
+    """It would be sent that all the same, and its connection would end, again and again."""
+    asking.append("small")
+    asking.append("x" * 5000)
+    small = 4096
+    first = asking.told(Read("orders", 0, message_bytes_max=small))
+    assert payloads_in(first, sidecar) == ["small"]
+    next_read = asking.told(Read("orders", 1, message_bytes_max=small))
+    asking.told(Join("orders", "billing", NODE, 10, message_bytes_max=small))
+    assert payloads_in(asking.told(Fetch("orders", "billing", NODE, 1)), sidecar) == ["small"]
+    next_fetched = asking.told(Fetch("orders", "billing", NODE, 2))
+    for reply, where in ((next_read, ""), (next_fetched, "group 'billing' of ")):
+        assert isinstance(reply, Refused), reply
+        text = "a batch of 5,076 bytes, with records 1 to 1, has no room within the limit of 4,096"
+        because = f"{text} of who reads it (option message_bytes_max)"
+        assert reply == Refused("over", f"{where}stream 'orders': {because}")
+        assert isinstance(error_of(reply), PayloadTooLarge)
+    assert payloads_in(asking.told(Read("orders", 1)), sidecar) == ["x" * 5000]
 
 
 def test_what_a_node_asked_before_it_died_makes_it_no_member(disk: FakeDisk) -> None:

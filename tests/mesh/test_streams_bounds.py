@@ -73,6 +73,23 @@ def test_a_record_that_its_sidecar_does_not_take_is_refused_and_the_next_is_writ
         assert [record.payload for record in orders.replay()] == ["behind it"] * 4
 
 
+def test_who_reads_a_record_that_it_does_not_let_in_is_told_so(sidecar: Program) -> None:
+    with Node("writer") as writer:
+        writer.stream("orders").append("small")
+        writer.stream("orders").append(bytes(1_000_000))
+    with Node("reader", message_bytes_max=100_000) as node:
+        orders = node.stream("orders")
+        with orders.consumer("billing") as consumer:
+            consumer.recv(10).ack()
+            with pytest.raises(PayloadTooLarge, match=r"records 1 to 1, .* limit of 100,000"):
+                consumer.recv(10)
+        records = iter(orders.replay())
+        assert next(records).payload == "small"
+        with pytest.raises(PayloadTooLarge, match=r"records 1 to 1, .* limit of 100,000"):
+            next(records)
+        orders.append("behind it")
+
+
 def test_what_is_gathered_is_no_more_than_the_sidecar_takes(small: Program) -> None:
     payloads = [b"%7d" % n * 1000 for n in range(100)]
     with Node("writer") as node:
