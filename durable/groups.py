@@ -84,7 +84,8 @@ class Groups:
         self._storage = storage
         self._log = log
         self._groups: dict[str, _Held] = {}
-        self._damaged: dict[str, LogDamaged] = {}
+        self._unread: dict[str, tuple[Journal, LogDamaged | OSError]] = {}
+        """Groups whose journals do not read, and why."""
         self._trims_unsettled = trims_unsettled
         self.log_epoch = log.log_epoch
         """Of the log, as far as what is known here is of that log still."""
@@ -98,9 +99,13 @@ class Groups:
     def _restore(self, name: str, journal: Journal) -> None:
         try:
             beginning, progress = journal.read()
-        except LogDamaged as error:
-            logger.error("group %r: %s", name, error)
-            self._damaged[name] = error
+        except FileNotFoundError:  # somebody has removed it since
+            self._unread.pop(name, None)
+            return
+        except (LogDamaged, OSError) as error:
+            if name not in self._unread:
+                logger.error("group %r: %s", name, error)
+            self._unread[name] = journal, error
             return
         kept = self._kept_since(beginning.log_epoch)
         group = Group.restore(beginning.options, progress, kept)
@@ -109,7 +114,14 @@ class Groups:
         if journal.left_out_bytes:
             group.counters["journal bytes left out"] = journal.left_out_bytes
         held = self._groups[name] = _Held(name, group, beginning.start, journal, self._log)
+        self._unread.pop(name, None)
         held.try_to_begin(self.log_epoch)
+
+    def _read_again(self) -> None:
+        """The journals that could not be read, and are not damaged. Raises as `Groups` does."""
+        for name, (journal, error) in list(self._unread.items()):
+            if isinstance(error, OSError):
+                self._restore(name, journal)
 
     def _kept_since(self, log_epoch: int) -> int:
         """What is settled from there on, by somebody who knew the log as it was then, is lost, and
@@ -153,14 +165,16 @@ class Groups:
         """Make the group, if there is none: it begins at the offset `start`, which is there or was.
         Raises `OptionsDiffer` if there is one with others, `LogDamaged` if its journal does not say
         with which, `LogFull` if there are too many, `InvalidName`, `InvalidOption`, `OSError`."""
-        if name in self._damaged:
-            raise self._damaged[name]
+        if name in self._unread:
+            self._read_again()
+        if name in self._unread:
+            raise self._unread[name][1]
         held = self._groups.get(name)
         if held is not None:
             if differs := options.differ_from(held.group.options):
                 raise OptionsDiffer(f"group {name!r} was created with {differs}")
             return
-        if len(self._groups) + len(self._damaged) >= limits.GROUPS_MAX:
+        if len(self._groups) + len(self._unread) >= limits.GROUPS_MAX:
             raise LogFull(f"there are {limits.GROUPS_MAX:,} groups already")
         journal = Journal(self._storage, file_name_of(name), self._log.partition)
         held = _Held(name, Group(options.all(), start), start, journal, self._log)
@@ -202,9 +216,9 @@ class Groups:
             held.journal.remove()
             held.supply.close()
             del self._groups[name]
-        elif name in self._damaged:
-            Journal(self._storage, file_name_of(name), self._log.partition).remove()
-            del self._damaged[name]
+        elif name in self._unread:
+            self._unread[name][0].remove()
+            del self._unread[name]
 
     def resume(self, name: str, offset: int) -> None:
         """All below `offset` is done with, as far as there is a log."""
@@ -277,7 +291,8 @@ class Groups:
     def acked_to(self) -> int | None:
         """All groups have settled everything below that, and where there is room for it, it is on
         disk that they have; None if there is no group, or one that does not say."""
-        if not self._groups or self._damaged:
+        self._read_again()
+        if not self._groups or self._unread:
             return None
         self.sync()
         return min(held.done_with for held in self._groups.values())

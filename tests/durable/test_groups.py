@@ -392,6 +392,37 @@ def test_a_damaged_journal_stops_its_group_alone() -> None:
     assert groups.acked_to() is None, "or retention would take what it may not have settled"
 
 
+def test_a_journal_that_cannot_be_read_now_keeps_no_other_group_and_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a bad sector, or a folder beside the journals, would stop all groups of its stream."""
+    setting = Setting()
+    fill(setting.log, *numbered(3))
+    setting.deliver()
+    setting.ack(0, 1)
+    setting.groups.open("other", AskedOptions(), 3)
+    setting.groups.close()
+    read, failing = Journal.read, [True]
+
+    def fails(journal: Journal) -> object:
+        if failing[0] and journal._name == "g":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(journal)
+
+    monkeypatch.setattr(Journal, "read", fails)
+    groups = Groups(setting.disk.kill().folder("groups"), setting.log)
+    groups.open("other", AskedOptions(), 0)
+    assert groups.committed("other") == 3
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            groups.open("g", AskedOptions(), 0)
+        assert groups.acked_to() is None, "or retention would take what it may not have settled"
+    failing[0] = False
+    assert groups.acked_to() == 2, "it need not be asked for"
+    groups.open("g", AskedOptions(), 0)
+    assert groups.committed("g") == 2
+
+
 @pytest.mark.damages
 def test_a_group_whose_log_is_damaged_says_so_to_its_members() -> None:
     setting = Setting()
@@ -806,7 +837,7 @@ def test_groups_that_cannot_be_opened_leave_no_file_open(monkeypatch: pytest.Mon
     def noted(journal: Journal, *what: Any) -> None:
         begin(journal, *what)
         journals.append(journal)
-        monkeypatch.setattr(Journal, "read", out_of_files)
+        monkeypatch.setattr(Groups, "_kept_since", out_of_files)
 
     monkeypatch.setattr(Journal, "begin", noted)
     with pytest.raises(OSError, match="Too many open files"):

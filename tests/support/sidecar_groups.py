@@ -177,6 +177,6 @@ class FollowedGroups:
             group.failures, group.failed = found.counters.get("journal failed", 0), False
 
     def settled_in(self, groups: Groups, name: str) -> set[int]:
-        assert not groups._damaged, "a journal is damaged"
+        assert not groups._unread, "a journal is damaged"
         settled = groups._groups[name].group._tally.settled
         return {offset for offset in range(self.records.end) if offset in settled}
