@@ -256,6 +256,11 @@ class Groups:
         called whenever the log has more, something is due or settled, or somebody asks."""
         return self._groups[name].supply.deliver(asking, now, now_ns)
 
+    def again(self, name: str, grants: Iterable[tuple[int, int, int]]) -> Delivery:
+        """What was delivered with those grants, as far as the log has it still. Raises
+        `LogDamaged`, `OSError`."""
+        return self._groups[name].supply.again(grants)
+
     def gaps(self, name: str, member: str) -> list[tuple[int, int, int]]:
         """What retention took from the group since that member was told last: first, last, and how
         many."""

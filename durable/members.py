@@ -76,6 +76,7 @@ class _Member:
     def __init__(self) -> None:
         self.waiting: _Question | None = None
         self.answered: tuple[int, Delivered] | None = None
+        """Without the batches, which are in the log."""
         self.heard_at = 0.0
         self.heard = 0
         """Number of what it said last."""
@@ -157,7 +158,7 @@ class Members:
             return
         member.heard_at = now
         if member.answered is not None and member.answered[0] == query.number:
-            answer(member.answered[1])
+            answer(self._answered_before(query.group, member.answered[1]))
             return
         member.answered = None
         if member.waiting is not None:
@@ -283,9 +284,19 @@ class Members:
             over = isinstance(outcome, PayloadTooLarge)
             return waiting.answer, Refused("over" if over else "damaged", text)
         gaps = tuple(self._groups.gaps(group, name))
-        reply = Delivered(outcome, gaps, member.heard)
-        member.answered = waiting.number, reply
-        return waiting.answer, reply
+        member.answered = (
+            waiting.number,
+            Delivered(Delivery(outcome.grants, ()), gaps, member.heard),
+        )
+        return waiting.answer, Delivered(outcome, gaps, member.heard)
+
+    def _answered_before(self, group: str, reply: Delivered) -> Reply:
+        """Once more, as far as the log has it still."""
+        try:
+            delivery = self._groups.again(group, reply.delivery.grants)
+        except (LogDamaged, OSError) as error:
+            return refused_for(error, f"group {group!r} of stream {self._stream!r}: {error}")
+        return Delivered(delivery, reply.gaps, reply.heard)
 
     def _remove(self, keys: list[tuple[str, str]], now: float, now_ns: int) -> None:
         for group, name in keys:

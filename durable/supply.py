@@ -177,13 +177,26 @@ class Supply:
                 if not parcel.has_room(header):
                     break
                 if header.offset not in parcel.batches:
-                    data = encode(header, self._log.partition) + found.body
-                    parcel.batches[header.offset] = data
+                    parcel.batches[header.offset] = self._sent(found)
                 end = min(grant.end, header.end)
                 parcel.grants.append((first, end, grant.deliveries))
                 first = end
             self.group.put_back(first, grant.end)
         return not failed
+
+    def again(self, grants: Iterable[tuple[int, int, int]]) -> Delivery:
+        """See `Groups.again`."""
+        kept, batches = [], {}
+        for grant in grants:
+            found = self._cache.find(grant[0])
+            if found is not None:  # or retention has taken it, which tells of it
+                kept.append(grant)
+                if found.header.offset not in batches:
+                    batches[found.header.offset] = self._sent(found)
+        return Delivery(tuple(kept), tuple(batches.values()))
+
+    def _sent(self, found: Found) -> bytes:
+        return encode(found.header, self._log.partition) + found.body
 
     def gaps(self, member: str) -> list[tuple[int, int, int]]:
         """What retention took from the group since that member was told last: first, last, and how

@@ -10,9 +10,10 @@ import pytest
 
 from mesh import limits
 from mesh.durable.batch import Batch
+from mesh.durable.cursor import Cursor
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.groups import Groups
-from mesh.durable.log import Log
+from mesh.durable.log import SEGMENT_BYTES, Log
 from mesh.durable.members import Members
 from mesh.durable.outcomes import Appended, Outcome, Refused
 from mesh.durable.protocol import (
@@ -29,7 +30,7 @@ from mesh.durable.records import columns_of, headers_of, payloads_of
 from mesh.errors import PayloadTooLarge
 from mesh.sockets.single import encode
 from tests.durable.test_encoding import BYTES_MAX, one_with_headers, plain, with_all
-from tests.durable.test_groups import fill, numbered
+from tests.durable.test_groups import fill, numbered, out_of_files
 from tests.support.fake_disk import FakeDisk
 from tests.support.logs import PARTITION
 
@@ -42,9 +43,17 @@ FULL = Refused("full", "there is no room")
 class Setting:
     """The members of a log's groups, and what is to go to the dead letters."""
 
-    def __init__(self, *, keeps_all: bool = True, bytes_max: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        keeps_all: bool = True,
+        bytes_max: int = 1 << 20,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
         self.disk = FakeDisk()
-        self.log = Log(self.disk, PARTITION, now_ns=0, shown_when_synced=keeps_all)
+        self.log = Log(
+            self.disk, PARTITION, now_ns=0, shown_when_synced=keeps_all, segment_bytes=segment_bytes
+        )
         self.groups = Groups(self.disk.folder("groups"), self.log)
         self.members = Members("s", self.groups, self.log, self.bury, bytes_max)
         self.letters: list[int] = []
@@ -191,6 +200,50 @@ def test_a_dead_letter_that_waits_goes_with_its_record_where_that_is_lost() -> N
         setting.members.tick(2.0, NOW_NS)
         setting.answer(Appended(0, 1, 0))
     assert setting.committed() == 4
+
+
+def test_of_what_was_sent_only_that_is_remembered() -> None:
+    """Not the records: of each member as much as it may be sent at one time."""
+    setting = Setting()
+    fill(setting.log, *(f"{n} " + "x" * 100_000 for n in range(20)))
+    setting.told(Join("s", "g", MEMBER, 1))
+    cache = setting.groups._groups["g"].supply._cache
+    tracemalloc.start()
+    try:
+        for n in range(20):
+            member = f"{MEMBER}{n}"
+            setting.told(Join("s", "g", member, 1))
+            sent = setting.told(Fetch("s", "g", member, 1))
+            assert isinstance(sent, Delivered)
+            assert sent.delivery.grants == ((n, n + 1, 1),)
+        cache.forget(20)
+        del sent
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 500_000
+
+
+def test_who_asks_again_gets_the_same_answer_as_far_as_the_log_has_it_still() -> None:
+    setting = Setting(segment_bytes=2000)
+    fill(setting.log, *numbered(60), per_batch=3)
+    setting.told(Join("s", "g", MEMBER, 100))
+    first = setting.told(Fetch("s", "g", MEMBER, 1))
+    assert isinstance(first, Delivered)
+    setting.groups._groups["g"].supply._cache.forget(60)
+    assert setting.told(Fetch("s", "g", MEMBER, 1)) == first
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cursor, "read", out_of_files)
+        refused = setting.told(Fetch("s", "g", MEMBER, 1))
+        assert isinstance(refused, Refused)
+        assert refused.text == "group 'g' of stream 's': [Errno 24] Too many open files"
+    gone = setting.log.segments[1].base
+    setting.log.trim(gone)
+    again = setting.told(Fetch("s", "g", MEMBER, 1))
+    assert isinstance(again, Delivered)
+    assert 0 < len(again.delivery.grants) < len(first.delivery.grants)
+    assert again.delivery.grants == tuple(g for g in first.delivery.grants if g[0] >= gone)
+    assert again.delivery.batches == first.delivery.batches[-len(again.delivery.batches) :]
 
 
 MOST = (1 << 64) - 1
