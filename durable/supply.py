@@ -117,6 +117,8 @@ class Supply:
             del self._message_bytes_max[member]
             self.group.leave(member)
             self._gaps.pop(member, None)
+        if not self.prefetch:
+            self._cursor.close()  # or a segment that retention removes stays on the disk
 
     def _bounded(self, prefetch: int) -> int:
         """How many records a member may hold: what it asked for, as far as that is no more bytes

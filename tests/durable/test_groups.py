@@ -3,10 +3,13 @@ acknowledged, and nothing that was remembered is forgotten."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import Any
@@ -25,6 +28,7 @@ from mesh.durable.log import Log
 from mesh.durable.protocol import Delivered, encode_message, read_batch
 from mesh.durable.records import NewRecord, batch_of, payloads_of
 from mesh.durable.scan import Found
+from mesh.durable.storage import Disk
 from mesh.durable.supply import Letter
 from mesh.errors import InvalidName, LogDamaged, LogFull, MeshError, OptionsDiffer, PayloadTooLarge
 from mesh.sockets import codec
@@ -843,3 +847,29 @@ def test_groups_that_cannot_be_opened_leave_no_file_open(monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="Too many open files"):
         Groups(disk.folder("groups"), setting.log)
     assert [journal._file for journal in journals] == [None]
+
+
+def test_a_group_without_members_keeps_no_segment_open(tmp_path: Path) -> None:
+    """Nor on the disk, once retention has removed it."""
+    disk = Disk(tmp_path / "log")
+    with contextlib.closing(open_log(disk)) as log:
+        groups = Groups(disk.folder("groups"), log)
+        groups.open("g", AskedOptions(), 0)
+        fill(log, *numbered(3))
+        before = descriptors()
+        for records in (numbered(3), numbered(2, 3)):
+            groups.join("g", "a", 100)
+            groups.join("g", "b", 100)
+            assert [payload for _, payload in contents(deliver(groups, "a"))] == records
+            groups.settle("g", "a", Settlements(acks=((0, 100),)), 0.0)
+            groups.leave("g", "a")
+            assert descriptors() == before + 1
+            groups.leave("g", "b")
+            assert descriptors() == before
+            fill(log, *numbered(2, 3))
+        groups.close()
+    disk.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
