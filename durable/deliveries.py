@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated, TypeVar
+
 import msgspec
 
+from mesh import limits
 from mesh.durable.group import GroupOptions
 from mesh.durable.waiting import Order
+
+T = TypeVar("T")
+Some = Annotated[tuple[T, ...], msgspec.Meta(max_length=limits.SETTLED_MAX)]
+"""Looked at before the first item is decoded."""
 
 
 class Settlements(msgspec.Struct, frozen=True, array_like=True):
     """What a member says of the records that it was given."""
 
-    acks: tuple[tuple[int, int], ...] = ()
+    acks: Some[tuple[int, int]] = ()
     """Ranges: first, and the end, which is not included."""
-    naks: tuple[tuple[int, float], ...] = ()
+    naks: Some[tuple[int, float]] = ()
     """Offset, and seconds before it may be delivered again."""
-    extends: tuple[int, ...] = ()
-    rejects: tuple[tuple[int, str], ...] = ()
-    unseen: tuple[tuple[int, int], ...] = ()
+    extends: Some[int] = ()
+    rejects: Some[tuple[int, str]] = ()
+    unseen: Some[tuple[int, int]] = ()
     """Ranges of what nobody was shown, from who leaves."""
 
 

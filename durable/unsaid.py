@@ -26,7 +26,7 @@ class Unsaid:
 
     def __init__(self, bytes_max: int) -> None:
         """`bytes_max`: of what one message says."""
-        self._items_max = max(1, bytes_max // _ITEM_BYTES)
+        self._items_max = min(max(1, bytes_max // _ITEM_BYTES), limits.SETTLED_MAX)
         self.count = 0
         """Of what was done; of what is left by a message that was full, its ranges."""
         self._done_first = self._done_end = 0

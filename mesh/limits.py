@@ -185,6 +185,8 @@ DERIVED_LATEST_MAX: Final = 65_536
 # Groups
 GROUP_WINDOW: Final = 65536
 """Offsets beyond the committed one that a group looks at: what is beyond waits in the log."""
+SETTLED_MAX: Final = GROUP_WINDOW
+"""Of each kind in one message of a member: it holds no more records."""
 GROUPS_MAX: Final = 1024
 """Of one partition."""
 PREFETCH_BYTES_MAX: Final = 64 << 20

@@ -381,3 +381,12 @@ def _array_header(count: int) -> bytes:
     if count < 1 << 16:
         return b"\xdc" + count.to_bytes(2, "big")
     return b"\xdd" + count.to_bytes(4, "big")
+
+
+def array_items(body: Part) -> int:
+    """How many items the array has that begins there, as it says; -1: none does."""
+    kind = body[0] if len(body) else 0
+    if kind & 0xF0 == 0x90:
+        return kind & 0x0F
+    size = {0xDC: 2, 0xDD: 4}.get(kind, 0)
+    return int.from_bytes(body[1 : 1 + size], "big") if size and len(body) > size else -1

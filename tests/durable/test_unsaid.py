@@ -105,6 +105,15 @@ def test_a_reason_is_shortened_to_what_there_is_room_for() -> None:
     assert unsaid.take().rejects == ((7, ""),)
 
 
+def test_a_message_says_no_more_than_a_sidecar_takes_in_however_large_it_may_be() -> None:
+    unsaid = Unsaid(1 << 40)
+    for offset in range(limits.SETTLED_MAX + 7):
+        unsaid.nak(offset, 0.0)
+    assert unsaid.messages_before_nak == 1
+    assert len(unsaid.take().naks) == limits.SETTLED_MAX
+    assert len(unsaid.take().naks) == 7
+
+
 @pytest.mark.parametrize(("log_epoch", "kept"), [(1, 5), (2, 10)])
 def test_what_is_put_back_is_not_said_of_records_that_were_cut_off_meanwhile(
     log_epoch: int, kept: int
