@@ -18,6 +18,7 @@ from mesh.durable.batch import HEADER_BYTES, Batch, Flags, Header, decode, encod
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import GroupOptions
 from mesh.durable.outcomes import Appended, Opened, Refused
+from mesh.durable.records import may_be_read
 from mesh.errors import PayloadTooLarge
 from mesh.message import StreamStats
 from mesh.options import StreamOptions
@@ -261,6 +262,7 @@ def unpack_batch(data: memoryview) -> Batch:
         or header.flags & ~Flags.UNIQUE
         or not header.producer
         or crc32(body) != header.body_check
+        or not may_be_read(header, body)
     ):
         raise Malformed("malformed")
     return Batch(header, (body,))

@@ -7,10 +7,12 @@ thread or task at a time.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Final
 
 from mesh import limits
+from mesh.durable.batch import Header
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.outcomes import Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
@@ -18,6 +20,8 @@ from mesh.durable.reading import Run, run_of
 from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
 from mesh.errors import LogDamaged, MeshError, Timeout
 from mesh.sockets.frame import Malformed
+
+logger = logging.getLogger(__name__)
 
 _AGAIN_S: Final = 0.2
 """After one has said that it closes: it comes back, or goes on for a while."""
@@ -85,9 +89,14 @@ class PartitionReader:
         for data in found.batches:
             try:
                 header, body = read_batch(data, self._number)
-                run = run_of(self._stream, self.partition, header, body, self.offset)
             except Malformed:
                 raise _damaged(self.partition, self.offset) from None
+            try:
+                run = run_of(self._stream, self.partition, header, body, self.offset)
+            except Malformed:
+                if runs:
+                    break
+                return self._passed_over(header)
             if run is not None:
                 runs.append(run)
                 self.offset = header.end
@@ -123,11 +132,22 @@ class PartitionReader:
             try:
                 run = run_of(self._stream, self.partition, each.header, each.body, self.offset)
             except Malformed:
-                raise _damaged(self.partition, each.header.offset) from None
+                if runs:
+                    self.offset = each.header.offset
+                    return runs
+                return self._passed_over(each.header)
             if run is not None:
                 runs.append(run)
         self.offset = cursor.offset
         return runs or None
+
+    def _passed_over(self, header: Header) -> Gap:
+        """Its records are as whoever appended them sent them, and nobody can read them."""
+        gap = Gap(max(self.offset, header.offset), header.end - 1)
+        what = f"records {gap.first} to {gap.last} of partition {self.partition}"
+        logger.error("stream %r: %s are malformed, and passed over", self._stream, what)
+        self.offset = header.end
+        return gap
 
     def forget(self) -> None:
         """What was asked is not waited for any more."""
@@ -173,4 +193,4 @@ def read(
 
 
 def _damaged(partition: str, offset: int) -> MeshError:
-    return LogDamaged(f"a batch of partition {partition}", 0, offset, "its records are malformed")
+    return LogDamaged(f"a batch of partition {partition}", 0, offset, "it is malformed")

@@ -212,6 +212,14 @@ def columns_of(header: Header, body: bytes | memoryview) -> Columns:
     return columns
 
 
+def may_be_read(header: Header, body: bytes | memoryview) -> bool:
+    """Whether its payloads are what it says, as far as their first bytes tell."""
+    if header.codec == PLAIN:
+        return codec.array_items(body, header.column_bytes) == header.count
+    packed = memoryview(body)[header.column_bytes :]
+    return header.codec == LZ4 and codec.is_compressed(packed, limits.BATCH_BYTES_MAX)
+
+
 def payloads_of(header: Header, body: bytes | memoryview) -> list[Any]:
     """All payloads of a batch. Raises `Malformed`."""
     payloads = codec.unpack(

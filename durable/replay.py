@@ -1,10 +1,11 @@
 """Reading a stream from a place in its past, to its end or on into what comes: `Stream.replay`.
 
 Guarantee: of each partition every record from that place on is yielded once, in order; what
-retention has removed is a `Gap`, counted, never silence; what does not read raises `LogDamaged`. A
-finite replay ends with what was there when it began, and yields what several partitions hold in the
-order of time. One that follows goes on with what comes, also of partitions that appear later, and
-promises no order between them. Nobody who appends is held up.
+retention has removed is a `Gap`, counted, never silence, and so is what was malformed when it was
+appended; what does not read raises `LogDamaged`. A finite replay ends with what was there when it
+began, and yields what several partitions hold in the order of time. One that follows goes on with
+what comes, also of partitions that appear later, and promises no order between them. Nobody who
+appends is held up.
 
 Of a stream that shows records before they are on disk, a failure of the machine may take the last
 ones, though they were yielded: that is a `Cut`, told in `Replay.cuts`. Those that were appended in
@@ -102,8 +103,8 @@ class Replay:
 
     @property
     def gaps(self) -> list[tuple[str, int, int]]:
-        """What retention had removed before it could be read, the latest of these: partition, first
-        and last offset."""
+        """What retention had removed before it could be read, and what nobody can read as it was
+        malformed when it was appended, the latest of these: partition, first and last offset."""
         return list(self._gaps)
 
     @property

@@ -111,6 +111,7 @@ class Sidecar:
         self._lock = threading.Lock()
         self._hosted: dict[str, Hosted] = {}
         self._closing = False
+        self._malformed = 0
         self._dismissed = False
         """The clerk's: whether nobody is to wait any more."""
         self._clerk = Clerk(f"{self.number:016x}")
@@ -146,6 +147,8 @@ class Sidecar:
                 return self.append(query.stream, unpack_batch(query.batch), reply, lone=lone)
             self.ask(query, reply)
         except Malformed:
+            with self._lock:
+                self._malformed += 1
             reply(Refused("malformed", "the request is malformed"))
         return None
 
@@ -218,8 +221,9 @@ class Sidecar:
         return None if isinstance(found, Refused) else found
 
     def dropped(self) -> Counter[str]:
-        """What was refused or lost here, by reason, of the streams that are open."""
-        dropped: Counter[str] = Counter()
+        """What was refused or lost here, by reason, of the streams that are open; and what was
+        malformed."""
+        dropped = Counter({"malformed": self._malformed})
         for hosted in list(self._hosted.values()):
             dropped += hosted.dropped()
         return dropped

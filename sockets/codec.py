@@ -281,11 +281,8 @@ def decompress(body: Part, bytes_max: int) -> bytes:
 
     The content checksum is required: without it LZ4 takes flipped bits for other data.
     """
+    size = _size_before(body, bytes_max)
     try:
-        info = lz4.frame.get_frame_info(body)
-        size = info["content_size"]
-        if not info["content_checksum"] or not 0 < size <= bytes_max:
-            raise Malformed("oversize" if size > bytes_max else "malformed")
         decompressor = lz4.frame.LZ4FrameDecompressor()
         out: bytes = decompressor.decompress(body, max_length=size)
         if len(out) == size and not decompressor.eof:
@@ -295,6 +292,27 @@ def decompress(body: Part, bytes_max: int) -> bytes:
     if not decompressor.eof or decompressor.unused_data or len(out) != size:
         raise Malformed("malformed")
     return out
+
+
+def is_compressed(body: Part, bytes_max: int) -> bool:
+    """Whether it begins as what `decompress` takes."""
+    try:
+        _size_before(body, bytes_max)
+    except Malformed:
+        return False
+    return True
+
+
+def _size_before(body: Part, bytes_max: int) -> int:
+    """What it had before it was compressed, as it says. Raises `Malformed`."""
+    try:
+        info = lz4.frame.get_frame_info(body)
+    except (RuntimeError, ValueError) as error:
+        raise Malformed("malformed") from error
+    size: int = info["content_size"]
+    if not info["content_checksum"] or not 0 < size <= bytes_max:
+        raise Malformed("oversize" if size > bytes_max else "malformed")
+    return size
 
 
 def _at_most(left: list[int]) -> Callable[[Any], Any]:
@@ -383,10 +401,11 @@ def _array_header(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
 
-def array_items(body: Part) -> int:
+def array_items(body: Part, at: int = 0) -> int:
     """How many items the array has that begins there, as it says; -1: none does."""
-    kind = body[0] if len(body) else 0
+    kind = body[at] if len(body) > at else 0
     if kind & 0xF0 == 0x90:
         return kind & 0x0F
-    size = {0xDC: 2, 0xDD: 4}.get(kind, 0)
-    return int.from_bytes(body[1 : 1 + size], "big") if size and len(body) > size else -1
+    size = 2 if kind == 0xDC else 4 if kind == 0xDD else 0
+    end = at + 1 + size
+    return int.from_bytes(body[at + 1 : end], "big") if size and len(body) >= end else -1

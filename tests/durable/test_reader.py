@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from mesh.durable.batch import batch
+from mesh.durable.cursor import Gap
 from mesh.durable.outcomes import Appended
 from mesh.durable.protocol import Query, Read
 from mesh.durable.reader import PartitionReader, read
@@ -15,6 +17,8 @@ from mesh.durable.route import Ask, LocalRoute
 from mesh.durable.sidecar import Sidecar
 from tests.durable.test_sidecar import Asking, payloads_in
 from tests.support.fake_disk import FakeDisk, FakeFile
+from tests.support.partitions import numbered
+from tests.support.waiting import until
 
 
 def test_a_sidecar_that_is_about_to_close_is_asked_again_after_a_pause(
@@ -39,6 +43,40 @@ def test_a_sidecar_that_is_about_to_close_is_asked_again_after_a_pause(
     began = time.monotonic()
     assert read(reader, 10, stopped=lambda: len(asked) == 4) == []
     assert time.monotonic() - began >= 0.15
+    sidecar.close()
+
+
+@pytest.mark.parametrize("directly", [True, False])
+def test_records_that_nobody_can_read_are_a_gap_and_what_is_behind_them_is_read(
+    directly: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As some producer of its own making may append, and its log is not damaged."""
+    sidecar = Sidecar(FakeDisk())
+    asking = Asking(sidecar)
+    asking.append("a")
+    route = LocalRoute(sidecar)
+    odd = numbered(batch([b"\x91\x01"], count=5), 7, asking.epoch, 1)
+    appended = route.append("orders", odd)
+    until(lambda: route.reply(appended) is not None)
+    asking.seq += 5
+    asking.append("b")
+    reader = PartitionReader(route, "orders", 1 << 26)
+    found: list[object] = []
+    while reader.offset < 7:
+        chunk = (
+            reader.direct()
+            if directly
+            else reader.answered(asking.told(Read("orders", reader.offset)))
+        )
+        assert chunk
+        if isinstance(chunk, Gap):
+            found.append(chunk)
+        else:
+            assert isinstance(chunk, list)
+            found += [record.payload for run in chunk for record in run]
+    assert found == ["a", Gap(1, 5), "b"]
+    assert caplog.text.count("records 1 to 5") == 1
+    reader.close()
     sidecar.close()
 
 

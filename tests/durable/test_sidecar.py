@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mesh.durable.batch import HEADER_BYTES, Batch
+from mesh.durable.batch import HEADER_BYTES, Batch, batch
 from mesh.durable.deliveries import Settlements
 from mesh.durable.hosted import Hosted
 from mesh.durable.outcomes import Appended, Opened, Refused, error_of
@@ -39,7 +39,7 @@ from mesh.durable.protocol import (
     pack_batch,
     read_batch,
 )
-from mesh.durable.records import NewRecord, batch_of, payloads_of
+from mesh.durable.records import LZ4, NewRecord, batch_of, payloads_of
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import LogLocked, PayloadTooLarge
 from mesh.options import StreamOptions
@@ -122,6 +122,29 @@ def test_an_append_is_answered_and_can_be_read(asking: Asking, sidecar: Sidecar)
     assert isinstance(place, Place)
     assert (place.start, place.end, place.offset) == (0, 2, 0)
     assert payloads_in(asking.told(Read("orders", 1)), sidecar) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        batch([b"\x91\x01"], count=1, codec=77),
+        batch([b"\x91\x01"], count=5),
+        batch([b"\xc1"], count=1),
+        batch([b""], count=1),
+        batch([b"\x91\x01"], count=1, codec=LZ4),
+    ],
+    ids=["codec", "count", "no array", "nothing", "not compressed"],
+)
+def test_payloads_that_nobody_could_read_are_not_taken_in(
+    asking: Asking, sidecar: Sidecar, odd: Batch
+) -> None:
+    """Or they would be in the way of whoever reads what is behind them."""
+    asking.append("a")
+    made = numbered(odd, 7, asking.epoch, 1)
+    assert code_of(asking.told(Append("orders", memoryview(pack_batch(made))))) == "malformed"
+    assert sidecar.dropped()["malformed"] == 1
+    assert isinstance(asking.append("b"), Appended)
+    assert payloads_in(asking.told(Read("orders", 0)), sidecar) == ["a", "b"]
 
 
 def test_who_reads_on_is_answered_when_there_is_more(asking: Asking, sidecar: Sidecar) -> None:
