@@ -89,6 +89,7 @@ class Hosted:
         self._woken = False
         """Whether the clerk is about to look after those who wait for records."""
         self._readers: list[_Reader] = []
+        self._give_up_at = 0.0
         self._members: Members | None = None
         self._logged = ""
         """The last reason why its groups could not go on that was logged."""
@@ -201,7 +202,7 @@ class Hosted:
             answer(Refused("full", f"{limits.LOG_READERS_MAX:,} readers wait here already"))
             return
         self._readers.append(reader)
-        self._clerk.at(reader.until, partial(self._give_up, reader))
+        self._give_up_by(reader.until)
         if query.offset < self.log.tip.offset:
             self._wake()  # it came just before the writer knew of this reader
 
@@ -238,10 +239,22 @@ class Hosted:
             reader.answer(Batches(batches, tip.offset, log_epoch))
         return True
 
-    def _give_up(self, reader: _Reader) -> None:
-        if reader in self._readers:
-            self._readers.remove(reader)
+    def _give_up_by(self, until: float) -> None:
+        """One of the readers has waited long enough then. Most are answered before: they share what
+        the clerk comes back for, or each would leave that behind."""
+        now = time.monotonic()
+        if not now < self._give_up_at <= until:
+            self._give_up_at = max(until, now + _PLAN_S)
+            self._clerk.at(self._give_up_at, self._give_up)
+
+    def _give_up(self) -> None:
+        now = time.monotonic()
+        late = [reader for reader in self._readers if reader.until <= now]
+        self._readers = [reader for reader in self._readers if reader.until > now]
+        for reader in late:
             self._serve(reader, late=True)
+        if self._readers:
+            self._give_up_by(min(reader.until for reader in self._readers))
 
     def _unreadable(self, error: Exception) -> Refused:
         logger.error("stream %r cannot be read: %s", self.name, error)

@@ -13,9 +13,10 @@ from mesh.durable.clerk import Clerk
 from mesh.durable.hosted import Hosted
 from mesh.durable.index import Index
 from mesh.durable.log import Log
-from mesh.durable.outcomes import Appended, Refused
+from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.durable.partition import Partition
-from mesh.durable.protocol import Fetch, Join, Joined, Open, Reply
+from mesh.durable.protocol import Batches, Fetch, Join, Joined, Open, Read, Reply
+from mesh.durable.records import batch_of
 from mesh.durable.segment import Segment
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import Storage
@@ -23,7 +24,7 @@ from mesh.options import StreamOptions
 from tests.support.fake_disk import FakeDisk
 from tests.support.logs import PARTITION, sound, written
 from tests.support.one_thread import in_one_thread
-from tests.support.partitions import Writing, payloads, record
+from tests.support.partitions import Writing, numbered, payloads, record
 from tests.support.waiting import until
 
 MEMBER = "0123456789abcdef-a"
@@ -62,6 +63,45 @@ def test_who_waits_of_groups_that_cannot_go_on_is_told_why(
         sidecar.ask(Join("s", "g", MEMBER, 1), replies.append)
         turns.go()
         assert isinstance(replies[-1], Joined)
+        sidecar.close()
+
+
+def test_who_follows_leaves_nothing_behind_for_each_of_its_questions() -> None:
+    """The clerk kept one thing to do for each, for as long as that might have waited."""
+    replies: list[Reply] = []
+    with in_one_thread(1e6) as turns:
+        sidecar = Sidecar(FakeDisk())
+        sidecar.ask(Open("s", 7), replies.append)
+        turns.go()
+        opened = replies[-1]
+        assert isinstance(opened, Opened)
+        for n in range(100):
+            sidecar.ask(Read("s", n, wait_ms=20_000), replies.append)
+            turns.go()
+            sidecar.append("s", numbered(batch_of([record(n)]), 7, opened.epoch, n), lambda _: None)
+            turns.go()
+            answered = replies[-1]
+            assert isinstance(answered, Batches)
+            assert len(answered.batches) == 1
+            turns.wait(0.01)
+        assert len(turns._due) < 5
+        sidecar.close()
+
+
+def test_each_who_waits_for_records_is_told_in_time_that_there_are_none() -> None:
+    waits = [30, 10, 20, 20, 5, 40, 1]
+    told: list[float] = []
+    with in_one_thread(1e6) as turns:
+        sidecar = Sidecar(FakeDisk())
+        sidecar.ask(Open("s", 7), lambda _: None)
+        turns.go()
+        for each in waits:
+            read = Read("s", 0, wait_ms=each * 1000)
+            sidecar.ask(read, lambda _: told.append(turns.now_s - 1e6))
+        turns.go()
+        for second in range(1, 50):
+            turns.wait(1.0)
+            assert told == sorted(each for each in waits if each <= second)
         sidecar.close()
 
 
