@@ -47,6 +47,7 @@ node's handles over a *route* to a sidecar, in another process or in this one. W
       clerk              a thread that does one thing after the other
       rounds             which stream is looked after next
       hosted             one stream at a sidecar
+      openings           streams that are being opened, and who waits for that
       sidecar            all streams of a directory
       hosting            a sidecar as part of a node
 

@@ -134,6 +134,7 @@ class Hosted:
         """Have written what was submitted, and close the log; the clerk has ended, or this is it.
         Whether that was done in time: else it may be called again."""
         self.begin_to_close()
+        self.dismiss()
         members, self._members = self._members, None
         if members is not None:
             members.close()

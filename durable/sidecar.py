@@ -8,10 +8,11 @@ itself.
 Guarantee: every request is answered once, by a receipt or by a refusal that says why; a stream
 that is damaged refuses, and the others go on. One process has the directory at a time, by its lock.
 
-A stream is opened when somebody asks for it, and has a thread that writes (`mesh.durable.writer`),
-from its first append on, or the first that retention takes. One more, the *clerk*, reads for those
-who ask, keeps those waiting who want what comes next, and sees what retention lets go. It also
-looks after the streams that nobody has asked for: one in a second, all of them anew after an hour.
+A stream is opened when somebody asks for it (`mesh.durable.openings`), and has a thread that writes
+(`mesh.durable.writer`), from its first append on, or the first that retention takes. One more, the
+*clerk*, reads for those who ask, keeps those waiting who want what comes next, and sees what
+retention lets go. It also looks after the streams that nobody has asked for: one in a second, all
+of them anew after an hour.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 from urllib.parse import quote, unquote
@@ -34,6 +35,7 @@ from mesh.durable.batch import Batch
 from mesh.durable.clerk import Clerk
 from mesh.durable.hosted import Hosted
 from mesh.durable.log import SEGMENT_BYTES
+from mesh.durable.openings import Openings
 from mesh.durable.outcomes import CLOSED, Refused, refused_for
 from mesh.durable.partition import Opening, Partition
 from mesh.durable.protocol import (
@@ -110,6 +112,7 @@ class Sidecar:
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
         self._hosted: dict[str, Hosted] = {}
+        self._openings = self._no_openings()
         self._closing = False
         self._malformed = 0
         self._dismissed = False
@@ -121,6 +124,8 @@ class Sidecar:
     def abandon(self) -> None:
         """In a forked child: the files are the parent's, and nothing is to be written there."""
         self._lock = threading.Lock()
+        self._openings = self._no_openings()
+        self._openings.close()
         self._closing = True
         for hosted in self._hosted.values():
             hosted.abandon()
@@ -162,27 +167,37 @@ class Sidecar:
         lone: bool = False,
     ) -> Callable[[], None] | None:
         """Have it written, or be given what does so: see `Writer.submit`."""
-        found = self._hosted.get(stream) or self._find(stream)
-        if isinstance(found, Refused):
-            answer(found)
-            return None
-        return found.submit(batch, answer, patient=patient, lone=lone)
+        hosted = self._hosted.get(stream)
+        if hosted is not None:
+            return hosted.submit(batch, answer, patient=patient, lone=lone)
+        self._openings.when_open(
+            stream,
+            lambda hosted: hosted.submit(batch, answer, patient=patient),
+            answer,
+            size=batch.header.size,
+            patient=patient,
+        )
+        return None
 
     def ask(self, query: Query, answer: Answer, *, patient: bool = True) -> None:
         """Anything but an append."""
         match query:
             case Open(stream, producer, options):
-                found = self._find(stream, options, make=True)
-                if isinstance(found, Refused):
-                    answer(found)
-                else:
-                    found.submit(Opening(producer), answer, patient=patient)
+
+                def submit(hosted: Hosted) -> None:
+                    hosted.submit(Opening(producer), answer, patient=patient)
+
+                self._openings.when_open(stream, submit, answer, options, make=True)
             case Append():
                 answer(Refused("malformed", "an append is not to be asked for so"))
             case _:
-                self._clerk.run(partial(self._ask_clerk, query, answer))
 
-    def _ask_clerk(self, query: _ForClerk, answer: Answer) -> None:
+                def hand_over(hosted: Hosted) -> None:
+                    self._clerk.run(partial(self._ask_clerk, hosted, query, answer))
+
+                self._openings.when_open(query.stream, hand_over, answer)
+
+    def _ask_clerk(self, hosted: Hosted, query: _ForClerk, answer: Answer) -> None:
         answered = False
 
         def once(reply: Reply) -> None:
@@ -192,28 +207,24 @@ class Sidecar:
                 answer(reply)
 
         try:
-            self._answer(query, once)
+            self._answer(hosted, query, once)
         except Exception:  # whatever it is: who asked is not to wait for an answer for ever
             logger.exception("stream %r: a question was not answered", query.stream)
             once(Refused("storage", f"stream {query.stream!r}: its sidecar failed, and logged why"))
 
-    def _answer(self, query: _ForClerk, answer: Answer) -> None:
-        found = self._find(query.stream)
-        if isinstance(found, Refused):
-            answer(found)
-            return
+    def _answer(self, hosted: Hosted, query: _ForClerk, answer: Answer) -> None:
         match query:
             case Find():
-                found.find(query, answer)
+                hosted.find(query, answer)
             case Read():
-                found.read(query, answer)
+                hosted.read(query, answer)
             case Inspect():
-                found.inspect(answer)
+                hosted.inspect(answer)
             case Join() | Fetch() if not self._is_present(query.member[:_NODE_ID_CHARACTERS]):
                 # What a node asked just before it died, is not to make it a member for good.
                 answer(Refused("unknown", f"the node of {query.member} is not there"))
             case _:
-                found.member_asks(query, answer)
+                hosted.member_asks(query, answer)
 
     def hosted(self, stream: str) -> Hosted | None:
         """For whoever reads its log in this process; None if it is not here, or damaged."""
@@ -249,6 +260,7 @@ class Sidecar:
                 return
             self._closing = True
         deadline = time.monotonic() + timeout
+        self._openings.close()
         self.dismiss()
         for hosted in list(self._hosted.values()):
             hosted.begin_to_close()
@@ -259,8 +271,8 @@ class Sidecar:
 
     def _close_logs(self, deadline: float | None) -> bool:
         """Whether all were closed by then."""
-        hosted = list(self._hosted.values())
-        closed = [each.close(_left(deadline)) for each in hosted]
+        closed = [self._openings.wait(_left(deadline))]
+        closed += [each.close(_left(deadline)) for each in list(self._hosted.values())]
         if all(closed):
             self._storage.close()
         return all(closed)
@@ -276,6 +288,7 @@ class Sidecar:
             self._clerk.run(partial(action, hosted))
 
     def _tick(self) -> None:
+        self._openings.go_on()
         self._each(Hosted.tick)
         name = self._rounds.next(self._names, time.monotonic())
         if name is not None and name not in self._hosted:
@@ -283,14 +296,9 @@ class Sidecar:
 
     def _look_after(self, name: str) -> None:
         """Of a stream that nobody has asked for: give up what retention lets go. Whoever asks for
-        one meanwhile that is not open, waits."""
-        with self._lock:
-            if name in self._hosted or self._closing or not self._may_go(name):
-                return
-            opened = self._open(name, None, False)
-            if isinstance(opened, Hosted):
-                opened.tick()
-                opened.close(None)
+        it meanwhile, waits."""
+        if self._may_go(name):
+            self._openings.look_after(name, Hosted.tick)
 
     def _may_go(self, name: str) -> bool:
         """Whether something of it may be due: looked at without reading its log."""
@@ -306,19 +314,23 @@ class Sidecar:
     def _find(
         self, name: str, options: StreamOptions | None = None, *, make: bool = False
     ) -> Hosted | Refused:
-        """The stream of that name; with `make` a new one, if there is none."""
-        hosted = self._hosted.get(name)
-        if hosted is None:
-            with self._lock:
-                hosted = self._hosted.get(name)
-                if hosted is None:
-                    opened = self._open(name, options, make)
-                    if isinstance(opened, Refused):
-                        return opened
-                    hosted = self._hosted[name] = opened
-        if options is not None and options != hosted.options:
-            return Refused("differs", _difference(name, options, hosted.options))
-        return hosted
+        """The stream of that name, with those options if it is new. Waits until it is open."""
+        return self._hosted.get(name) or self._openings.find(name, options, make=make)
+
+    def _no_openings(self) -> Openings:
+        return Openings(self._hosted, self._look, self._open, self._opened)
+
+    def _look(self, name: str, make: bool) -> Refused | None:
+        if make or name in self._names:
+            return None
+        return Refused("missing", f"there is no stream {name!r} here")
+
+    def _opened(self, hosted: Hosted) -> None:
+        """It is there for all by now, but who dismisses or closes all may have been too early."""
+        if self._dismissed:
+            self._clerk.run(hosted.dismiss)
+        if self._closing:
+            hosted.begin_to_close()
 
     def _open(self, name: str, options: StreamOptions | None, make: bool) -> Hosted | Refused:
         if self._closing:
@@ -330,7 +342,8 @@ class Sidecar:
             file_name = _file_name(name)
             if new and not name.endswith(DEAD):
                 _check_letters(name)
-            if new and len(self._names) >= limits.STREAMS_MAX:
+            making = sum(1 for each in self._openings.names if each not in self._names)
+            if new and len(self._names) + making > limits.STREAMS_MAX:
                 return Refused("full", f"there are {limits.STREAMS_MAX:,} streams here")
             folder = self._streams.folder(file_name)
             names = folder.names()
@@ -365,17 +378,16 @@ class Sidecar:
         if new:
             self._names.add(name)
             self._hosts(name)
-        if self._dismissed:
-            hosted.dismiss()
         return hosted
 
     def _bury(self, stream: str, batch: Batch, answer: Answer) -> None:
         """A dead letter of that stream. The clerk's."""
-        found = self._find(f"{stream}{DEAD}", make=True)
-        if isinstance(found, Refused):
-            answer(found)
-        else:
-            found.submit(batch, answer, patient=False)
+        self._openings.when_open(
+            f"{stream}{DEAD}",
+            lambda hosted: hosted.submit(batch, answer, patient=False),
+            answer,
+            make=True,
+        )
 
 
 def _left(deadline: float | None) -> float | None:
@@ -423,12 +435,3 @@ def _read_options(folder: Storage, name: str) -> StreamOptions:
     except (FileNotFoundError, msgspec.MsgspecError) as error:
         reason = f"the options of stream {name!r} cannot be read: {error}"
         raise LogDamaged(_OPTIONS, 0, 0, reason) from None
-
-
-def _difference(name: str, asked: StreamOptions, has: StreamOptions) -> str:
-    pairs: Iterable[str] = (
-        f"{field}={getattr(has, field)!r}, not {getattr(asked, field)!r}"
-        for field in StreamOptions.__struct_fields__
-        if getattr(asked, field) != getattr(has, field)
-    )
-    return f"stream {name!r} was created with " + "; ".join(pairs)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from random import Random
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import msgspec
@@ -663,6 +663,108 @@ def test_a_directory_is_nobody_elses_while_one_of_its_logs_is_written(
         until(is_free)
     assert payloads_in(Asking(opened[0]).told(Read("orders", 0)), opened[0]) == ["a", "b"]
     opened[0].close()
+
+
+class Hanging:
+    """The disk of one stream does not answer as it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stream: str = "slow") -> None:
+        self.gate, self.began = Event(), Event()
+        open_one = Sidecar._open
+
+        def hang(sidecar: Sidecar, name: str, *more: Any) -> Any:
+            if name == stream:
+                self.began.set()
+                assert self.gate.wait(30)
+            return open_one(sidecar, name, *more)
+
+        monkeypatch.setattr(Sidecar, "_open", hang)
+
+
+def test_a_stream_whose_opening_hangs_holds_up_none_of_the_others(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither who appends to others, nor who reads them; and in whichever order they ask."""
+    before = Asking(Sidecar(disk))
+    before.append("a", stream="slow")
+    before.append("b", stream="quick")
+    before.sidecar.close()
+    hanging = Hanging(monkeypatch)
+    sidecar = Sidecar(disk.again())
+    slow, quick = Asking(sidecar), Asking(sidecar)
+
+    def ask() -> None:  # as the one thread does that passes on what comes over sockets
+        slow.ask(Find("slow"))
+        assert hanging.began.wait(30)
+        slow.ask(Open("slow", 8))
+        quick.ask(Open("quick", 7))
+        quick.ask(Find("quick"))
+
+    asks = Thread(target=ask, daemon=True)
+    asks.start()
+    try:
+        told = {type(quick.answer()) for _ in range(2)}
+        assert told == {Opened, Place}
+        assert slow.answers.empty()
+    finally:
+        hanging.gate.set()
+        asks.join()
+    assert {type(slow.answer()) for _ in range(2)} == {Opened, Place}
+    sidecar.close()
+
+
+def test_what_is_appended_while_a_stream_is_opened_is_written_in_its_order(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Asking(Sidecar(disk))
+    asking.append("a", stream="slow")
+    asking.sidecar.close()
+    hanging = Hanging(monkeypatch)
+    asking.sidecar = sidecar = Sidecar(disk.again())
+    for n in range(1, 10):
+        if n == 5:
+            hanging.gate.set()
+        batch = numbered(batch_of([record(n)]), 7, asking.epoch, n)
+        asking.ask(Append("slow", memoryview(pack_batch(batch))))
+    for n in range(1, 10):
+        appended = asking.answer()
+        assert isinstance(appended, Appended), appended
+        assert appended.offset == n
+    sidecar.close()
+
+
+def test_a_sidecar_closes_in_time_while_a_stream_is_being_opened(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Asking(Sidecar(disk))
+    asking.append("a", stream="slow")
+    asking.sidecar.close()
+    hanging = Hanging(monkeypatch)
+    sidecar = Sidecar(disk.again())
+    asking = Asking(sidecar)
+    asking.ask(Find("slow"))
+    assert hanging.began.wait(30)
+    asking.ask(Read("slow", 0))
+    closes = Thread(target=sidecar.close, args=(0.05,), daemon=True)
+    closes.start()
+    closes.join(10)
+    try:
+        assert not closes.is_alive()
+        assert code_of(asking.answer()) == "closed"
+        with pytest.raises(LogLocked):
+            Sidecar(disk.again())
+    finally:
+        hanging.gate.set()
+        closes.join()
+    assert code_of(asking.answer()) == "closed"
+    until(lambda: is_free(disk))
+
+
+def is_free(disk: FakeDisk) -> bool:
+    with contextlib.suppress(LogLocked):
+        Sidecar(disk.again()).close()
+        return True
+    return False
 
 
 def test_who_asks_is_answered_whatever_goes_wrong(

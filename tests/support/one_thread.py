@@ -121,6 +121,7 @@ def in_one_thread(now_s: float) -> Iterator[Turns]:
     with ExitStack() as stack:
         stack.enter_context(patch("mesh.durable.sidecar.Clerk", lambda name: turns))
         stack.enter_context(patch("mesh.durable.hosted.Writer", writer))
+        stack.enter_context(patch("mesh.durable.openings._start", lambda name, work: work()))
         for module in ("sidecar", "hosted", "writer"):
             stack.enter_context(patch(f"mesh.durable.{module}.time", turns))
         for name, value in SMALL.items():

@@ -1,0 +1,255 @@
+"""The streams of a sidecar that are being opened, and who waits for that.
+
+Opening one takes as long as its disk does. So a thread of its own does it, or whoever has to have
+the stream there and then; what is asked of it meanwhile waits here, and is passed on in the order
+in which it came, before the stream counts as open. No lock is held: whoever asks for another stream
+waits for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from queue import SimpleQueue
+
+import msgspec
+
+from mesh import limits
+from mesh.durable.hosted import Hosted
+from mesh.durable.outcomes import CLOSED, Refused
+from mesh.options import StreamOptions
+
+logger = logging.getLogger(__name__)
+
+Found = Hosted | Refused
+Then = Callable[[Found], object]
+
+
+class _Asked(msgspec.Struct, frozen=True, eq=False):
+    then: Then
+    options: StreamOptions | None
+    make: bool
+    bytes: int
+
+
+class _Opening:
+    """One that is under way."""
+
+    def __init__(self, *, begun: bool = False) -> None:
+        self.begun = begun
+        """Whether somebody is at it."""
+        self.waiting: deque[_Asked] = deque()
+        self.bytes = 0
+        self.hosted: Hosted | None = None
+        """Once it is open, as long as somebody waits."""
+
+
+class Openings:
+    """See above. Safe from any thread."""
+
+    def __init__(
+        self,
+        hosted: dict[str, Hosted],
+        look: Callable[[str, bool], Refused | None],
+        open_one: Callable[[str, StreamOptions | None, bool], Found],
+        opened: Callable[[Hosted], object],
+    ) -> None:
+        """`hosted`: those that are open, to which more are added here; `opened` is told of each
+        then. `look` says, without opening it, why a stream is not to be had by who makes it, or
+        does not. `open_one` opens it, with options if there are any, and makes it if it may."""
+        self._hosted = hosted
+        self._look = look
+        self._open_one = open_one
+        self._opened = opened
+        self._under_way: dict[str, _Opening] = {}
+        self._changed = threading.Condition()
+        """Its lock is held while nothing is read, opened or passed on."""
+        self._closing = False
+
+    @property
+    def names(self) -> list[str]:
+        """Of the streams that are being opened."""
+        return list(self._under_way)
+
+    def when_open(
+        self,
+        name: str,
+        then: Callable[[Hosted], object],
+        answer: Callable[[Refused], object],
+        options: StreamOptions | None = None,
+        *,
+        make: bool = False,
+        size: int = 0,
+        patient: bool = False,
+    ) -> None:
+        """Call `then` with the stream of that name; or `answer` why it is not to be had, which it
+        is not with other options. At once, or from another thread, once it was opened. `size`:
+        bytes of what waits for that; while too many do, this blocks, if `patient`."""
+        pass_on = partial(_pass_on, then, answer, options)
+        hosted = self._hosted.get(name)
+        if hosted is not None:
+            pass_on(hosted)
+        elif self._begins(name, _Asked(pass_on, options, make, size), patient):
+            _start(name, partial(self._work, name))
+
+    def find(self, name: str, options: StreamOptions | None = None, *, make: bool = False) -> Found:
+        """The stream of that name, with those options if it is new. It is opened in this thread, if
+        nobody does that yet."""
+        found: SimpleQueue[Found] = SimpleQueue()
+        self._begins(name, _Asked(found.put, options, make, 0), False)
+        self._work(name)
+        return found.get()
+
+    def look_after(self, name: str, action: Callable[[Hosted], object]) -> None:
+        """Open a stream that is not open, for `action`, and close it."""
+        with self._changed:
+            if self._closing or name in self._under_way or name in self._hosted:
+                return
+            opening = self._under_way[name] = _Opening(begun=True)
+        try:
+            found = self._open_one(name, None, False)
+            if isinstance(found, Hosted):
+                action(found)
+                found.close(None)
+        finally:
+            self._leave(name, opening)
+
+    def go_on(self) -> None:
+        """To be called about every second: whoever was to open one may have died of a Ctrl-C."""
+        for name, opening in list(self._under_way.items()):
+            if not opening.begun:
+                _start(name, partial(self._work, name))
+
+    def close(self) -> None:
+        """Refuse what waits, and what comes later. Does not block."""
+        waiting: list[_Asked] = []
+        with self._changed:
+            self._closing = True
+            for opening in self._under_way.values():
+                waiting += opening.waiting
+                opening.waiting.clear()
+            self._changed.notify_all()
+        for asked in waiting:
+            _call(asked.then, CLOSED)
+        self.go_on()
+
+    def wait(self, timeout: float | None) -> bool:
+        """For what is under way still; whether that has ended in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._under_way, timeout)
+
+    # -- What that takes ---------------------------------------------------------------------
+
+    def _begins(self, name: str, asked: _Asked, patient: bool) -> bool:
+        """Pass it on, or have it wait. Whether an opening begins with it, which somebody has to
+        do."""
+        with self._changed:
+            while patient and not self._closing and self._is_full(name):
+                self._changed.wait()
+            opening = self._under_way.get(name)
+            found: Found | None = CLOSED if self._closing else None
+            if opening is None and found is None:
+                found = self._hosted.get(name) or self._look(name, asked.make)
+            if found is None:
+                begins = opening is None
+                if opening is None:
+                    opening = self._under_way[name] = _Opening()
+                opening.waiting.append(asked)
+                opening.bytes += asked.bytes
+                return begins
+        asked.then(found)
+        return False
+
+    def _is_full(self, name: str) -> bool:
+        opening = self._under_way.get(name)
+        return opening is not None and opening.bytes > limits.WRITER_BYTES_MAX
+
+    def _work(self, name: str) -> None:
+        """Open it, unless somebody does, and pass on what waits for it."""
+        with self._changed:
+            opening = self._under_way.get(name)
+            if opening is None or opening.begun:
+                return
+            opening.begun = True
+        try:
+            while (asked := self._next(name, opening)) is not None:
+                found = opening.hosted or self._open(name, asked)
+                if isinstance(found, Hosted):
+                    opening.hosted = found
+                _call(asked.then, found)
+        except BaseException:  # a Ctrl-C: the others are not to wait for ever
+            self._leave(name, opening)
+            raise
+        if opening.hosted is not None:
+            self._opened(opening.hosted)
+
+    def _next(self, name: str, opening: _Opening) -> _Asked | None:
+        """Whose turn it is; None if all had theirs, and that was it."""
+        with self._changed:
+            self._changed.notify_all()
+            if opening.waiting:
+                asked = opening.waiting.popleft()
+                opening.bytes -= asked.bytes
+                return asked
+            if opening.hosted is not None:
+                self._hosted[name] = opening.hosted
+            del self._under_way[name]
+            return None
+
+    def _open(self, name: str, asked: _Asked) -> Found:
+        try:
+            return self._open_one(name, asked.options, asked.make)
+        except Exception:  # whatever it is: who asked is not to wait for an answer for ever
+            logger.exception("stream %r was not opened", name)
+            text = f"stream {name!r}: its sidecar failed, and logged why"
+            return Refused("storage", text)
+
+    def _leave(self, name: str, opening: _Opening) -> None:
+        """Have somebody else go on, if there is more to do."""
+        with self._changed:
+            opening.begun = False
+            if not opening.waiting and opening.hosted is None:
+                del self._under_way[name]
+                self._changed.notify_all()
+                return
+        _start(name, partial(self._work, name))
+
+
+def _start(name: str, work: Callable[[], object]) -> None:
+    try:
+        threading.Thread(target=work, name=f"mesh open {name}", daemon=True).start()
+    except RuntimeError:  # there are no more threads
+        work()
+
+
+def _call(then: Then, found: Found) -> None:
+    try:
+        then(found)
+    except Exception:
+        logger.exception("what waited for a stream could not be passed on")
+
+
+def _pass_on(
+    then: Callable[[Hosted], object],
+    answer: Callable[[Refused], object],
+    options: StreamOptions | None,
+    found: Found,
+) -> None:
+    if isinstance(found, Refused):
+        answer(found)
+    elif options is not None and options != found.options:
+        answer(Refused("differs", _difference(found.name, options, found.options)))
+    else:
+        then(found)
+
+
+def _difference(name: str, asked: StreamOptions, has: StreamOptions) -> str:
+    pairs: Iterable[str] = (
+        f"{field}={getattr(has, field)!r}, not {getattr(asked, field)!r}"
+        for field in StreamOptions.__struct_fields__
+        if getattr(asked, field) != getattr(has, field)
+    )
+    return f"stream {name!r} was created with " + "; ".join(pairs)

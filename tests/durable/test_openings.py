@@ -1,0 +1,194 @@
+"""Streams that are being opened: who waits for that, and who does not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import pytest
+
+from mesh.durable.hosted import Hosted
+from mesh.durable.openings import Found, Openings
+from mesh.durable.outcomes import CLOSED, Refused
+from mesh.options import StreamOptions
+from tests.support.waiting import until
+
+MISSING = Refused("missing", "there is none")
+
+
+class Opening:
+    """Opens what it is asked for when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun: SimpleQueue[str] = SimpleQueue()
+        self.outcomes: SimpleQueue[Found | BaseException] = SimpleQueue()
+        self.hosted: dict[str, Hosted] = {}
+        self.opened: list[Hosted] = []
+        self.told: SimpleQueue[object] = SimpleQueue()
+        self.openings = Openings(
+            self.hosted,
+            lambda name, make: None if make else MISSING,
+            self.open_one,
+            self.opened.append,
+        )
+
+    def open_one(self, name: str, options: StreamOptions | None, make: bool) -> Found:
+        self.begun.put(name)
+        found = self.outcomes.get(timeout=10)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def ask(self, name: str, what: object, **more: bool | int) -> None:
+        self.openings.when_open(
+            name,
+            lambda hosted: self.told.put(what),
+            self.told.put,
+            make=True,
+            **more,  # type: ignore[arg-type]
+        )
+
+    def is_told(self) -> object:
+        return self.told.get(timeout=10)
+
+
+@pytest.fixture
+def opening() -> Opening:
+    return Opening()
+
+
+def some() -> Hosted:
+    return Hosted.__new__(Hosted)
+
+
+def in_thread(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_all_that_is_asked_meanwhile_is_passed_on_in_its_order(opening: Opening) -> None:
+    for n in range(20):
+        opening.ask("a", n)
+    hosted = some()
+    opening.outcomes.put(hosted)
+    assert [opening.is_told() for _ in range(20)] == list(range(20))
+    until(lambda: opening.opened == [hosted])
+    assert opening.hosted == {"a": hosted}
+    assert opening.begun.qsize() == 1
+    opening.ask("a", "at once")
+    assert opening.told.get(block=False) == "at once"
+
+
+def test_who_asks_for_another_stream_does_not_wait(opening: Opening) -> None:
+    opening.ask("a", "a")
+    assert opening.begun.get(timeout=10) == "a"
+    opening.ask("b", "b")
+    assert opening.begun.get(timeout=10) == "b"
+    opening.outcomes.put(some())
+    opening.outcomes.put(some())
+    assert {opening.is_told(), opening.is_told()} == {"a", "b"}
+    until(lambda: not opening.openings.names)
+
+
+def test_what_is_not_to_be_had_is_tried_anew_by_each_who_asks(opening: Opening) -> None:
+    opening.ask("a", "first")
+    opening.ask("a", "second")
+    damaged = Refused("damaged", "it does not read")
+    opening.outcomes.put(damaged)
+    assert opening.is_told() == damaged
+    opening.outcomes.put(some())
+    assert opening.is_told() == "second"
+    assert opening.openings.find("none") == MISSING
+
+
+def test_a_fault_in_opening_is_answered(opening: Opening, caplog: pytest.LogCaptureFixture) -> None:
+    opening.ask("a", "a")
+    opening.outcomes.put(ZeroDivisionError())
+    told = opening.is_told()
+    assert isinstance(told, Refused)
+    assert told.code == "storage"
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_who_opens_it_there_and_then_and_is_interrupted_leaves_nobody_waiting(
+    opening: Opening,
+) -> None:
+    interrupted: SimpleQueue[BaseException] = SimpleQueue()
+
+    def find() -> None:
+        try:
+            opening.openings.find("a", make=True)
+        except KeyboardInterrupt as error:
+            interrupted.put(error)
+
+    thread = in_thread(find)
+    assert opening.begun.get(timeout=10) == "a"
+    opening.ask("a", "another")
+    opening.outcomes.put(KeyboardInterrupt())
+    opening.outcomes.put(some())
+    assert opening.is_told() == "another"
+    assert isinstance(interrupted.get(timeout=10), KeyboardInterrupt)
+    thread.join()
+    until(lambda: not opening.openings.names)
+    assert list(opening.hosted) == ["a"]
+
+
+def test_who_was_to_open_it_and_died_before_that_leaves_it_to_others(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mesh.durable.openings._start", lambda name, work: None)
+        opening.ask("a", "a")
+    opening.openings.go_on()
+    opening.outcomes.put(some())
+    assert opening.is_told() == "a"
+
+
+def test_who_brings_more_while_too_much_waits_is_held_up(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.WRITER_BYTES_MAX", 100)
+    opening.ask("a", 0, size=101, patient=True)
+    assert opening.begun.get(timeout=10) == "a"
+    for n in (1, 2):
+        opening.ask("a", n, size=1000)
+    thread = in_thread(lambda: opening.ask("a", 3, patient=True))
+    thread.join(0.05)
+    assert thread.is_alive()
+    opening.outcomes.put(some())
+    assert [opening.is_told() for _ in range(4)] == [0, 1, 2, 3]
+
+
+def test_what_waits_as_it_is_closed_is_refused_and_what_is_under_way_ends(opening: Opening) -> None:
+    opening.ask("a", "a")
+    assert opening.begun.get(timeout=10) == "a"
+    opening.ask("a", "another")
+    opening.openings.close()
+    assert opening.is_told() == CLOSED
+    assert not opening.openings.wait(0.01)
+    opening.ask("b", "b")
+    assert opening.is_told() == CLOSED
+    opening.outcomes.put(some())
+    assert opening.openings.wait(10)
+    assert list(opening.hosted) == ["a"]  # to be closed by who closes all
+    assert opening.is_told() == "a"
+
+
+def test_who_asks_for_what_is_looked_after_waits_and_gets_it(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Hosted] = []
+    monkeypatch.setattr(Hosted, "close", lambda hosted, timeout: closed.append(hosted))
+    first, second = some(), some()
+    looked_after: list[Hosted] = []
+    thread = in_thread(lambda: opening.openings.look_after("a", looked_after.append))
+    assert opening.begun.get(timeout=10) == "a"
+    opening.ask("a", "asked")
+    opening.outcomes.put(first)
+    opening.outcomes.put(second)
+    assert opening.is_told() == "asked"
+    thread.join()
+    assert looked_after == closed == [first]
+    until(lambda: opening.hosted == {"a": second})
