@@ -23,20 +23,23 @@ class Clerk:
     """See above. Started with it. However much it is given, what is due is done when it is."""
 
     def __init__(self, name: str) -> None:
-        self._inbox: deque[Action] = deque()
+        self._inbox: deque[tuple[Action, Action | None]] = deque()
         self._due: list[tuple[float, int, Action]] = []
         """The clerk's own."""
         self._numbers = count()
         self._bell = threading.Lock()  # released: it rang. Held: it did not
         self._bell.acquire()
         self._closing = False
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name=f"mesh clerk {name}", daemon=True)
         self._thread.start()
 
-    def run(self, action: Action) -> None:
-        """Do it soon. Takes no lock."""
-        self._inbox.append(action)
+    def run(self, action: Action, otherwise: Action | None = None) -> None:
+        """Do it soon; or `otherwise`, here and now, if the clerk has ended. Takes no lock."""
+        self._inbox.append((action, otherwise))
         self._ring()
+        if self._ended:
+            self._do_otherwise()
 
     def at(self, when: float, action: Action) -> None:
         """Do it then (`time.monotonic`). For the clerk itself to call."""
@@ -69,11 +72,20 @@ class Clerk:
             if left_s is not None and left_s <= 0 and not self._closing:
                 self._do(heapq.heappop(self._due)[2])
             elif self._inbox:
-                self._do(self._inbox.popleft())
+                self._do(self._inbox.popleft()[0])
             elif self._closing:
+                self._ended = True
+                self._do_otherwise()  # what has come since this looked
                 return
             else:
                 self._bell.acquire(timeout=-1.0 if left_s is None else left_s)
+
+    def _do_otherwise(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                _, otherwise = self._inbox.popleft()
+                if otherwise is not None:
+                    self._do(otherwise)
 
     def _do(self, action: Action) -> None:
         try:

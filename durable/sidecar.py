@@ -193,7 +193,8 @@ class Sidecar:
             case _:
 
                 def hand_over(hosted: Hosted) -> None:
-                    self._clerk.run(partial(self._ask_clerk, hosted, query, answer))
+                    ask = partial(self._ask_clerk, hosted, query, answer)
+                    self._clerk.run(ask, partial(answer, CLOSED))
 
                 self._openings.when_open(query.stream, hand_over, answer)
 

@@ -767,6 +767,29 @@ def is_free(disk: FakeDisk) -> bool:
     return False
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        Open("orders", 8),
+        Find("orders"),
+        Find("others"),
+        Read("orders", 0),
+        Inspect("orders"),
+        Join("orders", "billing", NODE, 1),
+        Fetch("orders", "billing", NODE, 1),
+        Settle("orders", "billing", NODE, 1, Settlements()),
+    ],
+    ids=lambda query: f"{type(query).__name__} {query.stream}",
+)
+def test_what_is_asked_of_a_sidecar_that_was_closed_is_refused(
+    disk: FakeDisk, query: Query
+) -> None:
+    asking = Asking(Sidecar(disk))
+    asking.append("a")
+    asking.sidecar.close()
+    assert code_of(asking.told(query)) == "closed"
+
+
 def test_who_asks_is_answered_whatever_goes_wrong(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

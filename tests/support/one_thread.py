@@ -46,7 +46,7 @@ class Turns:
     def time_ns(self) -> int:
         return round((self.now_s - self.set_back_s) * 1e9)
 
-    def run(self, action: Action) -> None:
+    def run(self, action: Action, otherwise: Action | None = None) -> None:
         self._inbox.append(action)
 
     def at(self, when: float, action: Action) -> None:
