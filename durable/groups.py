@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from copy import copy
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -168,7 +169,7 @@ class Groups:
         if name in self._unread:
             self._read_again()
         if name in self._unread:
-            raise self._unread[name][1]
+            raise copy(self._unread[name][1])  # or it holds on to all that it was raised through
         held = self._groups.get(name)
         if held is not None:
             if differs := options.differ_from(held.group.options):
