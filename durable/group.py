@@ -272,18 +272,16 @@ class Group:
             repeated -= high - low
             delivered = tally.delivered_in(low, high)
             settled += len(delivered)
-            if undelivered := high - low - len(delivered):
-                self.counters["undelivered ack"] += undelivered
-            first = end = low
             for offset in delivered:
-                if offset != end:
-                    tally.settle(first, end)
-                    first = offset
-                end = offset + 1
                 holder = self._remove(offset)
                 if holder is None or holder.name != member:
                     self.counters["late ack"] += 1
-            tally.settle(first, end)
+            if undelivered := high - low - len(delivered):
+                self.counters["undelivered ack"] += undelivered
+                for run in Intervals((offset, offset + 1) for offset in delivered):
+                    tally.settle(*run)
+            else:
+                tally.settle(low, high)
         if repeated:
             self.counters["repeated ack"] += repeated
         return settled

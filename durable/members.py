@@ -238,8 +238,8 @@ class Members:
 
     def tick(self, now: float, now_ns: int) -> None:
         """About every second. Raises `LogDamaged`, `OSError`."""
-        self.rewind()
         self._groups.sync()
+        self.rewind()
         silent = [key for key, m in self._members.items() if now - m.heard_at > _SILENT_S]
         self._remove(silent, now, now_ns)
         if self._refused:

@@ -66,7 +66,7 @@ class Tally:
         the range or among all of them, whichever are fewer."""
         deliveries = self.deliveries
         if end - first <= len(deliveries):
-            return [offset for offset in range(first, end) if offset in deliveries]
+            return list(filter(deliveries.__contains__, range(first, end)))
         return sorted(offset for offset in deliveries if first <= offset < end)
 
     def take_off(self, offset: int) -> None:

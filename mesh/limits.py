@@ -192,7 +192,8 @@ GROUPS_MAX: Final = 1024
 PREFETCH_BYTES_MAX: Final = 64 << 20
 """Of records that one member holds."""
 LETTERS_BYTES_MAX: Final = 4 << 20
-"""Of dead letters of one partition that are on their way to their stream; or the last of them."""
+"""Of dead letters of one partition that are on their way to their stream: with so many, no more are
+sent."""
 GROUP_MEMBERS_MAX: Final = PEERS_MAX
 REASON_CHARACTERS_MAX: Final = 255
 """Of the reason that a member gives for rejecting a record."""
