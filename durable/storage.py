@@ -371,6 +371,6 @@ def directory_of(path: str | Path) -> Disk:
     """That directory; it and those that it is in are made if they are missing, for their owner
     alone, and each is on the disk before the next is made. Raises `OSError`."""
     directory = Path(path)
-    if not directory.parent.exists():
+    if not (directory.exists() or directory.parent.is_file()):
         directory_of(directory.parent)
     return Disk(directory)
