@@ -27,6 +27,16 @@ class Settlements(msgspec.Struct, frozen=True, array_like=True):
     unseen: Some[tuple[int, int]] = ()
     """Ranges of what nobody was shown, from who leaves."""
 
+    def below(self, end: int) -> Settlements:
+        """What of it is said of offsets below that."""
+        return Settlements(
+            tuple((first, min(last, end)) for first, last in self.acks if first < end),
+            tuple(each for each in self.naks if each[0] < end),
+            tuple(each for each in self.extends if each < end),
+            tuple(each for each in self.rejects if each[0] < end),
+            tuple((first, min(last, end)) for first, last in self.unseen if first < end),
+        )
+
 
 class AskedOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a consumer asks of its group. None: whatever the group has, or else its default."""

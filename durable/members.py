@@ -122,7 +122,7 @@ class Members:
         groups, log = self._groups, self._log
         cut_at = None
         try:
-            if query.log_epoch not in (0, groups.log_epoch) and not log.keeps_all:
+            if query.log_epoch not in (0, groups.log_epoch):
                 cut_at = log.kept_since(query.log_epoch)
             start = log.start if query.from_ns is None else log.offset_at(query.from_ns)
             groups.open(query.group, query.options, start)
@@ -171,8 +171,12 @@ class Members:
             answer(Refused("unknown", f"there is no group {query.group!r} here"))
             return
         member = self._members.get((query.group, query.member))
-        if query.log_epoch == self._groups.log_epoch or self._log.keeps_all:
-            said = query.said
+        try:
+            said = self._still_true(query)
+        except (LogDamaged, OSError) as error:
+            answer(refused_for(error, f"group {query.group!r}: {error}"))
+            return
+        if said is not None:
             if member is not None and 0 < query.number <= member.heard:  # it was asked again
                 said = Settlements(said.acks)
             self._groups.settle(query.group, query.member, said, now)
@@ -188,6 +192,16 @@ class Members:
         self._groups.write()
         answer(Settled(self._groups.committed(query.group)))
         self.serve([query.group], now, now_ns)
+
+    def _still_true(self, query: Settle) -> Settlements | None:
+        """What of it is said of records that are there still, where the member has not heard yet
+        that the log was opened again. None: that is not looked up. Raises `LogDamaged`, `OSError`.
+        """
+        if query.log_epoch == self._groups.log_epoch:
+            return query.said
+        if not self._log.keeps_all:
+            return None
+        return query.said.below(self._log.kept_since(query.log_epoch))
 
     # -- What happens ------------------------------------------------------------------------
 

@@ -113,14 +113,14 @@ class Unsaid:
 
     def put_back(self, said: Settlements, log_epoch: int) -> None:
         """That was not heard: what of it was not cut off since is to be said once more."""
-        kept = self._kept_since(log_epoch)
+        said = said.below(self._kept_since(log_epoch))
         for first, end in said.acks:
-            self._acks.add(first, min(end, kept))
+            self._acks.add(first, end)
         for first, end in said.unseen:
-            self._unseen.add(first, min(end, kept))
-        self._naks[:0] = [each for each in said.naks if each[0] < kept]
-        self._extends[:0] = [each for each in said.extends if each < kept]
-        self._rejects[:0] = [each for each in said.rejects if each[0] < kept]
+            self._unseen.add(first, end)
+        self._naks[:0] = said.naks
+        self._extends[:0] = said.extends
+        self._rejects[:0] = said.rejects
         self._count()
 
     def is_gone(self, offset: int, log_epoch: int) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from random import Random
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -242,9 +244,11 @@ def test_how_far_groups_have_come_is_told_though_nobody_consumes(
     asking: Asking, disk: FakeDisk
 ) -> None:
     asking.append("a", "b")
-    asking.told(Join("orders", "billing", NODE, 10))
+    joined = asking.told(Join("orders", "billing", NODE, 10))
+    assert isinstance(joined, Joined)
     asking.told(Fetch("orders", "billing", NODE, 1))
-    asking.told(Settle("orders", "billing", NODE, 1, Settlements(acks=((0, 1),))))
+    said = Settlements(acks=((0, 1),))
+    asking.told(Settle("orders", "billing", NODE, joined.log_epoch, said))
     asking.sidecar.close()
     again = Asking(Sidecar(disk.again()))
     told = again.told(Inspect("orders"))
@@ -370,6 +374,42 @@ def test_what_a_member_that_leaves_has_shown_to_nobody_was_never_delivered(
     delivered = asking.told(Fetch("orders", "billing", f"{NODE}-2", 1))
     assert isinstance(delivered, Delivered)
     assert {grant[2] for grant in delivered.delivery.grants} == {deliveries}
+    sidecar.close()
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_what_is_said_of_a_log_is_not_taken_for_said_of_another_in_its_place(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch, joins: bool
+) -> None:
+    """Whose consumers have lived on: it was moved away, and the stream began anew."""
+    sidecar = Sidecar(disk)
+    asking = Asking(sidecar)
+    for n in range(4):
+        asking.append(n)
+    old = asking.told(Join("orders", "billing", NODE, 100))
+    assert isinstance(old, Joined)
+    sidecar.close()
+    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 10**10, monotonic=time.monotonic)
+    monkeypatch.setattr("mesh.durable.sidecar.time", later)
+    again = FakeDisk()
+    again.replace("identity", disk.open_to_read("identity").read(0, 64))
+    sidecar = Sidecar(again)
+    asking = Asking(sidecar)
+    for n in range(4):
+        asking.append(n)
+    asking.told(Join("orders", "billing", f"{NODE}-2", 100))
+    asking.told(Fetch("orders", "billing", f"{NODE}-2", 1))
+    if joins:
+        joined = asking.told(Join("orders", "billing", NODE, 100, log_epoch=old.log_epoch))
+        assert isinstance(joined, Joined)
+        assert joined.cut_at == 0
+    said = Settlements(((0, 2),), rejects=((2, "bad"),))
+    settled = asking.told(Settle("orders", "billing", NODE, old.log_epoch, said, number=1))
+    assert settled == Settled(0)
+    inspected = asking.told(Inspect("orders"))
+    assert isinstance(inspected, Inspected)
+    group = inspected.stats.groups["billing"]
+    assert (group.in_flight, group.committed) == (4, 0)
     sidecar.close()
 
 

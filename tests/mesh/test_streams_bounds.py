@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mesh import Node, limits
+from mesh.assembly import Assembly
 from mesh.durable.appending import WINDOW_BYTES
 from mesh.durable.replay import Replay
 from mesh.errors import Busy, PayloadTooLarge, Timeout
@@ -157,11 +158,13 @@ def test_questions_that_are_not_answered_in_time_are_forgotten(sidecar: Program,
 
 
 def test_a_replay_keeps_its_node_alive(tmp_path: Path) -> None:
-    def replay_of(name: str) -> Replay:
+    def replay_of(name: str) -> tuple[Replay, Assembly]:
         node = Node(name, durable=tmp_path)
         node.stream("orders").append("kept")
-        return node.stream("orders").replay()
+        return node.stream("orders").replay(), node._parts
 
-    replay = replay_of("reader")
+    replay, parts = replay_of("reader")
     gc.collect()
     assert [record.payload for record in replay] == ["kept"]
+    del replay
+    until(lambda: gc.collect() >= 0 and parts._gone, "end of the node")
