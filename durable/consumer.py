@@ -329,7 +329,8 @@ class Consumer(Receiving[ConsumedRecord]):
         a `Timeout`, if nobody has the stream yet (call again: what is appended later comes);
         `OptionsDiffer` and `InvalidOption` if the group cannot be had so; `StorageFailed`,
         `LogDamaged` if its partition cannot be read on; `PayloadTooLarge` if what comes next is
-        over this node's `message_bytes_max`: it is for others of the group; `Closed`.
+        over this node's `message_bytes_max`: that, and what follows there, is for others of the
+        group; `Closed`.
         """
         core = self._core
         record = core.pop()

@@ -99,9 +99,14 @@ class Openings:
         """The stream of that name, with those options if it is new. It is opened in this thread, if
         nobody does that yet."""
         found: SimpleQueue[Found] = SimpleQueue()
-        self._begins(name, _Asked(found.put, options, make, 0), False)
-        self._work(name)
+        own = _Asked(found.put, options, make, 0)
+        self._begins(name, own, False)
+        self._work(name, own)
         return found.get()
+
+    def aside(self, name: str, work: Callable[[], object]) -> None:
+        """In a thread of its own, as one is opened."""
+        _start(name, work)
 
     def look_after(self, name: str, action: Callable[[Hosted], object]) -> None:
         """Open a stream that is not open, for `action`, and close it."""
@@ -112,8 +117,10 @@ class Openings:
         try:
             found = self._open_one(name, None, False)
             if isinstance(found, Hosted):
-                action(found)
-                found.close(None)
+                try:
+                    action(found)
+                finally:
+                    found.close(None)
         finally:
             self._leave(name, opening)
 
@@ -167,21 +174,24 @@ class Openings:
         opening = self._under_way.get(name)
         return opening is not None and opening.bytes > limits.WRITER_BYTES_MAX
 
-    def _work(self, name: str) -> None:
-        """Open it, unless somebody does, and pass on what waits for it."""
+    def _work(self, name: str, own: _Asked | None = None) -> None:
+        """Open it, unless somebody does, and pass on what waits for it. `own`: asked by whoever
+        does this, who waits no more if he is interrupted."""
         with self._changed:
             opening = self._under_way.get(name)
             if opening is None or opening.begun:
                 return
             opening.begun = True
+        asked: _Asked | None = None
         try:
             while (asked := self._next(name, opening)) is not None:
                 found = opening.hosted or self._open(name, asked)
                 if isinstance(found, Hosted):
                     opening.hosted = found
-                _call(asked.then, found)
-        except BaseException:  # a Ctrl-C: the others are not to wait for ever
-            self._leave(name, opening)
+                then, asked = asked.then, None
+                _call(then, found)
+        except BaseException:  # a Ctrl-C: nobody is to wait for ever
+            self._leave(name, opening, None if asked is own else asked)
             raise
         if opening.hosted is not None:
             self._opened(opening.hosted)
@@ -207,10 +217,13 @@ class Openings:
             text = f"stream {name!r}: its sidecar failed, and logged why"
             return Refused("storage", text)
 
-    def _leave(self, name: str, opening: _Opening) -> None:
-        """Have somebody else go on, if there is more to do."""
+    def _leave(self, name: str, opening: _Opening, asked: _Asked | None = None) -> None:
+        """Have somebody else go on, if there is more to do; whose turn it was comes first."""
         with self._changed:
             opening.begun = False
+            if asked is not None:
+                opening.waiting.appendleft(asked)
+                opening.bytes += asked.bytes
             if not opening.waiting and opening.hosted is None:
                 del self._under_way[name]
                 self._changed.notify_all()

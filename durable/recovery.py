@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 STATE: Final = "state"
 """The name of its file, which is written once there is a segment."""
 _CHECK_BYTES: Final = 4
-_EPOCH_BY_CLOCK_MAX: Final = 1 << 31
-"""A clock that is a century ahead leaves room for as many epochs after it."""
+_EPOCH_BY_CLOCK_MAX: Final = 3 << 30
+"""The year 2072. A clock that is a century ahead leaves room for many epochs after it."""
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):

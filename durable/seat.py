@@ -318,10 +318,16 @@ class Seat:
         except Closed:
             return
         except MeshError as error:
-            self._hand_over(self, error)
+            self._give_up(error)
         except Malformed as fault:
             text = f"sidecar {self.partition} sent what cannot be decoded: {fault.reason}"
-            self._hand_over(self, StorageFailed(text))
+            self._give_up(StorageFailed(text))
+
+    def _give_up(self, error: MeshError) -> None:
+        """There will be no more here: others are to have what there is, also those that wait for
+        this one's turn to end."""
+        self._hand_over(self, error)
+        self.close()
 
     def _join(self) -> bool:
         reply = self._ask(

@@ -293,13 +293,16 @@ class Sidecar:
         self._each(Hosted.tick)
         name = self._rounds.next(self._names, time.monotonic())
         if name is not None and name not in self._hosted:
-            self._look_after(name)
+            self._openings.aside(name, partial(self._look_after, name))
 
     def _look_after(self, name: str) -> None:
         """Of a stream that nobody has asked for: give up what retention lets go. Whoever asks for
         it meanwhile, waits."""
-        if self._may_go(name):
-            self._openings.look_after(name, Hosted.tick)
+        try:
+            if self._may_go(name):
+                self._openings.look_after(name, Hosted.tick)
+        except Exception:
+            logger.exception("stream %r was not looked after", name)
 
     def _may_go(self, name: str) -> bool:
         """Whether something of it may be due: looked at without reading its log."""

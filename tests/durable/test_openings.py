@@ -135,6 +135,30 @@ def test_who_opens_it_there_and_then_and_is_interrupted_leaves_nobody_waiting(
     assert list(opening.hosted) == ["a"]
 
 
+def test_who_opens_it_for_another_and_is_interrupted_leaves_it_to_others(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that was begun for the first has not had its turn yet."""
+    interrupted: SimpleQueue[BaseException] = SimpleQueue()
+
+    def find() -> None:
+        try:
+            opening.openings.find("a", make=True)
+        except KeyboardInterrupt as error:
+            interrupted.put(error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mesh.durable.openings._start", lambda name, work: None)
+        opening.ask("a", "the first")
+    thread = in_thread(find)
+    assert opening.begun.get(timeout=10) == "a"
+    opening.outcomes.put(KeyboardInterrupt())
+    opening.outcomes.put(some())
+    assert opening.is_told() == "the first"
+    assert isinstance(interrupted.get(timeout=10), KeyboardInterrupt)
+    thread.join()
+
+
 def test_who_was_to_open_it_and_died_before_that_leaves_it_to_others(
     opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -753,6 +753,27 @@ def test_a_stream_whose_opening_hangs_holds_up_none_of_the_others(
     sidecar.close()
 
 
+def test_a_stream_that_hangs_as_it_is_looked_after_holds_up_none_of_the_others(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nobody has asked for it."""
+    before = Asking(Sidecar(disk, segment_bytes=500))
+    assert isinstance(before.told(Open("slow", 7, StreamOptions(keep_s=1e6))), Opened)
+    for n in range(40):
+        before.append(n, stream="slow")
+    Asking(before.sidecar).append("b", stream="quick")
+    before.sidecar.close()
+    hanging = Hanging(monkeypatch)
+    sidecar = Sidecar(disk.again(), segment_bytes=500)
+    quick = Asking(sidecar)
+    try:
+        assert hanging.began.wait(30)
+        assert isinstance(quick.told(Find("quick")), Place)
+    finally:
+        hanging.gate.set()
+    sidecar.close()
+
+
 def test_what_is_appended_while_a_stream_is_opened_is_written_in_its_order(
     disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

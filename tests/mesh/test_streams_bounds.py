@@ -168,3 +168,15 @@ def test_a_replay_keeps_its_node_alive(tmp_path: Path) -> None:
     assert [record.payload for record in replay] == ["kept"]
     del replay
     until(lambda: gc.collect() >= 0 and parts._gone, "end of the node")
+
+
+def test_whoever_cannot_take_what_comes_next_leaves_an_exclusive_group_to_others(
+    sidecar: Program,
+) -> None:
+    with Node("small", message_bytes_max=1 << 20) as small, Node("big") as big:
+        big.stream("orders").append(bytes(3 << 20))
+        one = small.stream("orders").consumer("billing", order="exclusive")
+        with pytest.raises(PayloadTooLarge):
+            one.recv(10)
+        other = big.stream("orders").consumer("billing", order="exclusive")
+        assert len(other.recv(10).payload) == 3 << 20
