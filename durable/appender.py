@@ -324,6 +324,19 @@ class Appender:
         else:
             self._fail(StorageFailed("the sidecar's answer to the opening of a producer is none"))
 
+    def give_up(self, error: MeshError) -> None:
+        """What is under way is waited for no more, and nothing can be appended any more, as `error`
+        says. Takes the lock."""
+
+        def fail() -> list[Ask]:
+            asks = [self._opening, *(each.ask for each in self._asked)]
+            self._opening = None
+            self._fail(error)
+            return [ask for ask in asks if ask is not None]
+
+        for ask in self.route.link.run(fail):
+            self.route.abandon(ask)
+
     def _fail(self, error: MeshError, *, for_good: bool = True) -> None:
         """Nothing of what is under way can be appended, nor anything later if it is `for_good`."""
         self._failed = error if for_good else None

@@ -12,7 +12,7 @@ from mesh.durable.appender import Appender, Pending
 from mesh.durable.batch import Batch
 from mesh.durable.outcomes import OFFSET_UNKNOWN
 from mesh.durable.route import Ask
-from mesh.errors import Busy, Timeout
+from mesh.errors import Busy, MeshError, Timeout
 from mesh.message import Receipt
 from mesh.timeouts import Deadline, deadline_of, left_of
 
@@ -42,6 +42,10 @@ class Appending(msgspec.Struct, frozen=True, eq=False):
     def done(self) -> bool:
         """Whether its outcome is known here. Does not block, nor look."""
         return self._pending.done
+
+    def give_up(self, error: MeshError) -> None:
+        """See `Appender.give_up`: all of its producer at that partition. Raises `Closed`."""
+        self._appender.give_up(error)
 
     def __repr__(self) -> str:
         state = "done" if self.done else "under way"

@@ -8,6 +8,7 @@ twice as long, and what was ahead is made up for after twice that.
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 _STEP_NS_MAX: Final = 86_400 * 1_000_000_000
@@ -16,12 +17,13 @@ which has passed."""
 
 
 class Clock:
-    """See above. One thread ticks; any may look."""
+    """See above. One thread ticks, one hears; any may look."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_last", "_lock")
 
     def __init__(self, time_ns: int, now_ns: int) -> None:
         """`time_ns`: of the last batch."""
+        self._lock = threading.Lock()
         self._last = time_ns, now_ns
         """Time, and what the wall clock said then."""
 
@@ -39,6 +41,16 @@ class Clock:
 
     def tick(self, now_ns: int) -> int:
         """It is so late now, and never earlier again."""
-        time_ns = self.at(now_ns)
-        self._last = time_ns, now_ns
+        with self._lock:
+            time_ns = self.at(now_ns)
+            self._last = time_ns, now_ns
+        return time_ns
+
+    def hear(self, now_ns: int) -> int:
+        """What time it is, which runs on though nothing is appended: to be called now and then, at
+        least once a day."""
+        with self._lock:
+            time_ns = self.at(now_ns)
+            if time_ns > now_ns:
+                self._last = time_ns, now_ns
         return time_ns

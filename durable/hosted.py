@@ -402,5 +402,5 @@ class Hosted:
             return None
         last = segments[-1]
         last_bytes = tip.size if tip.base == last.base else last.size
-        now_ns = log.clock.at(time.time_ns())
+        now_ns = log.clock.hear(time.time_ns())
         return trim_to(sealed, last_bytes, tip.offset, self._keep, now_ns, acked)

@@ -251,9 +251,8 @@ class Recorder(Unhurried):
     def _leave(self, partition: str, other: Producing) -> None:
         self._gone_since, self._producing = None, other
         error = OutcomeUnknown(f"partition {partition} has been gone for {_GONE_S:g} s")
-        while self._under_way:
-            self._under_way.popleft()
-            self._settled(partial(self.account.settle, recorded=False), error)
+        self._under_way[0].give_up(error)
+        self._reap()
 
     def _first_is_lost(self, error: MeshError) -> None:
         """It was refused before it was under way."""

@@ -41,6 +41,15 @@ def test_where_a_clock_was_ahead_it_runs_at_half_the_speed_until_that_is_made_up
         assert clock.tick(NOW + passed * S) == NOW + passed * S
 
 
+def test_it_runs_on_where_nothing_is_appended_for_long() -> None:
+    clock = Clock(NOW + YEAR, NOW)
+    for day in range(1, 365):
+        assert clock.hear(NOW + day * DAY) == NOW + YEAR + day * DAY // 2
+    assert clock.tick(NOW + 2 * YEAR) == NOW + 2 * YEAR
+    assert clock.hear(NOW + 3 * YEAR) == NOW + 3 * YEAR
+    assert clock.time_ns == NOW + 2 * YEAR, "which the next batch may have"
+
+
 def test_it_runs_on_after_a_restart() -> None:
     clock = Clock(NOW + YEAR, NOW)
     assert clock.at(NOW + 10 * S) == NOW + YEAR + 5 * S

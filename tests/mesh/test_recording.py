@@ -278,6 +278,9 @@ def test_a_log_that_is_gone_for_good_is_left_for_another(
     assert recording.lost
     kept = [record.payload for record in reader.stream("kept").replay()]
     assert len(kept) == recording.recorded - 1, "and one is in the log that is gone"
+    began = time.monotonic()
+    reader.close(timeout=5)
+    assert time.monotonic() - began < 2, "nothing is under way to the one that is gone"
 
 
 def test_what_a_full_log_refuses_is_counted_and_the_publisher_goes_on(node: Node) -> None:
