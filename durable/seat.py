@@ -42,7 +42,7 @@ from mesh.durable.reading import run_of
 from mesh.durable.route import Ask, Route, answer
 from mesh.durable.unsaid import Unsaid
 from mesh.durable.waiting import Order
-from mesh.errors import Busy, Closed, MeshError, StorageFailed
+from mesh.errors import Busy, Closed, MeshError, PayloadTooLarge, StorageFailed
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,7 @@ class Seat:
         self._pause = threading.Event()
         # What was done. Under `_lock`.
         self._lock = threading.Lock()
-        bytes_max = min(message_bytes_max, route.bytes_max)
-        self._unsaid = Unsaid(room_for_settlements(stream, group, member, bytes_max))
+        self._unsaid = Unsaid(self._room)
         self._held = Held(prefetch)
         self._last_said = 0
         """Number of the last `Settle` that was made."""
@@ -215,8 +214,8 @@ class Seat:
             return  # who has not joined, is not known there
         try:
             self.route.link.run(self._say)
-        except (Busy, Closed):
-            return
+        except (Busy, Closed, PayloadTooLarge):
+            return  # it is said later, if it can be
 
     @property
     def settled(self) -> bool:
@@ -240,7 +239,7 @@ class Seat:
         return self._closed and not self._left
 
     def _say(self) -> None:
-        """Under the link's lock. Raises `Busy`: it is said later."""
+        """Under the link's lock. Raises `Busy`, `PayloadTooLarge`: nothing of that is lost."""
         self._hear()
         more = True
         while more and (self._leaves or len(self._said) < _SETTLES_MAX):
@@ -261,12 +260,26 @@ class Seat:
             )
             try:
                 ask = self.route.begin(query)
-            except Busy:
+            except (Busy, PayloadTooLarge):
                 with self._lock:
-                    self._unsaid.put_back(said, log_epoch)
+                    self._put_back(said, log_epoch)
                 raise
             self._left = self._left or leave
             self._said.append((ask, query))
+
+    def _put_back(self, said: Settlements, log_epoch: int) -> None:
+        """The last message could not be sent. Under `_lock`."""
+        self._unsaid.put_back(said, log_epoch)
+        self._unsaid.bound(self._room)  # a sidecar may take less than it did
+        for lane, (offset, number) in self.handed_back.items():
+            if number > self._last_said:  # what was to be said in the next is said in the one after
+                self.handed_back[lane] = offset, number + 1
+
+    @property
+    def _room(self) -> int:
+        """For what one message says, in bytes."""
+        bytes_max = min(self._message_bytes_max, self.route.bytes_max)
+        return room_for_settlements(self._stream, self.group, self._member, bytes_max)
 
     def _hear(self) -> None:
         """Forget what was confirmed. Under the link's lock."""

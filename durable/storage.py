@@ -238,18 +238,7 @@ class Disk:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: _Lock | None = None
-        made = False
-        try:
-            os.mkdir(path, 0o700)
-            made = True
-        except FileExistsError:
-            if not path.is_dir():
-                raise
-        try:  # also if it was there: whoever made it may have been killed before this
-            _sync_directory(path.parent)
-        except PermissionError:
-            if made:
-                raise
+        _have(path, 0o700)
 
     def names(self) -> list[str]:
         return sorted(name for name in os.listdir(self.path) if not name.startswith("."))
@@ -368,9 +357,28 @@ def _file_id(status: os.stat_result) -> tuple[int, int]:
 
 
 def directory_of(path: str | Path) -> Disk:
-    """That directory; it and those that it is in are made if they are missing, for their owner
-    alone, and each is on the disk before the next is made. Raises `OSError`."""
+    """That directory, for its owner alone; it and those that it is in are made if they are missing,
+    each on the disk before the next is made. Raises `OSError`."""
     directory = Path(path)
-    if not (directory.exists() or directory.parent.is_file()):
-        directory_of(directory.parent)
+    missing = [directory]
+    while not (missing[-1].exists() or missing[-1].parent.is_file()):
+        missing.append(missing[-1].parent)
+    for each in reversed(missing[1:]):
+        _have(each, 0o777)
     return Disk(directory)
+
+
+def _have(directory: Path, mode: int) -> None:
+    """Make it if it is missing, and have it on the disk. Raises `OSError`."""
+    made = False
+    try:
+        os.mkdir(directory, mode)
+        made = True
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+    try:  # also if it was there: whoever made it may have been killed before this
+        _sync_directory(directory.parent)
+    except PermissionError:
+        if made:
+            raise

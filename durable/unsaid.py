@@ -26,7 +26,7 @@ class Unsaid:
 
     def __init__(self, bytes_max: int) -> None:
         """`bytes_max`: of what one message says."""
-        self._items_max = min(max(1, bytes_max // _ITEM_BYTES), limits.SETTLED_MAX)
+        self.bound(bytes_max)
         self.count = 0
         """Of what was done; of what is left by a message that was full, its ranges."""
         self._done_first = self._done_end = 0
@@ -39,6 +39,10 @@ class Unsaid:
         self._cuts: list[tuple[int, int]] = []
         """A log epoch, and an offset: records from there on that were written under an earlier
         epoch were cut off. Both ascend."""
+
+    def bound(self, bytes_max: int) -> None:
+        """One message says no more than that from now on."""
+        self._items_max = min(max(1, bytes_max // _ITEM_BYTES), limits.SETTLED_MAX)
 
     @property
     def messages_before_nak(self) -> int:

@@ -34,7 +34,7 @@ from mesh.durable.seat import Seat, Taken
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.unsaid import Unsaid
 from mesh.durable.waiting import Order
-from mesh.errors import Busy, StorageFailed
+from mesh.errors import Busy, PayloadTooLarge, StorageFailed
 from mesh.sockets.link import Recipient
 from tests.durable.test_sidecar import Asking
 from tests.support.fake_disk import FakeDisk
@@ -302,6 +302,60 @@ def test_a_record_behind_one_that_was_handed_back_is_known_until_the_message_tha
     sitting.records[0].nak()
     assert list(seat.handed_back.values()) == [(0, first + 3)]
     assert seat._last_said == first + 3
+
+
+def test_what_is_handed_back_in_a_later_message_is_known_until_that_is_heard(
+    sitting: Sitting,
+) -> None:
+    """Also where the one before it found no room, and was said under the next number."""
+    seat, busy = sitting.seat, [True]
+    seat._order = "exclusive"
+    seat._unsaid._items_max = 1
+
+    def begin(query: Query) -> Ask | None:
+        if isinstance(query, Settle):
+            if busy[0]:
+                raise Busy("too much is under way")
+            said.append(query)
+            return _Answered(None)
+        return None
+
+    said: list[Settle] = []
+    sitting.instead = begin
+    with seat.route.link.lock, seat._lock:
+        seat._unsaid.nak(99, 0.0)
+    sitting.records[0].nak()
+    ((_, foretold),) = seat.handed_back.values()
+    busy[0] = False
+    seat._unsaid._items_max = 1
+    seat.say()
+    assert [each.said.naks[0][0] for each in said] == [99, 0]
+    ((_, number),) = seat.handed_back.values()
+    assert number == said[1].number == foretold
+
+
+def test_what_a_sidecar_has_come_to_take_less_of_is_said_in_more_messages(
+    sitting: Sitting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came back with another limit."""
+    seat, said = sitting.seat, list[Settle]()
+
+    def begin(query: Query) -> Ask | None:
+        if isinstance(query, Settle):
+            if len(query.said.acks) > 2:
+                monkeypatch.setattr(type(seat.route), "bytes_max", 140)
+                raise PayloadTooLarge("it takes less now")
+            said.append(query)
+        return None
+
+    sitting.instead = begin
+    seat._say_at = 100
+    for record in sitting.records[::2]:
+        record.ack()
+    seat.say()
+    seat.say()
+    assert [offset for each in said for offset, _ in each.said.acks] == [0, 2, 4, 6, 8]
+    assert len(said) > 1
 
 
 def test_who_has_left_does_not_join_any_more(sitting: Sitting) -> None:
