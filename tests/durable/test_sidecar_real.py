@@ -216,7 +216,8 @@ def test_a_sidecar_survives_many_power_losses(path: Path, seed: int) -> None:
 @pytest.mark.parametrize("first", range(1, 4))
 @pytest.mark.parametrize("flag", [JOURNAL_LOST, JOURNAL_KEPT])
 def test_a_sidecar_survives_a_power_loss_at_every_call(path: Path, flag: int, first: int) -> None:
-    assert at_calls(path, first, 3, flag) > 400
+    # Some 435 with the opening of the dead letters, which may be left to who begins the next time.
+    assert at_calls(path, first, 3, flag) > 350
 
 
 @pytest.mark.long
