@@ -133,6 +133,11 @@ class Groups:
     def __contains__(self, name: str) -> bool:
         return name in self._groups
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Those whose journals do not read, and why."""
+        return {name: str(error) for name, (_, error) in self._unread.items()}
+
     def __bool__(self) -> bool:
         return bool(self._groups)
 
@@ -166,8 +171,8 @@ class Groups:
         """Make the group, if there is none: it begins at the offset `start`, which is there or was.
         Raises `OptionsDiffer` if there is one with others, `LogDamaged` if its journal does not say
         with which, `LogFull` if there are too many, `InvalidName`, `InvalidOption`, `OSError`."""
-        if name in self._unread:
-            self._read_again()
+        if name in self._unread:  # somebody may have brought it back
+            self._restore(name, self._unread[name][0])
         if name in self._unread:
             raise copy(self._unread[name][1])  # or it holds on to all that it was raised through
         held = self._groups.get(name)

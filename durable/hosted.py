@@ -42,7 +42,7 @@ from mesh.durable.retention import Keep, Sealed, trim_to
 from mesh.durable.segment import Segment
 from mesh.durable.writer import Writer
 from mesh.errors import LogDamaged, PayloadTooLarge
-from mesh.message import StreamStats
+from mesh.message import GroupStats, StreamStats
 from mesh.options import StreamOptions
 
 logger = logging.getLogger(__name__)
@@ -169,10 +169,13 @@ class Hosted:
         answer(Place(log.start, tip.offset, offset, tip.log_epoch))
 
     def inspect(self, answer: Answer) -> None:
-        log, groups = self.log, {}
+        log = self.log
+        groups: dict[str, GroupStats] = {}
+        unread: dict[str, str] = {}
         if self._members is not None or _GROUPS in log.storage.names():
             try:
-                groups = self._with_members().stats()
+                members = self._with_members()
+                groups, unread = members.stats(), members.unread
             except (LogDamaged, OSError) as error:
                 answer(self._unreadable(error))
                 return
@@ -189,6 +192,7 @@ class Hosted:
             forgotten=self._partition.forgotten,
             readers=len(self._readers),
             groups=groups,
+            groups_unread=unread,
         )
         answer(Inspected(stats))
 

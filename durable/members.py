@@ -264,6 +264,10 @@ class Members:
     def stats(self) -> dict[str, GroupStats]:
         return self._groups.stats()
 
+    @property
+    def unread(self) -> dict[str, str]:
+        return self._groups.unread
+
     def acked_to(self) -> int | None:
         """See `Groups.acked_to`."""
         return self._groups.acked_to()

@@ -304,6 +304,9 @@ class StreamStats(msgspec.Struct, frozen=True, kw_only=True):
     readers: int
     """Who waits for what comes next."""
     groups: dict[str, GroupStats]
+    groups_unread: dict[str, str] = {}
+    """Groups whose own files do not read, and why: they stand still, and with
+    ``retention="acked"`` nothing is given up meanwhile."""
 
     @property
     def records(self) -> int:

@@ -74,6 +74,8 @@ def stats(stream: str, realm: str | None, timeout: float) -> None:
                 f"{partition}: group {name}: {group.lag:,} to do, {group.in_flight:,} in flight, "
                 f"{group.members:,} members{_counted(group.counters)}"
             )
+        for name, why in sorted(found.groups_unread.items()):
+            click.echo(f"{partition}: group {name} stands still: {why}")
         wrong = {
             **{f"refused ({code})": count for code, count in found.refused.items()},
             **{f"forgotten ({kind})": count for kind, count in found.forgotten.items()},

@@ -396,8 +396,12 @@ def test_a_damaged_journal_stops_its_group_alone() -> None:
             groups.open("g", AskedOptions(), 0)
         errors.append(caught.value)
     assert errors[0] is not errors[1], "or it holds on to all that it was raised through"
+    assert groups.unread == {"g": str(errors[0])}
     groups.open("other", AskedOptions(), 0)
     assert groups.acked_to() is None, "or retention would take what it may not have settled"
+    disk.folder("groups").replace("g", setting.disk.folder("groups").open_to_read("g").read(0, 999))
+    groups.open("g", AskedOptions(), 0)
+    assert not groups.unread, "somebody has brought it back"
 
 
 def test_a_journal_that_cannot_be_read_now_keeps_no_other_group_and_is_read_again(

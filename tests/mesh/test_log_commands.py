@@ -138,6 +138,15 @@ def test_a_stream_is_described_by_its_sidecar(tmp_path: Path) -> None:
     assert "nobody has a stream 'others'" in run.stderr
 
 
+def test_a_group_whose_own_file_does_not_read_is_named(tmp_path: Path) -> None:
+    with Node("one", durable=tmp_path) as node:
+        node.stream("orders").append("x")
+    (tmp_path / "streams" / "orders" / "groups" / "backup").mkdir(parents=True)
+    with Node("one", durable=tmp_path):
+        lines = mesh("log", "stats", "orders").stdout.splitlines()
+    assert ": group backup stands still: " in lines[1]
+
+
 def test_a_check_tells_of_unfinished_appends_that_were_cut_off(tmp_path: Path) -> None:
     with Node("one", durable=tmp_path) as node:
         node.stream("orders").append("x")
