@@ -202,7 +202,7 @@ class Group:
     def recall(self, member: str, ranges: Iterable[Range]) -> None:
         """Of the records in these ranges, those that `member` holds were shown to nobody: they can
         be delivered again at once, and count as never delivered."""
-        holder, unseen = self._leases.members.get(member), Intervals(sorted(ranges))
+        holder, unseen = self._leases.members.get(member), Intervals(ranges)
         for offset in [] if holder is None else self._leases.of(holder):
             if offset in unseen and offset in self._leases.in_flight:
                 self._recall((offset, *self._waiting.back(offset)))

@@ -234,7 +234,7 @@ class Groups:
         """Whether or not it is a member still: what was done, is done."""
         held = self._groups[name]
         group = held.group
-        for first, end in Intervals(sorted(said.acks)):  # none of them twice
+        for first, end in Intervals(said.acks):  # none of them twice
             group.ack(member, first, end)
         for offset, reason in said.rejects:
             group.reject(member, offset, reason)

@@ -27,7 +27,9 @@ class Intervals:
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self._bounds: list[int] = []
-        for first, end in ranges:
+        for first, end in sorted(
+            ranges
+        ):  # each at the end: in descending order each moves the rest
             self.add(first, end)
 
     def __bool__(self) -> bool:

@@ -2,8 +2,8 @@
 
 Opening one takes as long as its disk does. So a thread of its own does it, or whoever has to have
 the stream there and then; what is asked of it meanwhile waits here, and is passed on in the order
-in which it came, before the stream counts as open. No lock is held: whoever asks for another stream
-waits for nothing.
+in which it came, before the stream counts as open. No lock is held meanwhile: whoever asks for
+another stream waits for nothing, unless he has to wait for room behind this one.
 """
 
 from __future__ import annotations

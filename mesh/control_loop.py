@@ -15,6 +15,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from mesh import host, limits
 from mesh.discovery.source import Announcement, Sighting, Source
@@ -223,7 +224,7 @@ class ControlLoop(Loop):
         for topics in self._topics:
             self._guarded(topics.tick)
         for core in self.wiring.cores:
-            self._guarded(*((self._remove, core) if core.link.closed else (core.tick,)))
+            self._guarded(partial(self._remove, core) if core.link.closed else core.tick)
         self._guarded(self.wiring.retry)
         for source in self._sources:
             if now - self._looked_at.get(source, -math.inf) >= source.interval_s:

@@ -112,25 +112,35 @@ def test_a_fault_in_opening_is_answered(opening: Opening, caplog: pytest.LogCapt
     assert "ZeroDivisionError" in caplog.text
 
 
+class Finding:
+    """Somebody who has begun to open a stream there and then."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._interrupted: SimpleQueue[BaseException] = SimpleQueue()
+        self._thread = in_thread(self._find)
+        assert opening.begun.get(timeout=10) == "a"
+
+    def _find(self) -> None:
+        try:
+            self._opening.openings.find("a", make=True)
+        except KeyboardInterrupt as error:
+            self._interrupted.put(error)
+
+    def is_interrupted(self) -> None:
+        assert isinstance(self._interrupted.get(timeout=10), KeyboardInterrupt)
+        self._thread.join()
+
+
 def test_who_opens_it_there_and_then_and_is_interrupted_leaves_nobody_waiting(
     opening: Opening,
 ) -> None:
-    interrupted: SimpleQueue[BaseException] = SimpleQueue()
-
-    def find() -> None:
-        try:
-            opening.openings.find("a", make=True)
-        except KeyboardInterrupt as error:
-            interrupted.put(error)
-
-    thread = in_thread(find)
-    assert opening.begun.get(timeout=10) == "a"
+    finding = Finding(opening)
     opening.ask("a", "another")
     opening.outcomes.put(KeyboardInterrupt())
     opening.outcomes.put(some())
     assert opening.is_told() == "another"
-    assert isinstance(interrupted.get(timeout=10), KeyboardInterrupt)
-    thread.join()
+    finding.is_interrupted()
     until(lambda: not opening.openings.names)
     assert list(opening.hosted) == ["a"]
 
@@ -139,24 +149,14 @@ def test_who_opens_it_for_another_and_is_interrupted_leaves_it_to_others(
     opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that was begun for the first has not had its turn yet."""
-    interrupted: SimpleQueue[BaseException] = SimpleQueue()
-
-    def find() -> None:
-        try:
-            opening.openings.find("a", make=True)
-        except KeyboardInterrupt as error:
-            interrupted.put(error)
-
     with monkeypatch.context() as patch:
         patch.setattr("mesh.durable.openings._start", lambda name, work: None)
         opening.ask("a", "the first")
-    thread = in_thread(find)
-    assert opening.begun.get(timeout=10) == "a"
+    finding = Finding(opening)
     opening.outcomes.put(KeyboardInterrupt())
     opening.outcomes.put(some())
     assert opening.is_told() == "the first"
-    assert isinstance(interrupted.get(timeout=10), KeyboardInterrupt)
-    thread.join()
+    finding.is_interrupted()
 
 
 def test_who_was_to_open_it_and_died_before_that_leaves_it_to_others(
