@@ -65,6 +65,9 @@ class Openings:
         self._open_one = open_one
         self._opened = opened
         self._under_way: dict[str, _Opening] = {}
+        self._to_begin: dict[str, None] = {}
+        """Those of which nobody is at, and a thread is to be; in the order in which they came."""
+        self._threads = 0
         self._changed = threading.Condition()
         """Its lock is held while nothing is read, opened or passed on."""
         self._closing = False
@@ -93,7 +96,7 @@ class Openings:
         if hosted is not None:
             pass_on(hosted)
         elif self._begins(name, _Asked(pass_on, options, make, size), patient):
-            _start(name, partial(self._work, name))
+            self._begin(name)
 
     def find(self, name: str, options: StreamOptions | None = None, *, make: bool = False) -> Found:
         """The stream of that name, with those options if it is new. It is opened in this thread, if
@@ -105,8 +108,13 @@ class Openings:
         return found.get()
 
     def aside(self, name: str, work: Callable[[], object]) -> None:
-        """In a thread of its own, as one is opened."""
-        _start(name, work)
+        """In a thread of its own, as one is opened; not at all, while there are as many as may
+        be."""
+        with self._changed:
+            if self._threads >= limits.OPENINGS_MAX:
+                return
+            self._threads += 1
+        _start(name, partial(self._in_thread, work))
 
     def look_after(self, name: str, action: Callable[[Hosted], object]) -> None:
         """Open a stream that is not open, for `action`, and close it."""
@@ -128,20 +136,21 @@ class Openings:
         """To be called about every second: whoever was to open one may have died of a Ctrl-C."""
         for name, opening in list(self._under_way.items()):
             if not opening.begun:
-                _start(name, partial(self._work, name))
+                self._begin(name)
 
     def close(self) -> None:
         """Refuse what waits, and what comes later. Does not block."""
         waiting: list[_Asked] = []
         with self._changed:
             self._closing = True
-            for opening in self._under_way.values():
+            for name, opening in list(self._under_way.items()):
                 waiting += opening.waiting
                 opening.waiting.clear()
+                if not opening.begun:
+                    del self._under_way[name]
             self._changed.notify_all()
         for asked in waiting:
             _call(asked.then, CLOSED)
-        self.go_on()
 
     def wait(self, timeout: float | None) -> bool:
         """For what is under way still; whether that has ended in time."""
@@ -169,6 +178,37 @@ class Openings:
                 return begins
         asked.then(found)
         return False
+
+    def _begin(self, name: str) -> None:
+        """Have a thread open it, as soon as there may be one more."""
+        with self._changed:
+            self._to_begin[name] = None
+            if self._threads >= limits.OPENINGS_MAX:
+                return
+            self._threads += 1
+        _start(name, self._in_thread)
+
+    def _in_thread(self, work: Callable[[], object] | None = None) -> None:
+        """Do that, and open what is to be opened meanwhile."""
+        try:
+            if work is not None:
+                work()
+            while (name := self._next_to_begin()) is not None:
+                self._work(name)
+        except BaseException:  # a Ctrl-C, where there are no more threads
+            with self._changed:
+                self._threads -= 1
+            raise
+
+    def _next_to_begin(self) -> str | None:
+        """If there is none, the thread that asks counts no more."""
+        with self._changed:
+            name = next(iter(self._to_begin), None)
+            if name is None:
+                self._threads -= 1
+            else:
+                del self._to_begin[name]
+            return name
 
     def _is_full(self, name: str) -> bool:
         opening = self._under_way.get(name)
@@ -228,7 +268,7 @@ class Openings:
                 del self._under_way[name]
                 self._changed.notify_all()
                 return
-        _start(name, partial(self._work, name))
+        self._begin(name)
 
 
 def _start(name: str, work: Callable[[], object]) -> None:

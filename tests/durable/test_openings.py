@@ -216,3 +216,42 @@ def test_who_asks_for_what_is_looked_after_waits_and_gets_it(
     thread.join()
     assert looked_after == closed == [first]
     until(lambda: opening.hosted == {"a": second})
+
+
+def test_as_many_are_opened_at_a_time_as_may_be_and_the_others_in_their_turn(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.OPENINGS_MAX", 2)
+    names = list("abcdef")
+    for name in names:
+        opening.ask(name, name)
+    assert {opening.begun.get(timeout=10) for _ in range(2)} == {"a", "b"}
+    opening.openings.go_on()  # each second, those that are not begun
+    opening.openings.aside("x", lambda: opening.told.put("not now"))
+    for begun in "cdef":
+        opening.outcomes.put(some())
+        assert opening.begun.get(timeout=10) == begun
+    for _ in range(2):
+        opening.outcomes.put(some())
+    assert sorted(str(opening.is_told()) for _ in names) == names
+    until(lambda: sorted(opening.hosted) == names)
+    assert opening.begun.empty()
+    until(lambda: not any(each.name.startswith("mesh open") for each in threading.enumerate()))
+    opening.openings.aside("x", lambda: opening.told.put("again"))
+    assert opening.is_told() == "again"
+
+
+def test_what_has_not_had_its_turn_as_it_is_closed_is_not_opened(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.OPENINGS_MAX", 1)
+    for name in "abc":
+        opening.ask(name, name)
+    assert opening.begun.get(timeout=10) == "a"
+    opening.openings.close()
+    assert [opening.is_told() for _ in "bc"] == [CLOSED, CLOSED]
+    opening.outcomes.put(some())
+    assert opening.is_told() == "a"
+    assert opening.openings.wait(10)
+    assert list(opening.hosted) == ["a"]
+    assert opening.begun.empty()
