@@ -313,21 +313,17 @@ class Group:
 
     # Dead records
 
-    def newly_dead(self) -> list[DeadRecord]:
-        """Those that died since the last call. Each is to be `buried`, as a dead letter."""
-        new, self._newly_dead = self._newly_dead, OrderedDict()
-        return list(new.values())
-
     def next_dead(self) -> DeadRecord | None:
-        """The first of these alone, if there is one."""
+        """One that died, and was not told of yet: to be `buried`, as a dead letter, or `keep_dead`
+        until it can be."""
         return self._newly_dead.popitem(last=False)[1] if self._newly_dead else None
 
     @property
     def has_newly_dead(self) -> bool:
         return bool(self._newly_dead)
 
-    def keep_new(self, dead: DeadRecord) -> None:
-        """That one has to wait: it is the last of the next call's, if it is dead then."""
+    def keep_dead(self, dead: DeadRecord) -> None:
+        """That one has to wait: it is told of again, after the others, if it is dead then."""
         if dead.offset in self._dead:
             self._newly_dead[dead.offset] = dead
 

@@ -285,7 +285,7 @@ class Groups:
     def keep_dead(self, name: str, dead: DeadRecord) -> None:
         """That dead letter has to wait: it is one of the next again."""
         if name in self._groups:
-            self._groups[name].group.keep_new(dead)
+            self._groups[name].group.keep_dead(dead)
 
     def buried(self, name: str, offset: int) -> None:
         """That dead letter is safe."""

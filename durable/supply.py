@@ -217,7 +217,7 @@ class Supply:
                 logger.error("group %r: dead letter %d: %s", self.name, dead.offset, error)
             except OSError as error:
                 self._unreadable(error)
-                self.group.keep_new(dead)
+                self.group.keep_dead(dead)
                 return None
             else:
                 if found is not None:

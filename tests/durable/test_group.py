@@ -11,6 +11,7 @@ from mesh.durable.group import DeadRecord, Grant, Group, GroupOptions, Trimmed
 from mesh.durable.progress import Progress
 from mesh.durable.waiting import Order
 from mesh.errors import InvalidOption
+from tests.support.groups import newly_dead
 
 WAIT_S = 30.0
 
@@ -139,7 +140,7 @@ def test_what_a_leaving_member_has_shown_to_nobody_was_never_delivered() -> None
     group.ack("a", 0, 1)
     group.recall("a", [(2, 3), (0, 1), (4, 1 << 62)])
     group.leave("a")
-    assert group.newly_dead() == [
+    assert newly_dead(group) == [
         DeadRecord(1, 1, "delivered 1 times, which is the limit (max_deliver)")
     ]
     group.ack("b", 3, 6)
@@ -285,7 +286,7 @@ def test_who_does_not_hold_a_record_has_no_say() -> None:
     assert [counters[f"late {what}"] for what in ("nak", "extend", "reject")] == [5, 5, 5]
     assert group.in_flight == 2
     assert group.next_at() == WAIT_S
-    assert group.newly_dead() == []
+    assert newly_dead(group) == []
 
 
 # -- Dead letters --------------------------------------------------------------------------------
@@ -295,11 +296,11 @@ def test_a_record_is_delivered_no_more_often_than_the_limit() -> None:
     group = group_of(2, "a", max_deliver=3)
     for time in range(1, 4):
         assert offsets_of(group.take(0.0), "a")[0] == 0
-        assert group.newly_dead() == []
+        assert newly_dead(group) == []
         assert group.nak("a", 0, 0.0, 0.0), time
     reason = "delivered 3 times, which is the limit (max_deliver)"
-    assert group.newly_dead() == [DeadRecord(0, 3, reason)]
-    assert group.newly_dead() == [], "each is told of once"
+    assert newly_dead(group) == [DeadRecord(0, 3, reason)]
+    assert newly_dead(group) == [], "each is told of once"
     assert group.counters["dead"] == 1
     group.ack("a", 1, 2)
     assert group.committed == 0
@@ -317,14 +318,14 @@ def test_every_way_back_counts_as_a_delivery(how: str) -> None:
         group.expire(WAIT_S)
     else:
         group.leave("a")
-    assert [dead.offset for dead in group.newly_dead()] == [0]
+    assert [dead.offset for dead in newly_dead(group)] == [0]
 
 
 def test_a_rejected_record_is_dead_at_once() -> None:
     group = group_of(3, "a")
     group.take(0.0)
     assert group.reject("a", 1, "x" * 1000)
-    assert group.newly_dead() == [DeadRecord(1, 1, "x" * limits.REASON_CHARACTERS_MAX)]
+    assert newly_dead(group) == [DeadRecord(1, 1, "x" * limits.REASON_CHARACTERS_MAX)]
     assert group.in_flight == 2
     group.ack("a", 0, 1)
     group.ack("a", 2, 3)
@@ -348,7 +349,7 @@ def test_an_ack_of_a_dead_record_counts() -> None:
     group.take(0.0)
     group.expire(WAIT_S)
     assert group.ack("a", 0, 1) == 1
-    assert group.newly_dead() == []
+    assert newly_dead(group) == []
     group.buried(0)
     assert group.committed == 1
 
@@ -454,7 +455,7 @@ def test_the_dead_hold_up_their_key_until_they_are_buried() -> None:
     group = keyed("xxx-", "a", prefetch=2, max_deliver=1)
     group.take(0.0)
     group.nak("a", 0, 0.0)
-    assert [dead.offset for dead in group.newly_dead()] == [0]
+    assert [dead.offset for dead in newly_dead(group)] == [0]
     assert taken(group) == [("a", 3, 4, 1)]
     group.buried(0)
     assert taken(group) == [("a", 1, 2, 1)]
@@ -609,7 +610,7 @@ def test_retention_forgets_what_waits_is_delayed_or_dead(order: Order) -> None:
     group.reject("a", 2, "no")
     group.nak("a", 0, 0.0, 10.0)
     assert group.trimmed(5) == Trimmed(0, 4, 5)
-    assert group.newly_dead() == []
+    assert newly_dead(group) == []
     group.buried(2)
     assert group.next_at() is None
     assert offsets_of(group.take(10.0), "a") == [5, 6, 7]
@@ -698,10 +699,10 @@ def test_the_limit_of_deliveries_holds_across_a_restart() -> None:
         group.appended(1)
         group.join("a", 10)
     assert taken(group) == []
-    assert [(dead.offset, dead.deliveries) for dead in group.newly_dead()] == [(0, 2)]
+    assert [(dead.offset, dead.deliveries) for dead in newly_dead(group)] == [(0, 2)]
     assert group.ack("a", 1, 2) == 1, "before the group was told of it"
     group.appended(2)
-    assert group.newly_dead() == []
+    assert newly_dead(group) == []
     group.buried(0)
     assert group.committed == 2
 

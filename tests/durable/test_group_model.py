@@ -25,6 +25,7 @@ from mesh import limits
 from mesh.durable.group import Group, GroupOptions, Trimmed
 from mesh.durable.progress import Progress
 from mesh.durable.waiting import Order
+from tests.support.groups import newly_dead
 
 WINDOW = 12
 MEMBERS_MAX = 3
@@ -440,7 +441,7 @@ class Machine(RuleBasedStateMachine):
         assert self.group.active == (
             self.line[0] if self.order == "exclusive" and self.line else None
         )
-        died = [(dead.offset, dead.deliveries) for dead in self.group.newly_dead()]
+        died = [(dead.offset, dead.deliveries) for dead in newly_dead(self.group)]
         assert sorted(died) == sorted(self.died)
         self.died.clear()
 
