@@ -42,7 +42,7 @@ class FoundSidecar(msgspec.Struct, frozen=True, order=True):
     """Of a message that it takes. 0: it does not say."""
 
 
-class Found:
+class FoundSidecars:
     """Sidecars that were found. Asked from any thread."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class LogFinder(_Finder):
 
     def __init__(self, own: int, name_of: Callable[[int], str]) -> None:
         super().__init__("search for a log", own, name_of)
-        self.found = Found()
+        self.found = FoundSidecars()
         self._twice: dict[str, int] = {}
         """For how many ticks a partition has been at more than one node."""
 
@@ -173,21 +173,21 @@ class HostFinder(_Finder):
 
     def __init__(self, own: int, name_of: Callable[[int], str]) -> None:
         super().__init__("search for a stream", own, name_of)
-        self._streams: dict[str, Found] = {}
+        self._streams: dict[str, FoundSidecars] = {}
         self._gone: dict[str, None] = {}
         """Of these, which nobody has any more, the latest last."""
         self._stream_of: dict[tuple[int, int], str] = {}
 
-    def of(self, stream: str) -> Found:
+    def of(self, stream: str) -> FoundSidecars:
         """Those that have that one, as they are now."""
         found = self._streams.get(stream)
-        return Found() if found is None else found
+        return FoundSidecars() if found is None else found
 
     def attach(self, peer: int, offer: Offer, endpoint: str) -> None:
         with self.link:
             stream = offer.channel
             sidecar = self._sidecar(peer, offer.partition, endpoint, offer)
-            self._streams.setdefault(stream, Found()).add(peer, offer.key, sidecar)
+            self._streams.setdefault(stream, FoundSidecars()).add(peer, offer.key, sidecar)
             self._stream_of[peer, offer.key] = stream
             self._gone.pop(stream, None)
             self.link.wake_all()

@@ -34,7 +34,7 @@ _FILE_NAME_BYTES_MAX: Final = 250
 """Of a journal: Linux has 255, and what takes its place is written under a longer name."""
 
 
-class _Held:
+class _OpenGroup:
     """A group, what it gets, and where it is remembered."""
 
     def __init__(self, name: str, group: Group, start: int, journal: Journal, log: Log) -> None:
@@ -84,7 +84,7 @@ class Groups:
         `OSError`."""
         self._storage = storage
         self._log = log
-        self._groups: dict[str, _Held] = {}
+        self._groups: dict[str, _OpenGroup] = {}
         self._unread: dict[str, tuple[Journal, LogDamaged | OSError]] = {}
         """Groups whose journals do not read, and why."""
         self._trims_unsettled = trims_unsettled
@@ -114,9 +114,9 @@ class Groups:
             group.resume(self._log.start)  # its journal may have had no room for that
         if journal.left_out_bytes:
             group.counters["journal bytes left out"] = journal.left_out_bytes
-        held = self._groups[name] = _Held(name, group, beginning.start, journal, self._log)
+        opened = self._groups[name] = _OpenGroup(name, group, beginning.start, journal, self._log)
         self._unread.pop(name, None)
-        held.try_to_begin(self.log_epoch)
+        opened.try_to_begin(self.log_epoch)
 
     def _read_again(self) -> None:
         """The journals that could not be read, and are not damaged. Raises as `Groups` does."""
@@ -156,11 +156,11 @@ class Groups:
         log = self._log
         log_epoch = log.log_epoch
         kept = self._kept_since(self.log_epoch)
-        for name, held in list(self._groups.items()):
-            group = Group.restore(held.group.options, [held.group.snapshot()], kept)
-            group.counters.update(held.group.counters)
-            held.supply.close()
-            self._groups[name] = _Held(name, group, held.start, held.journal, log)
+        for name, opened in list(self._groups.items()):
+            group = Group.restore(opened.group.options, [opened.group.snapshot()], kept)
+            group.counters.update(opened.group.counters)
+            opened.supply.close()
+            self._groups[name] = _OpenGroup(name, group, opened.start, opened.journal, log)
             self._groups[name].try_to_begin(log_epoch)
         self.log_epoch = log_epoch
         return True
@@ -175,17 +175,17 @@ class Groups:
             self._restore(name, self._unread[name][0])
         if name in self._unread:
             raise copy(self._unread[name][1])  # or it holds on to all that it was raised through
-        held = self._groups.get(name)
-        if held is not None:
-            if differs := options.differ_from(held.group.options):
+        opened = self._groups.get(name)
+        if opened is not None:
+            if differs := options.differ_from(opened.group.options):
                 raise OptionsDiffer(f"group {name!r} was created with {differs}")
             return
         if len(self._groups) + len(self._unread) >= limits.GROUPS_MAX:
             raise LogFull(f"there are {limits.GROUPS_MAX:,} groups already")
         journal = Journal(self._storage, file_name_of(name), self._log.partition)
-        held = _Held(name, Group(options.all(), start), start, journal, self._log)
-        held.begin(self.log_epoch)
-        self._groups[name] = held
+        opened = _OpenGroup(name, Group(options.all(), start), start, journal, self._log)
+        opened.begin(self.log_epoch)
+        self._groups[name] = opened
 
     def committed(self, name: str) -> int:
         """All records of that group below that are settled."""
@@ -206,8 +206,8 @@ class Groups:
         return self._groups[name].supply.join(member, prefetch, message_bytes_max)
 
     def has(self, name: str, member: str) -> bool:
-        held = self._groups.get(name)
-        return held is not None and member in held.supply.prefetch
+        opened = self._groups.get(name)
+        return opened is not None and member in opened.supply.prefetch
 
     def leave(self, name: str, member: str) -> None:
         """What it holds goes to others."""
@@ -217,10 +217,10 @@ class Groups:
     def remove(self, name: str) -> None:
         """The group is gone, with all that it knew, even if its journal is damaged. Raises
         `OSError`; then it is there still."""
-        held = self._groups.get(name)
-        if held is not None:
-            held.journal.remove()
-            held.supply.close()
+        opened = self._groups.get(name)
+        if opened is not None:
+            opened.journal.remove()
+            opened.supply.close()
             del self._groups[name]
         elif name in self._unread:
             self._unread[name][0].remove()
@@ -232,8 +232,8 @@ class Groups:
 
     def settle(self, name: str, member: str, said: Settlements, now: float) -> None:
         """Whether or not it is a member still: what was done, is done."""
-        held = self._groups[name]
-        group = held.group
+        opened = self._groups[name]
+        group = opened.group
         for first, end in Intervals(said.acks):  # none of them twice
             group.ack(member, first, end)
         for offset, reason in said.rejects:
@@ -251,7 +251,7 @@ class Groups:
 
     def next_at(self) -> float | None:
         """When something is due, if nothing happens before."""
-        all_of_them = (held.supply.next_at() for held in self._groups.values())
+        all_of_them = (opened.supply.next_at() for opened in self._groups.values())
         return min((at for at in all_of_them if at is not None), default=None)
 
     def deliver(
@@ -274,7 +274,7 @@ class Groups:
 
     def with_letters(self) -> list[str]:
         """The groups that have a `letter`, in order of their names."""
-        return sorted(name for name, held in self._groups.items() if held.group.has_newly_dead)
+        return sorted(name for name, opened in self._groups.items() if opened.group.has_newly_dead)
 
     def letter(self, name: str) -> Letter | None:
         """The next dead record of that group, as it is read now: to be appended to the dead
@@ -296,8 +296,8 @@ class Groups:
 
     def trimmed(self) -> None:
         """The log has given up records."""
-        for held in self._groups.values():
-            held.supply.trimmed()
+        for opened in self._groups.values():
+            opened.supply.trimmed()
 
     def acked_to(self) -> int | None:
         """All groups have settled everything below that, and where there is room for it, it is on
@@ -306,50 +306,50 @@ class Groups:
         if not self._groups or self._unread:
             return None
         self.sync()
-        return min(held.done_with for held in self._groups.values())
+        return min(opened.done_with for opened in self._groups.values())
 
     # -- What is remembered ------------------------------------------------------------------
 
     def write(self) -> None:
         """Write down what has changed, so that it survives this process."""
-        for held in self._groups.values():
-            changes = held.group.changes()
-            if changes is not None and not held.journal.append(changes):
-                held.try_to_begin(self.log_epoch)
+        for opened in self._groups.values():
+            changes = opened.group.changes()
+            if changes is not None and not opened.journal.append(changes):
+                opened.try_to_begin(self.log_epoch)
 
     def sync(self) -> None:
         """Have on disk what was written, and what has changed."""
         self.write()
-        for held in self._groups.values():
-            if held.journal.sync():
-                held.safe = held.group.committed
+        for opened in self._groups.values():
+            if opened.journal.sync():
+                opened.safe = opened.group.committed
             else:
-                held.try_to_begin(self.log_epoch)
+                opened.try_to_begin(self.log_epoch)
 
     def stats(self) -> dict[str, GroupStats]:
         return {
             name: GroupStats(
-                held.group.committed,
-                held.group.end,
-                self._log.tip.offset - held.group.committed,
-                held.group.in_flight,
-                len(held.supply.prefetch),
-                dict(held.group.counters),
+                opened.group.committed,
+                opened.group.end,
+                self._log.tip.offset - opened.group.committed,
+                opened.group.in_flight,
+                len(opened.supply.prefetch),
+                dict(opened.group.counters),
             )
-            for name, held in self._groups.items()
+            for name, opened in self._groups.items()
         }
 
     def close(self) -> None:
         self.sync()
-        for held in self._groups.values():
-            if held.group.overstated:
-                held.try_to_begin(self.log_epoch)
+        for opened in self._groups.values():
+            if opened.group.overstated:
+                opened.try_to_begin(self.log_epoch)
         self._close()
 
     def _close(self) -> None:
-        for held in self._groups.values():
-            held.supply.close()
-            held.journal.close()
+        for opened in self._groups.values():
+            opened.supply.close()
+            opened.journal.close()
 
 
 def file_name_of(group: str) -> str:

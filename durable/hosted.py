@@ -36,7 +36,7 @@ from mesh.durable.protocol import (
     Read,
     Settle,
     check_room,
-    room_for_batches,
+    room_for_many_batches,
 )
 from mesh.durable.retention import Keep, Sealed, trim_to
 from mesh.durable.segment import Segment
@@ -222,7 +222,7 @@ class Hosted:
         try:
             with contextlib.closing(cursor):
                 bytes_max = min(query.message_bytes_max, self._message_bytes_max)
-                room = room_for_batches(bytes_max)
+                room = room_for_many_batches(bytes_max)
                 found = cursor.read(min(query.bytes_max, limits.READ_BYTES_MAX, room))
             if isinstance(found, list) and found:
                 check_room(found[0].header, bytes_max)

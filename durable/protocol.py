@@ -137,7 +137,7 @@ def room_for_settlements(stream: str, group: str, member: str, message_bytes_max
     return message_bytes_max - len(encode_message(nothing)) - _LENGTHS_BYTES
 
 
-def room_for_batches(message_bytes_max: int) -> int:
+def room_for_many_batches(message_bytes_max: int) -> int:
     """In an answer, which has more in it."""
     return message_bytes_max - message_bytes_max // 16
 

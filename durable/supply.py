@@ -24,7 +24,7 @@ from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import Delivery
 from mesh.durable.group import DeadRecord, Grant, Group
 from mesh.durable.log import Log
-from mesh.durable.protocol import check_room, room_for_batches
+from mesh.durable.protocol import check_room, room_for_many_batches
 from mesh.durable.records import columns_of
 from mesh.durable.scan import Found
 from mesh.errors import LogDamaged, MeshError, PayloadTooLarge
@@ -61,7 +61,7 @@ class _Parcel:
         self.too_large: PayloadTooLarge | None = None
         """Why what comes next cannot be in any."""
         self._message_bytes_max = message_bytes_max
-        self._bytes_left = min(room_for_batches(message_bytes_max), limits.DELIVERY_BYTES)
+        self._bytes_left = min(room_for_many_batches(message_bytes_max), limits.DELIVERY_BYTES)
 
     def has_room(self, header: Header) -> bool:
         """Whether a grant of that batch may be put there, with the batch if it is not in it yet:

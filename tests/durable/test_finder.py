@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from mesh import limits
-from mesh.durable.finder import Found, HostFinder, LogFinder
+from mesh.durable.finder import FoundSidecars, HostFinder, LogFinder
 from mesh.durable.streams import Streams
 from mesh.sockets.control import Offer
 from mesh.sockets.home import Core
@@ -79,7 +79,7 @@ def test_the_nearest_is_the_first_whatever_its_name(seeks: Literal["log", "host"
     logs, hosts = LogFinder(0, NAMES.__getitem__), HostFinder(0, NAMES.__getitem__)
     finder = logs if seeks == "log" else hosts
 
-    def found() -> Found:
+    def found() -> FoundSidecars:
         return logs.found if seeks == "log" else hosts.of("orders")
 
     attach(finder, 1, P)
