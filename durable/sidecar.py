@@ -229,7 +229,7 @@ class Sidecar:
 
     def hosted(self, stream: str) -> Hosted | None:
         """For whoever reads its log in this process; None if it is not here, or damaged."""
-        found = self._find(stream)
+        found = self._hosted.get(stream) or self._openings.find(stream)
         return None if isinstance(found, Refused) else found
 
     def dropped(self) -> Counter[str]:
@@ -315,12 +315,6 @@ class Sidecar:
 
     # -- Streams -----------------------------------------------------------------------------
 
-    def _find(
-        self, name: str, options: StreamOptions | None = None, *, make: bool = False
-    ) -> Hosted | Refused:
-        """The stream of that name, with those options if it is new. Waits until it is open."""
-        return self._hosted.get(name) or self._openings.find(name, options, make=make)
-
     def _no_openings(self) -> Openings:
         return Openings(self._hosted, self._look, self._open, self._opened)
 
@@ -339,9 +333,9 @@ class Sidecar:
     def _open(self, name: str, options: StreamOptions | None, make: bool) -> Hosted | Refused:
         if self._closing:
             return CLOSED
+        if (refused := self._look(name, make)) is not None:
+            return refused
         new = name not in self._names
-        if new and not make:
-            return Refused("missing", f"there is no stream {name!r} here")
         try:
             file_name = _file_name(name)
             if new and not name.endswith(DEAD):

@@ -658,7 +658,7 @@ def test_a_stream_that_was_only_begun_is_made_as_it_is_asked_for_then() -> None:
         sidecar = Sidecar(disk)
         disk.faults.stop_at = disk.operations + nth
         try:
-            sidecar._find("orders", options, make=True)
+            sidecar._openings.find("orders", options, make=True)
         except Stopped:
             ended += 1
         sidecar.close()

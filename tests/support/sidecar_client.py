@@ -126,7 +126,7 @@ class Client:
         return hosted
 
     def _hosted(self, stream: str) -> Hosted | None:
-        found = self.sidecar._find(stream)
+        found = self.sidecar._openings.find(stream)
         if isinstance(found, Refused):
             if found.code == "storage":
                 raise StorageFailed(found.text)
