@@ -24,8 +24,7 @@ from mesh.options import StreamOptions
 
 logger = logging.getLogger(__name__)
 
-Found = Hosted | Refused
-Then = Callable[[Found], object]
+Then = Callable[[Hosted | Refused], object]
 
 
 class _Asked(msgspec.Struct, frozen=True, eq=False):
@@ -35,9 +34,7 @@ class _Asked(msgspec.Struct, frozen=True, eq=False):
     bytes: int
 
 
-class _Opening:
-    """One that is under way."""
-
+class _BeingOpened:
     def __init__(self, *, begun: bool = False) -> None:
         self.begun = begun
         """Whether somebody is at it."""
@@ -54,7 +51,7 @@ class Openings:
         self,
         hosted: dict[str, Hosted],
         look: Callable[[str, bool], Refused | None],
-        open_one: Callable[[str, StreamOptions | None, bool], Found],
+        open_one: Callable[[str, StreamOptions | None, bool], Hosted | Refused],
         opened: Callable[[Hosted], object],
     ) -> None:
         """`hosted`: those that are open, to which more are added here; `opened` is told of each
@@ -64,7 +61,7 @@ class Openings:
         self._look = look
         self._open_one = open_one
         self._opened = opened
-        self._under_way: dict[str, _Opening] = {}
+        self._under_way: dict[str, _BeingOpened] = {}
         self._to_begin: dict[str, None] = {}
         """Those of which nobody is at, and a thread is to be; in the order in which they came."""
         self._threads = 0
@@ -98,11 +95,10 @@ class Openings:
         elif self._begins(name, _Asked(pass_on, options, make, size), patient):
             self._begin(name)
 
-    def find(self, name: str, options: StreamOptions | None = None, *, make: bool = False) -> Found:
-        """The stream of that name, with those options if it is new. It is opened in this thread, if
-        nobody does that yet."""
-        found: SimpleQueue[Found] = SimpleQueue()
-        own = _Asked(found.put, options, make, 0)
+    def find(self, name: str) -> Hosted | Refused:
+        """The stream of that name. It is opened in this thread, if nobody does that yet."""
+        found: SimpleQueue[Hosted | Refused] = SimpleQueue()
+        own = _Asked(found.put, None, False, 0)
         self._begins(name, own, False)
         self._work(name, own)
         return found.get()
@@ -121,7 +117,7 @@ class Openings:
         with self._changed:
             if self._closing or name in self._under_way or name in self._hosted:
                 return
-            opening = self._under_way[name] = _Opening(begun=True)
+            opening = self._under_way[name] = _BeingOpened(begun=True)
         try:
             found = self._open_one(name, None, False)
             if isinstance(found, Hosted):
@@ -166,13 +162,13 @@ class Openings:
             while patient and not self._closing and self._is_full(name):
                 self._changed.wait()
             opening = self._under_way.get(name)
-            found: Found | None = CLOSED if self._closing else None
+            found: Hosted | Refused | None = CLOSED if self._closing else None
             if opening is None and found is None:
                 found = self._hosted.get(name) or self._look(name, asked.make)
             if found is None:
                 begins = opening is None
                 if opening is None:
-                    opening = self._under_way[name] = _Opening()
+                    opening = self._under_way[name] = _BeingOpened()
                 opening.waiting.append(asked)
                 opening.bytes += asked.bytes
                 return begins
@@ -236,7 +232,7 @@ class Openings:
         if opening.hosted is not None:
             self._opened(opening.hosted)
 
-    def _next(self, name: str, opening: _Opening) -> _Asked | None:
+    def _next(self, name: str, opening: _BeingOpened) -> _Asked | None:
         """Whose turn it is; None if all had theirs, and that was it."""
         with self._changed:
             self._changed.notify_all()
@@ -249,7 +245,7 @@ class Openings:
             del self._under_way[name]
             return None
 
-    def _open(self, name: str, asked: _Asked) -> Found:
+    def _open(self, name: str, asked: _Asked) -> Hosted | Refused:
         try:
             return self._open_one(name, asked.options, asked.make)
         except Exception:  # whatever it is: who asked is not to wait for an answer for ever
@@ -257,7 +253,7 @@ class Openings:
             text = f"stream {name!r}: its sidecar failed, and logged why"
             return Refused("storage", text)
 
-    def _leave(self, name: str, opening: _Opening, asked: _Asked | None = None) -> None:
+    def _leave(self, name: str, opening: _BeingOpened, asked: _Asked | None = None) -> None:
         """Have somebody else go on, if there is more to do; whose turn it was comes first."""
         with self._changed:
             opening.begun = False
@@ -278,7 +274,7 @@ def _start(name: str, work: Callable[[], object]) -> None:
         work()
 
 
-def _call(then: Then, found: Found) -> None:
+def _call(then: Then, found: Hosted | Refused) -> None:
     try:
         then(found)
     except Exception:
@@ -289,7 +285,7 @@ def _pass_on(
     then: Callable[[Hosted], object],
     answer: Callable[[Refused], object],
     options: StreamOptions | None,
-    found: Found,
+    found: Hosted | Refused,
 ) -> None:
     if isinstance(found, Refused):
         answer(found)

@@ -155,7 +155,7 @@ PARTITIONS_MET_MAX: Final = 4096
 STREAMS_MAX: Final = 10_000
 """Of one sidecar."""
 OPENINGS_MAX: Final = 64
-"""Streams that a sidecar opens at a time, each in a thread of its own: others wait for their turn."""
+"""Streams that a sidecar opens at a time: others wait for their turn."""
 STREAMS_GONE_MAX: Final = STREAMS_MAX
 """That nobody has any more, and of which a node remembers who had them."""
 SYNC_INTERVAL_S: Final = 1.0

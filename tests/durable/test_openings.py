@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import pytest
 
 from mesh.durable.hosted import Hosted
-from mesh.durable.openings import Found, Openings
+from mesh.durable.openings import Openings
 from mesh.durable.outcomes import CLOSED, Refused
 from mesh.options import StreamOptions
 from tests.support.waiting import until
@@ -22,18 +22,18 @@ class Opening:
 
     def __init__(self) -> None:
         self.begun: SimpleQueue[str] = SimpleQueue()
-        self.outcomes: SimpleQueue[Found | BaseException] = SimpleQueue()
+        self.outcomes: SimpleQueue[Hosted | Refused | BaseException] = SimpleQueue()
         self.hosted: dict[str, Hosted] = {}
         self.opened: list[Hosted] = []
         self.told: SimpleQueue[object] = SimpleQueue()
         self.openings = Openings(
             self.hosted,
-            lambda name, make: None if make else MISSING,
+            lambda name, make: MISSING if name == "none" else None,
             self.open_one,
             self.opened.append,
         )
 
-    def open_one(self, name: str, options: StreamOptions | None, make: bool) -> Found:
+    def open_one(self, name: str, options: StreamOptions | None, make: bool) -> Hosted | Refused:
         self.begun.put(name)
         found = self.outcomes.get(timeout=10)
         if isinstance(found, BaseException):
@@ -123,7 +123,7 @@ class Finding:
 
     def _find(self) -> None:
         try:
-            self._opening.openings.find("a", make=True)
+            self._opening.openings.find("a")
         except KeyboardInterrupt as error:
             self._interrupted.put(error)
 

@@ -658,7 +658,9 @@ def test_a_stream_that_was_only_begun_is_made_as_it_is_asked_for_then() -> None:
         sidecar = Sidecar(disk)
         disk.faults.stop_at = disk.operations + nth
         try:
-            sidecar._openings.find("orders", options, make=True)
+            opened = sidecar._open("orders", options, True)
+            assert isinstance(opened, Hosted)
+            sidecar._hosted["orders"] = opened
         except Stopped:
             ended += 1
         sidecar.close()
