@@ -24,7 +24,7 @@ import msgspec
 from mesh import limits
 from mesh.durable.batch import HEADER_BYTES, Batch
 from mesh.durable.encoding import BATCH_BYTES, BATCH_RECORDS
-from mesh.durable.outcomes import Appended, Opened, Refused, error_of
+from mesh.durable.outcomes import OPENS_AGAIN, Appended, Opened, Refused, error_of
 from mesh.durable.protocol import Open
 from mesh.durable.records import Item, NewRecord, batch_of
 from mesh.durable.route import Ask, Route
@@ -45,8 +45,6 @@ be recognised if it has to be asked for again."""
 _PAUSE_S: Final = 0.05
 """Before a log that was full is asked again; it doubles each time."""
 _PAUSE_S_MAX: Final = 1.0
-_PASSING: Final = frozenset({"full", "storage", "unsure", "closed"})
-"""Reasons for which a producer is not opened now, and may be later."""
 _REPLACE: Final = msgspec.structs.replace
 
 
@@ -318,7 +316,7 @@ class Appender:
             if self._waits_for(reply):
                 self._pause()
             else:
-                self._fail(error_of(reply), for_good=reply.code not in _PASSING)
+                self._fail(error_of(reply), for_good=reply.code not in OPENS_AGAIN)
         elif isinstance(reply, MeshError):
             self._fail(reply)
         else:

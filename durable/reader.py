@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final
 
 from mesh import limits
 from mesh.durable.batch import Header
 from mesh.durable.cursor import Cursor, Cut, Gap
-from mesh.durable.outcomes import Refused, error_of
+from mesh.durable.outcomes import ASK_AGAIN_S, FOLLOWS_AGAIN, Refused, error_of
 from mesh.durable.protocol import Batches, Read, Reply, read_batch
 from mesh.durable.reading import Run, run_of
 from mesh.durable.route import Ask, LocalRoute, Route, answer, expected
@@ -22,9 +21,6 @@ from mesh.errors import LogDamaged, MeshError, Timeout
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
-
-_AGAIN_S: Final = 0.2
-"""After one has said that it closes: it comes back, or goes on for a while."""
 
 Chunk = list[Run] | Gap | Cut
 
@@ -71,7 +67,7 @@ class PartitionReader:
         there is nothing more; None if there is nothing so far. Raises `LogDamaged`."""
         self._ask = None
         if isinstance(reply, Refused):
-            if not (self.follow and reply.code == "closed"):
+            if not (self.follow and reply.code in FOLLOWS_AGAIN):
                 raise error_of(reply)
             return None
         found = expected(Batches, reply, self.route)
@@ -189,7 +185,7 @@ def read(
             return chunk
         if isinstance(reply, Refused):
             with contextlib.suppress(Timeout):
-                reader.route.link.wait(lambda: stopped() or None, _AGAIN_S, what)
+                reader.route.link.wait(lambda: stopped() or None, ASK_AGAIN_S, what)
 
 
 def _damaged(partition: str, offset: int) -> MeshError:

@@ -28,7 +28,7 @@ import msgspec
 from mesh import limits
 from mesh.durable.cursor import Cut, Gap
 from mesh.durable.feeds import Feeds
-from mesh.durable.outcomes import Code, Refused, error_of
+from mesh.durable.outcomes import BEGINS_AGAIN, Refused, error_of
 from mesh.durable.protocol import Find, Place, Reply
 from mesh.durable.reader import Chunk, PartitionReader, read
 from mesh.durable.reading import Record, Run
@@ -46,8 +46,6 @@ _TIME_NS_MAX: Final = (1 << 63) - 1
 _GAPS_MAX: Final = 1024
 _LOOK_S: Final = 0.25
 """How often one that follows looks for new partitions."""
-_NOT_YET: Final[tuple[Code, ...]] = ("closed", "missing")
-"""Codes of refusals of a partition that has come, after which it is asked again."""
 
 
 class Replay:
@@ -306,7 +304,7 @@ class Replay:
         while not stopped():
             ask = route.link.run(lambda: route.begin(self._find))
             reply = answer(route, ask, None, _PLACE, stopped=stopped, refused=False)
-            if not (isinstance(reply, Refused) and reply.code in _NOT_YET):
+            if not (isinstance(reply, Refused) and reply.code in BEGINS_AGAIN):
                 return None if reply is None else self._reader_at(route, reply)
             with contextlib.suppress(Timeout):
                 route.link.wait(lambda: stopped() or None, _LOOK_S, _PLACE)

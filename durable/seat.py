@@ -26,7 +26,7 @@ from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions, Settlements
 from mesh.durable.held import Held
-from mesh.durable.outcomes import Refused, error_of
+from mesh.durable.outcomes import ASK_AGAIN_S, JOINS_AGAIN, TOLD_MEANWHILE, Refused, error_of
 from mesh.durable.protocol import (
     Delivered,
     Fetch,
@@ -47,12 +47,8 @@ from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
 
-_AGAIN_S: Final = 0.2
-"""Before a sidecar that refused for the time being is asked again."""
 _SETTLES_MAX: Final = 64
 """Under way at one time; what comes then is gathered."""
-_FOR_NOW: Final = ("closed", "missing", "storage", "unknown")
-"""Codes of refusals after which it joins again."""
 _UNDECODABLE: Final = "its payload cannot be decoded"
 
 
@@ -327,7 +323,7 @@ class Seat:
                 if self._join():
                     self._fetch()
                 if not self._closed:
-                    self._pause.wait(_AGAIN_S)
+                    self._pause.wait(ASK_AGAIN_S)
         except Closed:
             return
         except MeshError as error:
@@ -357,14 +353,16 @@ class Seat:
                 self._message_bytes_max,
             )
         )
-        self.refusal = reply.text if isinstance(reply, Refused) and reply.code == "storage" else ""
+        self.refusal = (
+            reply.text if isinstance(reply, Refused) and reply.code in TOLD_MEANWHILE else ""
+        )
         if isinstance(reply, Joined):
             self.ack_wait_s = reply.options.ack_wait_s
             self._order = reply.options.order
             self._joined(reply)
             self.say()
             return True
-        if isinstance(reply, Refused) and reply.code not in _FOR_NOW:
+        if isinstance(reply, Refused) and reply.code not in JOINS_AGAIN:
             raise error_of(reply)
         return False
 
@@ -392,7 +390,7 @@ class Seat:
             reply = self._ask(lambda query=query: query)  # type: ignore[misc]
             if isinstance(reply, Delivered):
                 self._deliver(reply)
-            elif isinstance(reply, Refused) and reply.code not in _FOR_NOW:
+            elif isinstance(reply, Refused) and reply.code not in JOINS_AGAIN:
                 raise error_of(reply)
             else:
                 return

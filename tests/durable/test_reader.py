@@ -25,7 +25,7 @@ def test_a_sidecar_that_is_about_to_close_is_asked_again_after_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It may take as long as its node has time: whoever follows asked thousands of times."""
-    monkeypatch.setattr("mesh.durable.reader._AGAIN_S", 0.05)
+    monkeypatch.setattr("mesh.durable.reader.ASK_AGAIN_S", 0.05)
     sidecar = Sidecar(FakeDisk())
     Asking(sidecar).append("a")
     sidecar.dismiss()
