@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mesh import limits
 from mesh.durable.batch import Header
@@ -81,21 +81,9 @@ class PartitionReader:
             gap = Gap(self.offset, found.gap_end - 1)
             self.offset = found.gap_end
             return gap
-        runs: list[Run] = []
-        for data in found.batches:
-            try:
-                header, body = read_batch(data, self._number)
-            except Malformed:
-                raise _damaged(self.partition, self.offset) from None
-            try:
-                run = run_of(self._stream, self.partition, header, body, self.offset)
-            except Malformed:
-                if runs:
-                    break
-                return self._passed_over(header)
-            if run is not None:
-                runs.append(run)
-                self.offset = header.end
+        runs = self._runs(map(self._batch, found.batches))
+        if isinstance(runs, Gap):
+            return runs
         if runs or not self.follow:
             if runs and (self.follow or self.offset < self.end):
                 self.route.link.run(self.asking)  # while these are used
@@ -123,19 +111,29 @@ class PartitionReader:
         if not isinstance(found, list):
             self.offset = cursor.offset
             return found
+        return self._runs((each.header, each.body) for each in found) or None
+
+    # -- What is in batches ------------------------------------------------------------------
+
+    def _batch(self, data: memoryview) -> tuple[Header, memoryview]:
+        try:
+            return read_batch(data, self._number)
+        except Malformed:
+            raise _damaged(self.partition, self.offset) from None
+
+    def _runs(self, batches: Iterable[tuple[Header, memoryview]]) -> list[Run] | Gap:
+        """Their records, up to one whose records nobody can read; if that is the first, it is a
+        gap."""
         runs: list[Run] = []
-        for each in found:
+        for header, body in batches:
             try:
-                run = run_of(self._stream, self.partition, each.header, each.body, self.offset)
+                run = run_of(self._stream, self.partition, header, body, self.offset)
             except Malformed:
-                if runs:
-                    self.offset = each.header.offset
-                    return runs
-                return self._passed_over(each.header)
+                return runs or self._passed_over(header)
             if run is not None:
                 runs.append(run)
-        self.offset = cursor.offset
-        return runs or None
+                self.offset = header.end
+        return runs
 
     def _passed_over(self, header: Header) -> Gap:
         """Its records are as whoever appended them sent them, and nobody can read them."""
