@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from copy import copy
 from typing import Any, Final
 
@@ -145,43 +145,36 @@ def _look(appender: Appender, pending: Pending) -> bool | None:
     return pending.done or appender.may_claim(pending) or None
 
 
-def wait_for_room(appender: Appender, deadline: Deadline | None) -> None:
-    """Block while as much is under way as may be. Raises `Timeout`, `Closed`."""
+def make_room(appender: Appender, deadline: Deadline | None, begun: Iterable[Pending] = ()) -> None:
+    """Block while as much is under way as may be. Raises `Busy`: what is to be appended is not
+    under way, and what of the same call was `begun` before stays so; `Closed`."""
     if appender.bytes_waiting >= WINDOW_BYTES:
-        appender.route.link.wait(
-            lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
-        )
+        try:
+            appender.route.link.wait(
+                lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
+            )
+        except Timeout as late:
+            raise _busy(appender, late, begun) from None
 
 
-async def await_room(appender: Appender, deadline: Deadline | None) -> None:
-    """`wait_for_room` for asyncio."""
-    if appender.bytes_waiting >= WINDOW_BYTES:
-        await appender.route.link.wait_async(
-            lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
-        )
-
-
-def make_room(appender: Appender, deadline: Deadline | None) -> None:
-    """`wait_for_room` for one append. Raises `Busy`: nothing of it is under way; `Closed`."""
-    try:
-        wait_for_room(appender, deadline)
-    except Timeout as late:
-        raise _busy(appender, late) from None
-
-
-async def amake_room(appender: Appender, deadline: Deadline | None) -> None:
+async def amake_room(
+    appender: Appender, deadline: Deadline | None, begun: Iterable[Pending] = ()
+) -> None:
     """`make_room` for asyncio."""
-    try:
-        await await_room(appender, deadline)
-    except Timeout as late:
-        raise _busy(appender, late) from None
+    if appender.bytes_waiting >= WINDOW_BYTES:
+        try:
+            await appender.route.link.wait_async(
+                lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
+            )
+        except Timeout as late:
+            raise _busy(appender, late, begun) from None
 
 
-def _busy(appender: Appender, late: Timeout) -> Busy:
-    return Busy(
-        f"{late}: {WINDOW_BYTES >> 20} MiB are under way to partition {appender.route.partition}, "
-        "and nothing of this is"
-    )
+def _busy(appender: Appender, late: Timeout, begun: Iterable[Pending]) -> Busy:
+    count = sum(each.count for each in begun)
+    what = f"only the first {count:,} records of this are begun" if count else "nothing of this is"
+    under_way = f"{WINDOW_BYTES >> 20} MiB are under way to partition {appender.route.partition}"
+    return Busy(f"{late}: {under_way}, and {what}")
 
 
 def _has_room(appender: Appender) -> bool | None:

@@ -21,13 +21,11 @@ from mesh.durable.appending import (
     amake_room,
     append,
     await_,
-    await_room,
     flush,
     join,
     make_room,
     receipt_of,
     wait,
-    wait_for_room,
 )
 from mesh.durable.consumer import Consumer, Consuming
 from mesh.durable.deliveries import AskedOptions
@@ -174,14 +172,16 @@ class Stream(Handle):
         payload, which return the key and the headers of its record, or None if it has none.
         `timeout` in seconds, for the whole. Raises what `append` raises, for the first batch that
         fails, and what these functions do; what is before it is written, what is behind it may be.
-        `InvalidOption` if `payloads` is a str, bytes or a mapping: that is one."""
+        `Busy`: its text says how many records were begun; these stay under way (`flush` waits for
+        them), and nothing of those behind them is. `InvalidOption` if `payloads` is a str, bytes or
+        a mapping: that is one."""
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline))
         link = appender.route.link
         pendings: list[Pending] = []
         bytes_max = min(self._streams.bytes_max, appender.route.bytes_max)
         for batch in batches_of(payloads, bytes_max, key, headers):
-            wait_for_room(appender, deadline)
+            make_room(appender, deadline, pendings)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:
@@ -204,7 +204,7 @@ class Stream(Handle):
         pendings: list[Pending] = []
         bytes_max = min(self._streams.bytes_max, appender.route.bytes_max)
         for batch in batches_of(payloads, bytes_max, key, headers):
-            await await_room(appender, deadline)
+            await amake_room(appender, deadline, pendings)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:

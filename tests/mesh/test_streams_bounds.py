@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,31 @@ def test_who_does_not_wait_for_receipts_holds_no_more_than_may_be_under_way(
         sidecar.kill(signal.SIGCONT)
         orders.flush()
         assert len(list(orders.replay())) == 17
+
+
+@pytest.mark.parametrize("how", ["append_many", "aappend_many"])
+def test_many_for_which_there_is_no_room_in_time_are_begun_as_far_as_it_says(
+    sidecar: Program, how: str
+) -> None:
+    payloads = [bytes(100_000)] * 300
+
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append("first")
+        sidecar.kill(signal.SIGSTOP)
+        append: Callable[[], object] = {
+            "append_many": lambda: orders.append_many(payloads, timeout=0.2),
+            "aappend_many": lambda: asyncio.run(orders.aappend_many(payloads, timeout=0.2)),
+        }[how]
+        with pytest.raises(Busy) as busy:
+            append()
+        said = re.search("only the first ([0-9]+) records of this are begun$", str(busy.value))
+        assert said is not None, str(busy.value)
+        with pytest.raises(Busy, match=r"nothing of this is$"):
+            orders.append_many(payloads, timeout=0.01)
+        sidecar.kill(signal.SIGCONT)
+        orders.flush()
+        assert len(list(orders.replay())) == 1 + int(said[1])
 
 
 @pytest.mark.parametrize("how", ["bounds", "abounds", "replay", "following"])
