@@ -35,7 +35,7 @@ class Clerk:
         self._thread.start()
 
     def run(self, action: Action, otherwise: Action | None = None) -> None:
-        """Do it soon; or `otherwise`, here and now, if the clerk has ended. Takes no lock."""
+        """Do it soon, which takes no lock; or `otherwise`, here and now, if the clerk has ended."""
         self._inbox.append((action, otherwise))
         self._ring()
         if self._ended:

@@ -27,9 +27,7 @@ class Intervals:
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self._bounds: list[int] = []
-        for first, end in sorted(
-            ranges
-        ):  # each at the end: in descending order each moves the rest
+        for first, end in sorted(ranges):  # in descending order each would move the rest
             self.add(first, end)
 
     def __bool__(self) -> bool:

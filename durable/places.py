@@ -1,9 +1,9 @@
 """Where in a log something begins: what is of a time or later, what is of a later log epoch.
 
 A log has a new epoch whenever it is opened, and whenever something is cut off; also where it is
-begun anew, or brought back from a backup (`mesh.durable.recovery`). Each batch says
-under which it was written. So epochs ascend in a log, and all that is left of one, and of those
-before it, comes first: whoever read it then finds out by that what was cut off.
+begun anew, or brought back from a backup (`mesh.durable.recovery`). Each batch says under which it
+was written. So epochs ascend in a log, and all that is left of one, and of those before it, comes
+first: whoever read it then finds out by that what was cut off.
 """
 
 from __future__ import annotations

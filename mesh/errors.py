@@ -13,7 +13,7 @@
     ├── Closed                             the node or the handle was closed
     │   └── Forked                         it belongs to the parent of this process
     ├── PeerLost                           the server of a request, or the way to it, is gone
-    ├── Busy                               no room for the request, here or there
+    ├── Busy                               no room for the request or append, here or there
     ├── RemoteError                        the handler on the other side raised
     ├── LogFull                            an append was refused for want of room
     ├── OutcomeUnknown                     whether a record is in the log cannot be found out
@@ -76,8 +76,8 @@ class PeerLost(MeshError):
 
 
 class Busy(MeshError):
-    """It was not started: every server's backlog is full, or this client's table is; or as much as
-    may be is under way to the log."""
+    """A request was not started: every server's backlog is full, or this client's table is. Or an
+    append was not: as much as may be is under way to the log."""
 
 
 class RemoteError(MeshError):
