@@ -120,6 +120,8 @@ class Log:
         self._removed = True
         """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
         still bring it back."""
+        self._not_removed = ""
+        """The last reason why one could not be removed that was logged."""
         self.tip = Tip(self.end, self.segments[-1].base, self._index.size, self.log_epoch)
 
     @property
@@ -374,9 +376,11 @@ class Log:
                 self.segments = (first, *rest)
                 if not isinstance(error, OSError):
                     raise
-                logger.warning("%s cannot be removed: %s", first.name, error)
+                if (text := f"{first.name} cannot be removed: {error}") != self._not_removed:
+                    self._not_removed = text
+                    logger.warning("%s", text)
                 break
-            removed += 1
+            removed, self._not_removed = removed + 1, ""
         return removed
 
     def _remove(self, segment: Segment) -> None:

@@ -75,6 +75,10 @@ class Partition:
         self._storage = storage
         self._ahead = False
         """Whether what is remembered may say more than the log has."""
+        self._not_mended = ""
+        """The last reason for that which was logged."""
+        self._not_freed = ""
+        """Likewise, why no room could be made."""
         self._epoch_max = 0
         """The highest that a run was given since this was opened."""
         self._condensed_bytes = 0
@@ -135,9 +139,11 @@ class Partition:
             self.log.mend()
             self._producers = self._remembered(None)
             self._producers.forgot(self._epoch_max)
-            self._ahead = False
+            self._ahead, self._not_mended = False, ""
         except (StorageFailed, LogDamaged, OSError) as error:
-            logger.error("%s", error)
+            if self._not_mended != str(error):  # each append tries it, and each second `trim` does
+                self._not_mended = str(error)
+                logger.error("%s", error)
             return False
         return True
 
@@ -169,6 +175,8 @@ class Partition:
             self._snapshot.write_again()
             if self._snapshot.has_no_room and self._free(offset):
                 self._snapshot.write_again()
+            if not self._snapshot.has_no_room:
+                self._not_freed = ""
         return self.log.trim(min(offset, self._snapshot.safe_to))
 
     def _free(self, offset: int) -> bool:
@@ -180,11 +188,11 @@ class Partition:
             for segment, following in pairwise(self.log.segments):
                 if following.base <= offset:
                     segment.remove_beside(self._storage)
-        except StorageFailed as failure:
-            logger.warning("%s", failure)
-            return self.mend()
-        except OSError as error:
-            logger.warning("%s", error)
+        except (StorageFailed, OSError) as error:
+            if self._not_freed != str(error):
+                self._not_freed = str(error)
+                logger.warning("%s", error)
+            return not isinstance(error, StorageFailed) or self.mend()
         return True
 
     def close(self) -> None:

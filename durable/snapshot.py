@@ -34,6 +34,8 @@ class SnapshotFile:
         self._storage = storage
         self._unsaved: tuple[int, bytes] | None = None
         """What could not be written yet."""
+        self._logged = ""
+        """The last reason for that which was logged."""
 
     def read(self) -> tuple[int, bytes] | None:
         """The base, and the snapshot; None if there is no file, or it is too short. Raises
@@ -61,7 +63,10 @@ class SnapshotFile:
             self._storage.replace(_NAME, _BASE.pack(base) + snapshot)
         except OSError as error:
             self.has_no_room = is_disk_full(error)
-            text = "nothing from %d on is given up until what tells repeats is on disk: %s"
-            logger.warning(text, self.safe_to, error)
+            if self._logged != str(error):  # it is tried again about every second
+                self._logged = str(error)
+                text = "nothing from %d on is given up until what tells repeats is on disk: %s"
+                logger.warning(text, self.safe_to, error)
         else:
             self.safe_to, self._unsaved, self.has_no_room = base, None, False
+            self._logged = ""

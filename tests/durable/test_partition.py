@@ -476,6 +476,67 @@ def test_what_can_be_done_without_makes_room_for_what_tells_repeats(gives: str) 
     assert (again.offset, again.repeated) == (receipt.offset, True)
 
 
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    said = [each.getMessage() for each in caplog.records]
+    caplog.clear()
+    return said
+
+
+def test_why_nothing_can_be_given_up_is_said_once_until_that_changes_or_has_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is tried again every second, and some disks are full for weeks."""
+    disk = Filled()
+    partition = open_partition(disk, segment_bytes=3000)
+    writing = Writing(partition, 1)
+
+    def roll() -> None:
+        disk.faults.fail("rename", 3, errno.ENOSPC)  # the state, the index, the snapshot
+        before = len(partition.log.segments)
+        while len(partition.log.segments) == before:
+            writing.append("x" * 200)
+
+    def trims(count: int, *failing: Operation, code: int = errno.ENOSPC) -> list[str]:
+        for _ in range(count):
+            for each in failing:
+                disk.faults.fail(each, 1, code)
+                disk.faults.fail(each, 2, code)
+            partition.trim(partition.log.end)
+            disk.faults.mend()
+        return [each.partition("[")[2][:8] for each in complaints(caplog)]
+
+    roll()
+    assert len(complaints(caplog)) == 1
+    assert trims(3, "create") == []
+    assert trims(3, "create", code=errno.EROFS) == ["Errno 30"], "it is another reason"
+    assert trims(3, "create") == ["Errno 28"]
+    assert trims(1) == []
+    for _ in range(2):
+        roll()
+        assert len(complaints(caplog)) == 1, "it had ended"
+        disk.replace(partition.log.segments[0].index_name, b"")
+        assert trims(3, "create", "remove") == ["Errno 28"], "what makes room cannot be removed"
+        assert trims(3, "remove", code=errno.EROFS) == ["Errno 30"], "nor what is to go"
+        assert trims(1) == []
+
+
+def test_why_a_log_cannot_be_mended_is_said_once_until_that_changes_or_has_ended(
+    disk: FakeDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each append tries to, and each second retention does."""
+    partition = open_partition(disk)
+    writing = Writing(partition, 1)
+    for _ in range(2):
+        for nth in range(1, 8):
+            disk.faults.fail("sync", nth)
+        for _ in range(3):
+            partition.commit([writing.batch(record("a"))], 0)
+            partition.trim(partition.log.end)
+        assert len(complaints(caplog)) == 1
+        disk.faults.mend()
+        assert partition.mend()
+
+
 @pytest.mark.damages
 def test_a_partition_that_cannot_be_opened_keeps_no_file_open(tmp_path: Path) -> None:
     partition = open_partition(Disk(tmp_path))
