@@ -382,8 +382,11 @@ class Hosted:
 
     def _trim(self, offset: int) -> None:
         """In the writer's thread."""
+        tip = self.log.tip
         if self._partition.trim(offset) and self._members is not None:
             self._clerk.run(partial(self._serve_members, Members.trimmed))
+        if not tip.holds(self.log.tip):  # it syncs and mends, where there is no room
+            self._appended()  # who waits behind what was cut off is to be told
 
     def _trim_to(self) -> int | None:
         options, log = self.options, self.log

@@ -20,7 +20,7 @@ from mesh.durable.records import batch_of
 from mesh.durable.segment import Segment
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import Storage
-from mesh.options import StreamOptions
+from mesh.options import Durability, StreamOptions
 from tests.support.fake_disk import FakeDisk
 from tests.support.logs import PARTITION, sound, written
 from tests.support.one_thread import in_one_thread
@@ -166,6 +166,46 @@ def test_what_a_failed_sync_leaves_to_be_cut_off_pushes_out_nothing_that_was_ack
             hosted.tick()
             turns.go()
         assert payloads(partition) == [f"{n:100}" for n in range(3)]
+        assert hosted.close(None)
+    sound(disk)
+
+
+@pytest.mark.parametrize("durability", ["interval", "os"])
+@pytest.mark.parametrize("mended", ["as room is made", "later"])
+def test_who_waits_is_told_of_what_was_cut_off_as_something_was_to_be_given_up(
+    durability: Durability, mended: str
+) -> None:
+    """There was no room for what tells repeats, and none could be made: that syncs what was shown
+    already. Or that had failed before, and could not be cut off at once."""
+    disk = FakeDisk()
+    options = StreamOptions(durability=durability, keep_count=1)
+    partition = Partition(disk, PARTITION, options, now_ns=0, segment_bytes=600)
+    writing = Writing(partition, 7)
+    disk.faults.fail("rename", 3, errno.ENOSPC)  # the state, the index, the snapshot
+    while len(partition.log.segments) == 1:
+        writing.append("x" * 100)
+    partition.sync()
+    kept = partition.log.end
+    replies: list[Reply] = []
+    with in_one_thread(1e6) as turns:
+        hosted = Hosted("s", options, partition, turns, lambda *_: None, 1 << 26)  # type: ignore[arg-type]
+        writing.append("seen")
+        log_epoch = partition.log.log_epoch
+        hosted.read(Read("s", kept + 1, wait_ms=20_000, log_epoch=log_epoch), replies.append)
+        for nth in (1, 2):
+            disk.faults.fail("create", nth, errno.ENOSPC)
+        disk.faults.fail("sync")
+        if mended == "later":
+            disk.faults.fail("truncate")
+            assert not partition.sync()
+            hosted._appended()
+        turns.go()
+        assert not replies
+        hosted.tick()
+        turns.go()
+        (reply,) = replies
+        assert isinstance(reply, Batches)
+        assert reply.cut_at == kept
         assert hosted.close(None)
     sound(disk)
 
