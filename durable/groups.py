@@ -292,6 +292,11 @@ class Groups:
         if name in self._groups:
             self._groups[name].group.buried(offset)
 
+    def unburied(self, name: str) -> None:
+        """No letter can be made of one of its dead records: it stays unsettled, until its journal
+        is read again."""
+        self._groups[name].group.counters["dead and too large"] += 1
+
     # -- The log -----------------------------------------------------------------------------
 
     def trimmed(self) -> None:

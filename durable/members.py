@@ -361,6 +361,10 @@ class Members:
             logger.error("a dead letter of %r is malformed, and is given up", self._stream)
             self._groups.buried(*key)
             return
+        except PayloadTooLarge as error:  # nobody could be sent it, nor what comes behind it
+            logger.error("group %r of stream %r: %s", group, self._stream, error)
+            self._groups.unburied(group)
+            return
         size = batch.header.size
         self._letter_bytes += size
         self._under_way[key] = dead
@@ -393,7 +397,8 @@ def dead_letter(stream: str, partition: int, letter: Letter, bytes_max: int) -> 
     """The record as it is appended to the dead letters: with its payload, key and headers, and
     where it came from. Headers that nobody can read are left out; and where all that would be more
     than `bytes_max`, which no reader might let in, its own headers, then the reason, then names.
-    Raises `Malformed`."""
+    Raises `Malformed`; `PayloadTooLarge` where it is more all the same: when the record was
+    appended, the sidecar let in more."""
     header, body = letter.found.header, letter.found.body
     index = letter.dead.offset - header.offset
     columns = columns_of(header, body)
@@ -419,5 +424,6 @@ def dead_letter(stream: str, partition: int, letter: Letter, bytes_max: int) -> 
         flat = [item for pair in fewer.items() for item in pair]
         batch = batch_of([NewRecord(payload, key, flat, derived=derived)])
         if batch.header.size <= bytes_max:
-            break
-    return batch
+            return batch
+    text = f"dead letter {letter.dead.offset} has {batch.header.size:,} bytes over the limit"
+    raise PayloadTooLarge(f"{text} of {bytes_max:,} (what the sidecar's message_bytes_max leaves)")

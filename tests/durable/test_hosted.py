@@ -10,16 +10,30 @@ from queue import SimpleQueue
 import pytest
 
 from mesh.durable.clerk import Clerk
+from mesh.durable.deliveries import AskedOptions
 from mesh.durable.hosted import Hosted
 from mesh.durable.index import Index
 from mesh.durable.log import Log
 from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.durable.partition import Partition
-from mesh.durable.protocol import Batches, Fetch, Join, Joined, Open, Read, Reply
-from mesh.durable.records import batch_of
+from mesh.durable.protocol import (
+    Batches,
+    Fetch,
+    Inspect,
+    Inspected,
+    Join,
+    Joined,
+    Open,
+    Query,
+    Read,
+    Reply,
+    read_batch,
+)
+from mesh.durable.records import batch_of, payloads_of
 from mesh.durable.segment import Segment
 from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import Storage
+from mesh.message import GroupStats
 from mesh.options import Durability, StreamOptions
 from tests.support.fake_disk import FakeDisk
 from tests.support.logs import PARTITION, sound, written
@@ -208,6 +222,67 @@ def test_who_waits_is_told_of_what_was_cut_off_as_something_was_to_be_given_up(
         assert reply.cut_at == kept
         assert hosted.close(None)
     sound(disk)
+
+
+def test_a_dead_letter_that_nobody_could_be_sent_waits_until_its_sidecar_lets_in_as_much(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It would be in the way of all letters behind it."""
+    disk = FakeDisk()
+    options = AskedOptions(ack_wait_s=5.0, max_deliver=1)
+
+    def asked(sidecar: Sidecar, *queries: Query) -> Reply | None:
+        replies: list[Reply] = []
+        for query in queries:
+            sidecar.ask(query, replies.append)
+            turns.go()
+        return replies[-1] if replies else None
+
+    def wait_in(sidecar: Sidecar) -> None:
+        """Until what its member was given is dead."""
+        asked(sidecar, Join("s", "g", MEMBER, 100, options), Fetch("s", "g", MEMBER, 1))
+        for _ in range(10):
+            turns.tick()
+
+    def group_of(sidecar: Sidecar) -> GroupStats:
+        told = asked(sidecar, Inspect("s"))
+        assert isinstance(told, Inspected)
+        return told.stats.groups["g"]
+
+    def letters_of(sidecar: Sidecar) -> list[object]:
+        letters: list[object] = []
+        while True:
+            told = asked(sidecar, Read("s.dead", len(letters)))
+            assert isinstance(told, Batches), told
+            if not told.batches:
+                return letters
+            for each in told.batches:
+                letters += payloads_of(*read_batch(memoryview(each), sidecar.number))
+
+    with in_one_thread(1e6) as turns:
+        sidecar = Sidecar(disk)
+        opened = asked(sidecar, Open("s", 7))
+        assert isinstance(opened, Opened)
+        for n, payload in enumerate(("x" * 5000, "small")):
+            batch = numbered(batch_of([record(payload)]), 7, opened.epoch, n)
+            sidecar.append("s", batch, lambda _: None)
+        turns.go()
+        asked(sidecar, Join("s", "g", MEMBER, 100, options), Fetch("s", "g", MEMBER, 1))
+        assert group_of(sidecar).in_flight == 1
+        sidecar = Sidecar(disk := disk.kill(), message_bytes_max=4096)
+        wait_in(sidecar)
+        assert letters_of(sidecar) == ["small"]
+        group = group_of(sidecar)
+        assert (group.committed, group.counters["dead and too large"]) == (0, 1), "it is kept"
+        limit = "limit of 4,012 (what the sidecar's message_bytes_max leaves)"
+        text = f"group 'g' of stream 's': dead letter 0 has 5,195 bytes over the {limit}"
+        assert [each.getMessage() for each in caplog.records] == [text]
+        sidecar.close()
+        sidecar = Sidecar(disk.again())
+        wait_in(sidecar)
+        assert letters_of(sidecar) == ["small", "x" * 5000]
+        assert group_of(sidecar).committed == 2
+        sidecar.close()
 
 
 @pytest.mark.damages
