@@ -121,7 +121,7 @@ class Log:
         """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
         still bring it back."""
         self._not_removed = ""
-        """The last reason why one could not be removed that was logged."""
+        """The last reason why one could not be removed that was logged, with its name."""
         self.tip = Tip(self.end, self.segments[-1].base, self._index.size, self.log_epoch)
 
     @property
@@ -380,7 +380,7 @@ class Log:
                     self._not_removed = text
                     logger.warning("%s", text)
                 break
-            removed, self._not_removed = removed + 1, ""
+            removed += 1
         return removed
 
     def _remove(self, segment: Segment) -> None:
