@@ -38,6 +38,8 @@ class Turns:
         self._inbox: deque[Action] = deque()
         self._due: list[tuple[float, int, Action]] = []
         self._numbers = count()
+        self._opened: list[str] = []
+        """Right now, each by the one before."""
         self._every: list[Action] = []
 
     def monotonic(self) -> float:
@@ -45,6 +47,15 @@ class Turns:
 
     def time_ns(self) -> int:
         return round((self.now_s - self.set_back_s) * 1e9)
+
+    def start(self, name: str, work: Action) -> None:
+        """Open a stream of that name; but not where that has just failed, as the process ends."""
+        if name not in self._opened:
+            self._opened.append(name)
+            try:
+                work()
+            finally:
+                self._opened.pop()
 
     def run(self, action: Action, otherwise: Action | None = None) -> None:
         self._inbox.append(action)
@@ -121,7 +132,7 @@ def in_one_thread(now_s: float) -> Iterator[Turns]:
     with ExitStack() as stack:
         stack.enter_context(patch("mesh.durable.sidecar.Clerk", lambda name: turns))
         stack.enter_context(patch("mesh.durable.hosted.Writer", writer))
-        stack.enter_context(patch("mesh.durable.openings._start", lambda name, work: work()))
+        stack.enter_context(patch("mesh.durable.openings._start", turns.start))
         for module in ("sidecar", "hosted", "writer"):
             stack.enter_context(patch(f"mesh.durable.{module}.time", turns))
         for name, value in SMALL.items():
