@@ -145,9 +145,12 @@ def _look(appender: Appender, pending: Pending) -> bool | None:
     return pending.done or appender.may_claim(pending) or None
 
 
-def make_room(appender: Appender, deadline: Deadline | None, begun: Iterable[Pending] = ()) -> None:
-    """Block while as much is under way as may be. Raises `Busy`: what is to be appended is not
-    under way, and what of the same call was `begun` before stays so; `Closed`."""
+def wait_for_room(
+    appender: Appender, deadline: Deadline | None, begun: Iterable[Pending] = ()
+) -> None:
+    """Block until less than `WINDOW_BYTES` are under way. Raises `Closed`; and `Busy` if that takes
+    longer than `deadline`: then of the call no more is under way than was `begun` before, which
+    goes on."""
     if appender.bytes_waiting >= WINDOW_BYTES:
         try:
             appender.route.link.wait(
@@ -157,10 +160,10 @@ def make_room(appender: Appender, deadline: Deadline | None, begun: Iterable[Pen
             raise _busy(appender, late, begun) from None
 
 
-async def amake_room(
+async def await_room(
     appender: Appender, deadline: Deadline | None, begun: Iterable[Pending] = ()
 ) -> None:
-    """`make_room` for asyncio."""
+    """`wait_for_room` for asyncio."""
     if appender.bytes_waiting >= WINDOW_BYTES:
         try:
             await appender.route.link.wait_async(

@@ -292,9 +292,9 @@ class Groups:
         if name in self._groups:
             self._groups[name].group.buried(offset)
 
-    def unburied(self, name: str) -> None:
-        """No letter can be made of one of its dead records: it stays unsettled, until its journal
-        is read again."""
+    def count_too_large(self, name: str) -> None:
+        """One of that group's dead records has no room in a letter: it stays unsettled, and dead,
+        and is tried again when this group's journal is read again."""
         self._groups[name].group.counters["dead and too large"] += 1
 
     # -- The log -----------------------------------------------------------------------------

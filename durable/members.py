@@ -361,9 +361,9 @@ class Members:
             logger.error("a dead letter of %r is malformed, and is given up", self._stream)
             self._groups.buried(*key)
             return
-        except PayloadTooLarge as error:  # nobody could be sent it, nor what comes behind it
+        except PayloadTooLarge as error:  # no reader of the dead letters could get past it
             logger.error("group %r of stream %r: %s", group, self._stream, error)
-            self._groups.unburied(group)
+            self._groups.count_too_large(group)
             return
         size = batch.header.size
         self._letter_bytes += size

@@ -1,9 +1,10 @@
 """The streams of a sidecar that are being opened, and who waits for that.
 
-Opening one takes as long as its disk does. So a thread of its own does it, or whoever has to have
-the stream there and then; what is asked of it meanwhile waits here, and is passed on in the order
-in which it came, before the stream counts as open. No lock is held meanwhile: whoever asks for
-another stream waits for nothing, unless he has to wait for room behind this one.
+Opening one takes as long as its disk does. So a thread beside does it, of which there are a bounded
+number, or whoever has to have the stream there and then. What is asked of it meanwhile waits here,
+and is passed on in the order in which it came, before the stream counts as open. No lock is held
+meanwhile: whoever asks for another stream waits only if all these threads are busy, or for room
+behind this one (`patient`).
 """
 
 from __future__ import annotations
@@ -54,19 +55,21 @@ class Openings:
         open_one: Callable[[str, StreamOptions | None, bool], Hosted | Refused],
         opened: Callable[[Hosted], object],
     ) -> None:
-        """`hosted`: those that are open, to which more are added here; `opened` is told of each
-        then. `look` says, without opening it, why a stream is not to be had by who makes it, or
-        does not. `open_one` opens it, with options if there are any, and makes it if it may."""
+        """`hosted`: the streams that are open; those opened here are added, and `opened` is told of
+        each. `look(name, make)`: why a stream cannot be had, as far as that is known without
+        opening it. `open_one(name, options, make)` opens it; with `make` it may be a new one, with
+        these options."""
         self._hosted = hosted
         self._look = look
         self._open_one = open_one
         self._opened = opened
         self._under_way: dict[str, _BeingOpened] = {}
-        self._to_begin: dict[str, None] = {}
-        """Those of which nobody is at, and a thread is to be; in the order in which they came."""
+        self._scheduled: dict[str, None] = {}
+        """Streams that wait for a thread to open them, in the order in which they came."""
         self._threads = 0
+        """That open streams, or do what is `aside`; not those that are in `find`."""
         self._changed = threading.Condition()
-        """Its lock is held while nothing is read, opened or passed on."""
+        """Its lock is never held while something is read, opened or passed on."""
         self._closing = False
 
     @property
@@ -85,27 +88,28 @@ class Openings:
         size: int = 0,
         patient: bool = False,
     ) -> None:
-        """Call `then` with the stream of that name; or `answer` why it is not to be had, which it
-        is not with other options. At once, or from another thread, once it was opened. `size`:
-        bytes of what waits for that; while too many do, this blocks, if `patient`."""
+        """Call `then` with the stream of that name; or `answer` with why it cannot be had, as with
+        other `options` than these. At once if it is open, or else from the thread that opens it.
+        `make`: it may be a new one. `size`: bytes of what waits for it with this; while too many
+        do, this blocks, if `patient`."""
         pass_on = partial(_pass_on, then, answer, options)
         hosted = self._hosted.get(name)
         if hosted is not None:
             pass_on(hosted)
-        elif self._begins(name, _Asked(pass_on, options, make, size), patient):
-            self._begin(name)
+        elif self._enqueue(name, _Asked(pass_on, options, make, size), patient):
+            self._schedule(name)
 
     def find(self, name: str) -> Hosted | Refused:
         """The stream of that name. It is opened in this thread, if nobody does that yet."""
         found: SimpleQueue[Hosted | Refused] = SimpleQueue()
         own = _Asked(found.put, None, False, 0)
-        self._begins(name, own, False)
-        self._work(name, own)
+        self._enqueue(name, own, False)
+        self._serve(name, own)
         return found.get()
 
     def aside(self, name: str, work: Callable[[], object]) -> None:
-        """In a thread of its own, as one is opened; not at all, while there are as many as may
-        be."""
+        """Do it in one of the threads that open streams. If all are busy, not at all: whoever asks
+        has it done another time."""
         with self._changed:
             if self._threads >= limits.OPENINGS_MAX:
                 return
@@ -132,7 +136,7 @@ class Openings:
         """To be called about every second: whoever was to open one may have died of a Ctrl-C."""
         for name, opening in list(self._under_way.items()):
             if not opening.begun:
-                self._begin(name)
+                self._schedule(name)
 
     def close(self) -> None:
         """Refuse what waits, and what comes later. Does not block."""
@@ -155,9 +159,9 @@ class Openings:
 
     # -- What that takes ---------------------------------------------------------------------
 
-    def _begins(self, name: str, asked: _Asked, patient: bool) -> bool:
-        """Pass it on, or have it wait. Whether an opening begins with it, which somebody has to
-        do."""
+    def _enqueue(self, name: str, asked: _Asked, patient: bool) -> bool:
+        """Pass it on at once, or have it wait. Whether it is the first that waits: the caller has
+        to see that the stream is opened."""
         with self._changed:
             while patient and not self._closing and self._is_full(name):
                 self._changed.wait()
@@ -175,42 +179,42 @@ class Openings:
         asked.then(found)
         return False
 
-    def _begin(self, name: str) -> None:
+    def _schedule(self, name: str) -> None:
         """Have a thread open it, as soon as there may be one more."""
         with self._changed:
-            self._to_begin[name] = None
+            self._scheduled[name] = None
             if self._threads >= limits.OPENINGS_MAX:
                 return
             self._threads += 1
         _start(name, self._in_thread)
 
     def _in_thread(self, work: Callable[[], object] | None = None) -> None:
-        """Do that, and open what is to be opened meanwhile."""
+        """Do that, and then open what waits for a thread, until nothing does."""
         try:
             if work is not None:
                 work()
-            while (name := self._next_to_begin()) is not None:
-                self._work(name)
+            while (name := self._next_scheduled()) is not None:
+                self._serve(name)
         except BaseException:  # a Ctrl-C, where there are no more threads
             with self._changed:
                 self._threads -= 1
             raise
 
-    def _next_to_begin(self) -> str | None:
+    def _next_scheduled(self) -> str | None:
         """If there is none, the thread that asks counts no more."""
         with self._changed:
-            name = next(iter(self._to_begin), None)
+            name = next(iter(self._scheduled), None)
             if name is None:
                 self._threads -= 1
             else:
-                del self._to_begin[name]
+                del self._scheduled[name]
             return name
 
     def _is_full(self, name: str) -> bool:
         opening = self._under_way.get(name)
         return opening is not None and opening.bytes > limits.WRITER_BYTES_MAX
 
-    def _work(self, name: str, own: _Asked | None = None) -> None:
+    def _serve(self, name: str, own: _Asked | None = None) -> None:
         """Open it, unless somebody does, and pass on what waits for it. `own`: asked by whoever
         does this, who waits no more if he is interrupted."""
         with self._changed:
@@ -264,7 +268,7 @@ class Openings:
                 del self._under_way[name]
                 self._changed.notify_all()
                 return
-        self._begin(name)
+        self._schedule(name)
 
 
 def _start(name: str, work: Callable[[], object]) -> None:

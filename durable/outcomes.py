@@ -93,22 +93,23 @@ _ERRORS: Final[dict[str, type[MeshError]]] = {
     "old": OutcomeUnknown,
 }
 
-# Refused for now: who tries again after which codes. Any other is an error at once.
+# Refusals that may pass, by who tries again after them. Any other is an error at once.
 JOINS_AGAIN: Final[frozenset[Code]] = frozenset({"closed", "missing", "storage", "unknown"})
-"""A consumer: it takes what other partitions have meanwhile, so it can wait for all that may pass.
-"""
+"""A consumer, which joins again. It goes on with its other partitions meanwhile, so it can wait for
+all that may pass."""
 TOLD_MEANWHILE: Final[frozenset[Code]] = frozenset({"storage"})
-"""Of these, why it waits: the others pass by themselves, once the sidecar is back or is asked."""
+"""Those of `JOINS_AGAIN` of which a consumer says why it waits: a disk may need somebody, the
+others pass by themselves."""
 OPENS_AGAIN: Final[frozenset[Code]] = frozenset({"full", "storage", "unsure", "closed"})
-"""A producer, with its next append: what is under way has failed, and what comes later need not.
-``missing`` is not told it, as opening makes the stream."""
+"""A producer, with its next append; what was under way has failed. Not ``missing``: opening makes
+the stream."""
 BEGINS_AGAIN: Final[frozenset[Code]] = frozenset({"closed", "missing"})
-"""A replay that follows, at a partition that has come: its sidecar may be about to make the stream.
-What its disk has is what is to be read, so if that fails, who reads is told."""
+"""A replay that follows, at a partition that it has yet to begin: its sidecar may be about to make
+the stream. Not ``storage``: who reads is told that the disk fails."""
 FOLLOWS_AGAIN: Final[frozenset[Code]] = frozenset({"closed"})
-"""Likewise, at one that it has begun to read: if that is missing, what was to be read is gone."""
+"""Likewise, at one that it has begun to read. Not ``missing`` any more: what it read is gone."""
 ASK_AGAIN_S: Final = 0.2
-"""How long a consumer, or who follows, waits before that."""
+"""Between two tries of a consumer, or of a replay at a partition that it has begun to read."""
 
 
 def refused_for(error: Exception, text: str) -> Refused:

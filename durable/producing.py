@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from mesh import limits
 from mesh.durable.appender import Appender, Pending
-from mesh.durable.appending import Appending, make_room
+from mesh.durable.appending import Appending, wait_for_room
 from mesh.durable.batch import Batch
 from mesh.durable.encoding import producer_number
 from mesh.durable.reading import Record
@@ -66,7 +66,7 @@ class Producing:
         and what `bind` raises."""
         deadline = deadline_of(timeout)
         appender = self.bind(left_of(deadline), derived_from)
-        make_room(appender, deadline)
+        wait_for_room(appender, deadline)
         return Appending(appender, *appender.route.link.run(lambda: submit(appender)))
 
     def submit(

@@ -64,7 +64,8 @@ class PartitionReader:
 
     def answered(self, reply: Reply) -> Chunk | None:
         """What it was answered: some records, or what is missing, or was cut off; an empty list if
-        there is nothing more; None if there is nothing so far. Raises `LogDamaged`."""
+        there is nothing more; None if there is nothing so far. Raises `LogDamaged`, or what it
+        was refused with."""
         self._ask = None
         if isinstance(reply, Refused):
             if not (self.follow and reply.code in FOLLOWS_AGAIN):
@@ -103,7 +104,8 @@ class PartitionReader:
                 return None
             self._cursor = Cursor(log, self.offset)
         cursor = self._cursor
-        if (cursor.offset, cursor.log_epoch) != (self.offset, self.log_epoch):  # it has asked since
+        if (cursor.offset, cursor.log_epoch) != (self.offset, self.log_epoch):
+            # It has asked since, or stopped before a batch that nobody can read.
             cursor.move(self.offset)
             cursor.log_epoch = self.log_epoch
         found = cursor.read(limits.READ_BYTES)
@@ -163,7 +165,8 @@ def read(
     stopped: Callable[[], bool] = lambda: False,
 ) -> Chunk:
     """What comes next. Blocks until there is something, or nothing more, or it is `stopped`. Raises
-    `LogDamaged`, `StorageFailed`, `Timeout`, `Closed`."""
+    `LogDamaged`, `StorageFailed`, `PayloadTooLarge` if what comes next is more than this node lets
+    in, `Timeout`, `Closed`."""
     while True:
         chunk = None if stopped() else reader.direct()
         if chunk is not None:

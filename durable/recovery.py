@@ -5,8 +5,7 @@ it had been written. What had been on disk and does not read any more raises `Lo
 names it, and nothing is changed: what to do then is for people to decide.
 
 An opening's epoch is at least the seconds of the clock. So one that begins anew where another log
-was, or with a copy of it, has none of that one's epochs: but for a clock that was set back, or
-openings and cuts of which there were more than seconds.
+was, or with a copy of it, has none of that one's epochs (docs/log.md has the exceptions).
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ and it comes again in its turn.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from bisect import bisect_right
@@ -44,8 +43,6 @@ from mesh.durable.unsaid import Unsaid
 from mesh.durable.waiting import Order
 from mesh.errors import Busy, Closed, MeshError, PayloadTooLarge, StorageFailed
 from mesh.sockets.frame import Malformed
-
-logger = logging.getLogger(__name__)
 
 _SETTLES_MAX: Final = 64
 """Under way at one time; what comes then is gathered."""
@@ -93,9 +90,8 @@ class Seat:
         self._message_bytes_max = message_bytes_max
         self._hand_over = hand_over
         self._number = int(route.partition, 16)
-        self._fetches = count(1)
         self._fetching = 0
-        """Number of the last of these."""
+        """Number of the last `Fetch`."""
         self._fetched = 0
         """Number of the last of which all was handed over. Under the lock of whom it is handed to.
         """
@@ -383,17 +379,17 @@ class Seat:
     def _fetch(self) -> None:
         """Until it has to join again, or is closed."""
         while not self._closed:
-            self._fetching = next(self._fetches)
-            query = Fetch(
-                self._stream, self.group, self._member, self._fetching, limits.READ_WAIT_MS
-            )
-            reply = self._ask(lambda query=query: query)  # type: ignore[misc]
+            reply = self._ask(self._next_fetch)
             if isinstance(reply, Delivered):
                 self._deliver(reply)
             elif isinstance(reply, Refused) and reply.code not in JOINS_AGAIN:
                 raise error_of(reply)
             else:
                 return
+
+    def _next_fetch(self) -> Fetch:
+        self._fetching += 1
+        return Fetch(self._stream, self.group, self._member, self._fetching, limits.READ_WAIT_MS)
 
     def _ask(self, query: Callable[[], Join | Fetch]) -> Reply | None:
         """`query` is made under the link's lock, so that nothing is said meanwhile, nor anything

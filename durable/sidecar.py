@@ -293,6 +293,7 @@ class Sidecar:
         self._each(Hosted.tick)
         name = self._rounds.next(self._names, time.monotonic())
         if name is not None and name not in self._hosted:
+            # If all threads are busy, its turn comes again with the next round.
             self._openings.aside(name, partial(self._look_after, name))
 
     def _look_after(self, name: str) -> None:

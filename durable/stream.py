@@ -18,14 +18,14 @@ from mesh.durable.appender import Pending
 from mesh.durable.appending import (
     Appending,
     aflush,
-    amake_room,
     append,
     await_,
+    await_room,
     flush,
     join,
-    make_room,
     receipt_of,
     wait,
+    wait_for_room,
 )
 from mesh.durable.consumer import Consumer, Consuming
 from mesh.durable.deliveries import AskedOptions
@@ -113,7 +113,7 @@ class Stream(Handle):
         item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline), derived_from)
-        make_room(appender, deadline)
+        wait_for_room(appender, deadline)
         return append(appender, batch_of([item]), deadline)
 
     async def aappend(
@@ -132,7 +132,7 @@ class Stream(Handle):
         item, _ = self._item(payload, key, headers, dedup_id, delay, derived_from, output)
         deadline = deadline_of(timeout)
         appender = await self._writing().abind(left_of(deadline), derived_from)
-        await amake_room(appender, deadline)
+        await await_room(appender, deadline)
         pending = appender.route.link.run(lambda: appender.submit(batch_of([item])))
         await await_(appender, pending, deadline)
         return receipt_of(appender, pending)
@@ -181,7 +181,7 @@ class Stream(Handle):
         pendings: list[Pending] = []
         bytes_max = min(self._streams.bytes_max, appender.route.bytes_max)
         for batch in batches_of(payloads, bytes_max, key, headers):
-            make_room(appender, deadline, pendings)
+            wait_for_room(appender, deadline, pendings)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:
@@ -204,7 +204,7 @@ class Stream(Handle):
         pendings: list[Pending] = []
         bytes_max = min(self._streams.bytes_max, appender.route.bytes_max)
         for batch in batches_of(payloads, bytes_max, key, headers):
-            await amake_room(appender, deadline, pendings)
+            await await_room(appender, deadline, pendings)
             pendings.append(link.run(lambda batch=batch: appender.submit(batch)))  # type: ignore[misc]
         receipts: list[Receipt] = []
         for pending in pendings:
