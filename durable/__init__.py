@@ -48,6 +48,7 @@ node's handles over a *route* to a sidecar, in another process or in this one. W
       rounds             which stream is looked after next
       hosted             one stream at a sidecar
       openings           streams that are being opened, and who waits for that
+      folders            what is in its directory beside the logs
       sidecar            all streams of a directory
       hosting            a sidecar as part of a node
 

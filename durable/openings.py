@@ -66,7 +66,7 @@ class Openings:
         self._under_way: dict[str, _BeingOpened] = {}
         self._scheduled: dict[str, None] = {}
         """Streams that wait for a thread to open them, in the order in which they came."""
-        self._threads = 0
+        self._threads: set[object] = set()
         """That open streams, or do what is `aside`; not those that are in `find`."""
         self._changed = threading.Condition()
         """Its lock is never held while something is read, opened or passed on."""
@@ -107,14 +107,11 @@ class Openings:
         self._serve(name, own)
         return found.get()
 
-    def aside(self, name: str, work: Callable[[], object]) -> None:
-        """Do it in one of the threads that open streams. If all are busy, not at all: whoever asks
-        has it done another time."""
+    def aside(self, name: str, work: Callable[[], object]) -> bool:
+        """Do it in one of the threads that open streams. False: not now, as all are busy."""
         with self._changed:
-            if self._threads >= limits.OPENINGS_MAX:
-                return
-            self._threads += 1
-        _start(name, partial(self._in_thread, work))
+            thread = self._one_more()
+        return thread is not None and self._launch(name, thread, work)
 
     def look_after(self, name: str, action: Callable[[Hosted], object]) -> None:
         """Open a stream that is not open, for `action`, and close it."""
@@ -147,6 +144,8 @@ class Openings:
                 waiting += opening.waiting
                 opening.waiting.clear()
                 if not opening.begun:
+                    if opening.hosted is not None:  # for who closes all
+                        self._hosted[name] = opening.hosted
                     del self._under_way[name]
             self._changed.notify_all()
         for asked in waiting:
@@ -183,32 +182,51 @@ class Openings:
         """Have a thread open it, as soon as there may be one more."""
         with self._changed:
             self._scheduled[name] = None
-            if self._threads >= limits.OPENINGS_MAX:
-                return
-            self._threads += 1
-        _start(name, self._in_thread)
+            thread = self._one_more()
+        if not (thread is None or self._launch(name, thread)):
+            self._serve(name)
 
-    def _in_thread(self, work: Callable[[], object] | None = None) -> None:
-        """Do that, and then open what waits for a thread, until nothing does."""
+    def _one_more(self) -> object | None:
+        """A thread that is yet to be started; None if there are as many as may be."""
+        if len(self._threads) >= limits.OPENINGS_MAX:
+            return None
+        thread = object()
+        self._threads.add(thread)
+        return thread
+
+    def _launch(self, name: str, thread: object, work: Callable[[], object] | None = None) -> bool:
+        """Have it do `work`, and then open what is scheduled, until nothing is. False: there are no
+        more threads."""
+        started = False
+        try:
+            started = _start(name, partial(self._in_thread, thread, work))
+        finally:
+            if not started:
+                self._ends(thread)
+        return started
+
+    def _in_thread(self, thread: object, work: Callable[[], object] | None) -> None:
         try:
             if work is not None:
                 work()
-            while (name := self._next_scheduled()) is not None:
+            while (name := self._next_scheduled(thread)) is not None:
                 self._serve(name)
-        except BaseException:  # a Ctrl-C, where there are no more threads
-            with self._changed:
-                self._threads -= 1
-            raise
+        finally:
+            self._ends(thread)
 
-    def _next_scheduled(self) -> str | None:
-        """If there is none, the thread that asks counts no more."""
+    def _next_scheduled(self, thread: object) -> str | None:
+        """If there is none, it ends: what is scheduled later is for another."""
         with self._changed:
             name = next(iter(self._scheduled), None)
             if name is None:
-                self._threads -= 1
+                self._ends(thread)
             else:
                 del self._scheduled[name]
             return name
+
+    def _ends(self, thread: object) -> None:
+        with self._changed:
+            self._threads.discard(thread)
 
     def _is_full(self, name: str) -> bool:
         opening = self._under_way.get(name)
@@ -271,11 +289,13 @@ class Openings:
         self._schedule(name)
 
 
-def _start(name: str, work: Callable[[], object]) -> None:
+def _start(name: str, work: Callable[[], object]) -> bool:
+    """False: there are no more threads."""
     try:
         threading.Thread(target=work, name=f"mesh open {name}", daemon=True).start()
-    except RuntimeError:  # there are no more threads
-        work()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _call(then: Then, found: Hosted | Refused) -> None:

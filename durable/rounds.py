@@ -22,3 +22,7 @@ class Rounds:
             self._due.extend(sorted(names))
             self._next_at = now + self._interval_s
         return self._due.popleft() if self._due else None
+
+    def put_back(self, name: str) -> None:
+        """It could not have its turn: it is the next."""
+        self._due.appendleft(name)

@@ -1,9 +1,7 @@
 """A sidecar: the streams in one directory, and whoever asks for them. The same embedded and by
 itself.
 
-    DIR/identity               who this is: 16 hexadecimal digits, the partition of all its streams
-    DIR/streams/NAME/options   of the stream
-    DIR/streams/NAME/…         its log: see `mesh.durable.log`
+What the directory has is in `mesh.durable.folders`.
 
 Guarantee: every request is answered once, by a receipt or by a refusal that says why; a stream
 that is damaged refuses, and the others go on. One process has the directory at a time, by its lock.
@@ -19,20 +17,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Final
-from urllib.parse import quote, unquote
-
-import msgspec
+from urllib.parse import unquote
 
 from mesh import limits
 from mesh.durable.batch import Batch
 from mesh.durable.clerk import Clerk
+from mesh.durable.folders import (
+    DEAD,
+    STREAMS,
+    check_new_name,
+    folder_name,
+    identity,
+    read_options,
+    write_options,
+)
 from mesh.durable.hosted import Hosted
 from mesh.durable.log import SEGMENT_BYTES
 from mesh.durable.openings import Openings
@@ -59,25 +63,15 @@ from mesh.durable.rounds import Rounds
 from mesh.durable.segment import bases
 from mesh.durable.storage import Storage, is_disk_full
 from mesh.errors import InvalidName, LogDamaged, LogFormat, MeshError
-from mesh.names import check_name
 from mesh.options import StreamOptions
 from mesh.sockets.frame import Malformed
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY: Final = "identity"
-_STREAMS: Final = "streams"
-_OPTIONS: Final = "options"
 _NODE_ID_CHARACTERS: Final = 16
 """A member's name begins with the id of its node."""
 _TICK_S: Final = 1.0
 _ROUND_S: Final = 3600.0
-DEAD: Final = ".dead"
-"""Behind the name of a stream: that of its dead letters."""
-_NAME_BYTES_MAX: Final = 255
-"""Of a file, on Linux."""
-
-
 _ForClerk = Find | Read | Inspect | Join | Fetch | Settle
 
 
@@ -100,8 +94,8 @@ class Sidecar:
         self._storage = storage
         storage.lock()
         try:
-            self.number = _identity(storage)
-            self._streams = storage.folder(_STREAMS)
+            self.number = identity(storage)
+            self._streams = storage.folder(STREAMS)
             self._names = {unquote(name) for name in self._streams.names()}
         except BaseException:
             storage.close()
@@ -112,6 +106,8 @@ class Sidecar:
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
         self._hosted: dict[str, Hosted] = {}
+        self._making: set[str] = set()
+        """Streams that are new, from when somebody asks for them until they are there."""
         self._openings = self._no_openings()
         self._closing = False
         self._malformed = 0
@@ -119,6 +115,8 @@ class Sidecar:
         """The clerk's: whether nobody is to wait any more."""
         self._clerk = Clerk(f"{self.number:016x}")
         self._rounds = Rounds(_ROUND_S)
+        self._looked_after: set[str] = set()
+        """Right now, though nobody asked for them."""
         self._clerk.every(_TICK_S, self._tick)
 
     def abandon(self) -> None:
@@ -292,9 +290,12 @@ class Sidecar:
         self._openings.go_on()
         self._each(Hosted.tick)
         name = self._rounds.next(self._names, time.monotonic())
-        if name is not None and name not in self._hosted:
-            # If all threads are busy, its turn comes again with the next round.
-            self._openings.aside(name, partial(self._look_after, name))
+        if name is None or name in self._hosted or name in self._looked_after:
+            return
+        self._looked_after.add(name)
+        if not self._openings.aside(name, partial(self._look_after, name)):
+            self._looked_after.discard(name)
+            self._rounds.put_back(name)
 
     def _look_after(self, name: str) -> None:
         """Of a stream that nobody has asked for: give up what retention lets go. Whoever asks for
@@ -304,12 +305,14 @@ class Sidecar:
                 self._openings.look_after(name, Hosted.tick)
         except Exception:
             logger.exception("stream %r was not looked after", name)
+        finally:
+            self._looked_after.discard(name)
 
     def _may_go(self, name: str) -> bool:
         """Whether something of it may be due: looked at without reading its log."""
         try:
-            folder = self._streams.folder(_file_name(name))
-            options = _read_options(folder, name)
+            folder = self._streams.folder(folder_name(name))
+            options = read_options(folder, name)
             return options.gives_up and len(bases(folder.names())) > 1
         except (MeshError, OSError):
             return False  # whoever opens it is told
@@ -320,9 +323,20 @@ class Sidecar:
         return Openings(self._hosted, self._look, self._open, self._opened)
 
     def _look(self, name: str, make: bool) -> Refused | None:
-        if make or name in self._names:
+        if name in self._names:
             return None
-        return Refused("missing", f"there is no stream {name!r} here")
+        if not make:
+            return Refused("missing", f"there is no stream {name!r} here")
+        try:
+            check_new_name(name)
+        except InvalidName as error:
+            return Refused("malformed", str(error))
+        with self._lock:
+            if name not in self._making:
+                if len(self._names) + len(self._making) >= limits.STREAMS_MAX:
+                    return Refused("full", f"there are {limits.STREAMS_MAX:,} streams here")
+                self._making.add(name)
+        return None
 
     def _opened(self, hosted: Hosted) -> None:
         """It is there for all by now, but who dismisses or closes all may have been too early."""
@@ -338,21 +352,15 @@ class Sidecar:
             return refused
         new = name not in self._names
         try:
-            file_name = _file_name(name)
-            if new and not name.endswith(DEAD):
-                _check_letters(name)
-            making = sum(1 for each in self._openings.names if each not in self._names)
-            if new and len(self._names) + making > limits.STREAMS_MAX:
-                return Refused("full", f"there are {limits.STREAMS_MAX:,} streams here")
-            folder = self._streams.folder(file_name)
+            folder = self._streams.folder(folder_name(name))
             names = folder.names()
             if not bases(names) and STATE not in names:  # it is new, or was as the machine failed
                 if not make:  # or it would get other options than whoever makes it asks for
                     return Refused("missing", f"there is no stream {name!r} here yet")
                 options = options or StreamOptions()
-                folder.replace(_OPTIONS, msgspec.json.encode(options))
+                write_options(folder, options)
             else:
-                options = _read_options(folder, name)
+                options = read_options(folder, name)
             partition = Partition(
                 folder,
                 self.number,
@@ -374,8 +382,13 @@ class Sidecar:
                 return Refused("full", text)
             logger.error("%s", text)
             return refused_for(error, text)
+        else:
+            with self._lock:
+                self._names.add(name)
+        finally:
+            with self._lock:
+                self._making.discard(name)
         if new:
-            self._names.add(name)
             self._hosts(name)
         return hosted
 
@@ -391,46 +404,3 @@ class Sidecar:
 
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-def _identity(storage: Storage) -> int:
-    """Who this directory is; made up when it is new."""
-    try:
-        file = storage.open_to_read(_IDENTITY)
-    except FileNotFoundError:
-        number = secrets.randbits(63) | 1
-        storage.replace(_IDENTITY, f"{number:016x}\n".encode())
-        return number
-    with contextlib.closing(file):
-        text = file.read(0, 64)
-    try:
-        return int(text.decode("ascii").strip(), 16)
-    except ValueError:
-        raise LogDamaged(_IDENTITY, 0, 0, f"{text[:32]!r} is no identity") from None
-
-
-def _file_name(stream: str) -> str:
-    """The folder of a stream. Raises `InvalidName`."""
-    name = quote(check_name(stream), safe="").replace(".", "%2E")
-    if len(name) > _NAME_BYTES_MAX:
-        text = f"{len(name):,} bytes as a folder, over the limit of {_NAME_BYTES_MAX:,}"
-        raise InvalidName(f"stream {stream!r} has a name of {text}")
-    return name
-
-
-def _check_letters(stream: str) -> None:
-    """Its dead letters have to have a place, or they would wait for ever. Raises `InvalidName`."""
-    try:
-        _file_name(f"{stream}{DEAD}")
-    except InvalidName as error:
-        text = f"leaves no room for {DEAD!r}, where its dead letters go"
-        raise InvalidName(f"the name of stream {stream!r} {text}: {error}") from None
-
-
-def _read_options(folder: Storage, name: str) -> StreamOptions:
-    try:
-        with contextlib.closing(folder.open_to_read(_OPTIONS)) as file:
-            return msgspec.json.decode(file.read(0, 1 << 16), type=StreamOptions)
-    except (FileNotFoundError, msgspec.MsgspecError) as error:
-        reason = f"the options of stream {name!r} cannot be read: {error}"
-        raise LogDamaged(_OPTIONS, 0, 0, reason) from None

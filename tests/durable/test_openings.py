@@ -23,6 +23,8 @@ class Opening:
     def __init__(self) -> None:
         self.begun: SimpleQueue[str] = SimpleQueue()
         self.outcomes: SimpleQueue[Hosted | Refused | BaseException] = SimpleQueue()
+        self.outcomes_of: dict[str, SimpleQueue[Hosted | Refused | BaseException]] = {}
+        """Of one alone."""
         self.hosted: dict[str, Hosted] = {}
         self.opened: list[Hosted] = []
         self.told: SimpleQueue[object] = SimpleQueue()
@@ -35,7 +37,7 @@ class Opening:
 
     def open_one(self, name: str, options: StreamOptions | None, make: bool) -> Hosted | Refused:
         self.begun.put(name)
-        found = self.outcomes.get(timeout=10)
+        found = self.outcomes_of.get(name, self.outcomes).get(timeout=10)
         if isinstance(found, BaseException):
             raise found
         return found
@@ -150,7 +152,7 @@ def test_who_opens_it_for_another_and_is_interrupted_leaves_it_to_others(
 ) -> None:
     """The thread that was begun for the first has not had its turn yet."""
     with monkeypatch.context() as patch:
-        patch.setattr("mesh.durable.openings._start", lambda name, work: None)
+        patch.setattr("mesh.durable.openings._start", lambda name, work: True)
         opening.ask("a", "the first")
     finding = Finding(opening)
     opening.outcomes.put(KeyboardInterrupt())
@@ -163,7 +165,7 @@ def test_who_was_to_open_it_and_died_before_that_leaves_it_to_others(
     opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("mesh.durable.openings._start", lambda name, work: None)
+        patch.setattr("mesh.durable.openings._start", lambda name, work: True)
         opening.ask("a", "a")
     opening.openings.go_on()
     opening.outcomes.put(some())
@@ -255,3 +257,61 @@ def test_what_has_not_had_its_turn_as_it_is_closed_is_not_opened(
     assert opening.openings.wait(10)
     assert list(opening.hosted) == ["a"]
     assert opening.begun.empty()
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_open_as_its_opener_is_interrupted_is_known_to_who_closes_all(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread is free to go on with it."""
+    monkeypatch.setattr("mesh.limits.OPENINGS_MAX", 1)
+    opening.ask("b", "b")
+    assert opening.begun.get(timeout=10) == "b"
+    opening.outcomes_of["a"] = SimpleQueue()
+    finding = Finding(opening)
+    opening.openings.when_open("a", interrupt, opening.told.put, make=True)
+    opening.ask("a", "another")
+    hosted = some()
+    opening.outcomes_of["a"].put(hosted)
+    finding.is_interrupted()
+    assert opening.hosted == {}
+    opening.openings.close()
+    assert opening.is_told() == CLOSED
+    assert opening.hosted == {"a": hosted}
+    opening.outcomes.put(some())
+    assert opening.openings.wait(10)
+
+
+def test_whoever_is_interrupted_as_a_thread_begins_takes_nobodys_place(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.OPENINGS_MAX", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("mesh.durable.openings._start", lambda name, work: interrupt(work))
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                opening.openings.aside("a", lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            opening.ask("a", "a")
+    opening.openings.go_on()
+    opening.outcomes.put(some())
+    assert opening.is_told() == "a"
+
+
+def test_where_there_are_no_more_threads_who_asks_for_one_opens_that_one(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mesh.durable.openings._start", lambda name, work: True)
+        for name in "ab":
+            opening.ask(name, name)
+    monkeypatch.setattr("mesh.durable.openings._start", lambda name, work: False)
+    opening.outcomes.put(some())
+    opening.ask("c", "mine")
+    assert opening.is_told() == "mine"
+    assert list(opening.hosted) == ["c"]
+    assert not opening.openings.aside("d", lambda: opening.told.put("done"))
+    assert opening.told.empty()

@@ -22,6 +22,13 @@ def test_of_very_many_one_is_looked_at_each_time_and_none_twice_in_a_round() -> 
     assert seen == [*sorted(names), *sorted(names)]
 
 
+def test_who_could_not_have_its_turn_is_the_next() -> None:
+    rounds = Rounds(10)
+    assert rounds.next({"a", "b"}, 0) == "a"
+    rounds.put_back("a")
+    assert [rounds.next({"a", "b"}, now) for now in (1, 2, 3)] == ["a", "b", None]
+
+
 def test_who_comes_later_is_looked_at_in_the_next_round() -> None:
     rounds = Rounds(10)
     assert rounds.next({"a"}, 0) == "a"

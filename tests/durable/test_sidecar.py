@@ -18,6 +18,7 @@ from mesh.durable.batch import HEADER_BYTES, Batch, batch
 from mesh.durable.deliveries import Settlements
 from mesh.durable.hosted import Hosted
 from mesh.durable.outcomes import Appended, Opened, Refused, error_of
+from mesh.durable.partition import Partition
 from mesh.durable.protocol import (
     Answer,
     Append,
@@ -42,6 +43,7 @@ from mesh.durable.protocol import (
     read_batch,
 )
 from mesh.durable.records import LZ4, NewRecord, batch_of, payloads_of
+from mesh.durable.rounds import Rounds
 from mesh.durable.sidecar import Sidecar
 from mesh.errors import LogLocked, PayloadTooLarge
 from mesh.options import StreamOptions
@@ -773,6 +775,72 @@ def test_a_stream_that_hangs_as_it_is_looked_after_holds_up_none_of_the_others(
         assert isinstance(quick.told(Find("quick")), Place)
     finally:
         hanging.gate.set()
+    sidecar.close()
+
+
+def test_names_that_are_too_many_or_none_are_refused_though_the_disk_hangs(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for ever more of them makes nothing grow."""
+    monkeypatch.setattr("mesh.limits.STREAMS_MAX", 3)
+    monkeypatch.setattr("mesh.limits.OPENINGS_MAX", 1)
+    hanging = Hanging(monkeypatch)
+    asking = Asking(sidecar := Sidecar(disk))
+    names = ["slow", "a", "b"]
+    for name in names:
+        asking.ask(Open(name, 7))
+    asking.ask(Open("a", 8))
+    try:
+        assert hanging.began.wait(30)
+        other = Asking(sidecar)
+        assert code_of(other.told(Open("c", 7))) == "full"
+        assert code_of(other.told(Open("x" * 300, 7))) == "malformed"
+    finally:
+        hanging.gate.set()
+    assert {type(asking.answer()) for _ in range(4)} == {Opened}
+    assert sidecar.streams == set(names)
+    sidecar.close()
+
+
+def test_a_stream_that_could_not_be_made_takes_nobodys_place(
+    disk: FakeDisk, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.limits.STREAMS_MAX", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Partition, "__init__", lambda *_, **__: 1 / 0)
+        assert code_of(asking.told(Open("a", 7))) == "storage"
+    assert isinstance(asking.told(Open("b", 7)), Opened)
+
+
+def test_a_stream_is_looked_after_once_a_thread_is_free(
+    disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Sidecar(disk)
+    for name in ("slow", "a"):
+        Asking(before).append("a", stream=name)
+    before.close()
+    monkeypatch.setattr("mesh.limits.OPENINGS_MAX", 1)
+    monkeypatch.setattr("mesh.durable.sidecar._TICK_S", 1e6)  # by hand
+    hanging = Hanging(monkeypatch)
+    put_back: SimpleQueue[str] = SimpleQueue()
+    looked_after: SimpleQueue[str] = SimpleQueue()
+
+    def is_put_back(rounds: Rounds, name: str) -> None:
+        rounds._due.appendleft(name)
+        put_back.put(name)
+
+    monkeypatch.setattr(Rounds, "put_back", is_put_back)
+    monkeypatch.setattr(Sidecar, "_may_go", lambda sidecar, name: looked_after.put(name))
+    sidecar = Sidecar(disk.again())
+    sidecar.ask(Find("slow"), lambda _: None)
+    assert hanging.began.wait(30)
+    sidecar._clerk.run(sidecar._tick)
+    assert put_back.get(timeout=10) == "a"
+    assert looked_after.empty()
+    hanging.gate.set()
+    until(lambda: not sidecar._openings._threads)
+    sidecar._clerk.run(sidecar._tick)
+    assert looked_after.get(timeout=10) == "a"
     sidecar.close()
 
 

@@ -48,7 +48,7 @@ class Turns:
     def time_ns(self) -> int:
         return round((self.now_s - self.set_back_s) * 1e9)
 
-    def start(self, name: str, work: Action) -> None:
+    def start(self, name: str, work: Action) -> bool:
         """Open a stream of that name; but not where that has just failed, as the process ends."""
         if name not in self._opened:
             self._opened.append(name)
@@ -56,6 +56,7 @@ class Turns:
                 work()
             finally:
                 self._opened.pop()
+        return True
 
     def run(self, action: Action, otherwise: Action | None = None) -> None:
         self._inbox.append(action)

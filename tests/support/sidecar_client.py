@@ -11,6 +11,7 @@ from functools import partial
 from mesh.durable.batch import Batch
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.deliveries import AskedOptions, Settlements
+from mesh.durable.folders import DEAD
 from mesh.durable.hosted import Hosted
 from mesh.durable.outcomes import Appended, Opened, Refused
 from mesh.durable.protocol import (
@@ -27,7 +28,7 @@ from mesh.durable.protocol import (
 )
 from mesh.durable.records import Derived, NewRecord, batch_of, columns_of, headers_of, payloads_of
 from mesh.durable.scan import Found as FoundBatch
-from mesh.durable.sidecar import DEAD, Sidecar
+from mesh.durable.sidecar import Sidecar
 from mesh.durable.storage import Storage
 from mesh.errors import StorageFailed
 from mesh.options import StreamOptions

@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from mesh.durable.check import check
+from mesh.durable.folders import DEAD
 from mesh.durable.groups import Groups
 from mesh.durable.hosted import Hosted
 from mesh.durable.outcomes import Appended, Refused
 from mesh.durable.protocol import Find, Inspect, Inspected, Query, Reply, Settled
-from mesh.durable.sidecar import DEAD, Sidecar
+from mesh.durable.sidecar import Sidecar
 from mesh.errors import StorageFailed
 from mesh.message import StreamStats
 from mesh.options import StreamOptions
