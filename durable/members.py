@@ -335,23 +335,29 @@ class Members:
         are read again when it is their turn."""
         if self._refused or not self._groups.is_current:
             return
+        passed_over = 0
         for group in self._groups.with_letters():
-            while self._letter_bytes < limits.LETTERS_BYTES_MAX:
+            while self._letter_bytes + passed_over < limits.LETTERS_BYTES_MAX:
                 letter = self._groups.letter(group)
                 if letter is None:
                     break
-                self._send(letter)
+                if not self._send(letter):
+                    passed_over += letter.found.header.size
 
     def _try_letter(self) -> None:
         """All of them have to wait: see whether one of the next group does."""
         groups = self._groups.with_letters()
         if groups and not self._under_way:
             self._tried = next((group for group in groups if group > self._tried), groups[0])
-            letter = self._groups.letter(self._tried)
-            if letter is not None:
-                self._send(letter, then_all=True)
+            passed_over = 0
+            while passed_over < limits.LETTERS_BYTES_MAX:
+                letter = self._groups.letter(self._tried)
+                if letter is None or self._send(letter, then_all=True):
+                    break
+                passed_over += letter.found.header.size
 
-    def _send(self, letter: Letter, *, then_all: bool = False) -> None:
+    def _send(self, letter: Letter, *, then_all: bool = False) -> bool:
+        """Whether there is one."""
         group, dead = letter.group, letter.dead
         key = group, dead.offset
         try:
@@ -360,11 +366,11 @@ class Members:
         except Malformed:
             logger.error("a dead letter of %r is malformed, and is given up", self._stream)
             self._groups.buried(*key)
-            return
+            return False
         except PayloadTooLarge as error:  # no reader of the dead letters could get past it
             logger.error("group %r of stream %r: %s", group, self._stream, error)
             self._groups.count_too_large(group)
-            return
+            return False
         size = batch.header.size
         self._letter_bytes += size
         self._under_way[key] = dead
@@ -391,6 +397,7 @@ class Members:
             self._send_letters()
 
         self._bury(batch, done)
+        return True
 
 
 def dead_letter(stream: str, partition: int, letter: Letter, bytes_max: int) -> Batch:

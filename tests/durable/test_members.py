@@ -105,6 +105,9 @@ class Setting:
     def committed(self, group: str = "g") -> int:
         return self.groups.stats()[group].committed
 
+    def too_large(self, group: str = "g") -> int:
+        return self.groups.stats()[group].counters.get("dead and too large", 0)
+
 
 def test_dead_letters_on_their_way_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others are read again when it is their turn, and all get there."""
@@ -140,6 +143,38 @@ def test_a_dead_letter_that_has_to_wait_is_not_held_in_memory() -> None:
     while setting.under_way:
         setting.answer(Appended(0, 1, 0))
     assert setting.committed() == 60
+
+
+def with_letters_too_large() -> Setting:
+    """60 of them, and one that is small. All were told to wait, so far."""
+    setting = Setting()
+    fill(setting.log, *("x" * 1000 for _ in range(60)), "small")
+    setting.members._refused = "full"
+    setting.reject_all()
+    setting.members._message_bytes_max = 1000  # as if its sidecar had come back with that
+    return setting
+
+
+def test_of_letters_that_are_too_large_no_more_is_read_at_a_time_than_of_those_that_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "LETTERS_BYTES_MAX", 10_000)
+    setting = with_letters_too_large()
+    setting.members._refused = ""
+    passed_over = [setting.too_large()]
+    while passed_over[-1] < 60:
+        setting.members.tick(1.0, NOW_NS)
+        passed_over.append(setting.too_large())
+        assert 0 < passed_over[-1] - passed_over[-2] < 12
+    assert len(passed_over) > 4
+    setting.members.tick(1.0, NOW_NS)
+    assert (len(setting.letters), setting.committed()) == (1, 0)
+
+
+def test_a_letter_that_may_go_is_tried_though_many_that_are_too_large_come_before_it() -> None:
+    setting = with_letters_too_large()
+    setting.members.tick(1.0, NOW_NS)
+    assert (setting.too_large(), len(setting.under_way)) == (60, 1)
 
 
 def test_where_dead_letters_wait_those_of_all_groups_try_by_turns() -> None:
