@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Sequence
 from copy import copy
 from typing import Any, Final
 
@@ -146,7 +146,7 @@ def _look(appender: Appender, pending: Pending) -> bool | None:
 
 
 def wait_for_room(
-    appender: Appender, deadline: Deadline | None, begun: Iterable[Pending] = ()
+    appender: Appender, deadline: Deadline | None, begun: Sequence[Pending] = ()
 ) -> None:
     """Block until less than `WINDOW_BYTES` are under way. Raises `Closed`; and `Busy` if that takes
     longer than `deadline`: then of the call no more is under way than was `begun` before, which
@@ -157,11 +157,11 @@ def wait_for_room(
                 lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
             )
         except Timeout as late:
-            raise _busy(appender, late, begun) from None
+            raise _no_room(appender, late, begun) from None
 
 
 async def await_room(
-    appender: Appender, deadline: Deadline | None, begun: Iterable[Pending] = ()
+    appender: Appender, deadline: Deadline | None, begun: Sequence[Pending] = ()
 ) -> None:
     """`wait_for_room` for asyncio."""
     if appender.bytes_waiting >= WINDOW_BYTES:
@@ -170,10 +170,13 @@ async def await_room(
                 lambda: _has_room(appender), left_of(deadline), _ROOM, retry_s=AGAIN_S
             )
         except Timeout as late:
-            raise _busy(appender, late, begun) from None
+            raise _no_room(appender, late, begun) from None
 
 
-def _busy(appender: Appender, late: Timeout, begun: Iterable[Pending]) -> Busy:
+def _no_room(appender: Appender, late: Timeout, begun: Sequence[Pending]) -> MeshError:
+    for each in begun:
+        if each.error is not None:  # it comes first, as where there is room
+            return copy(each.error)
     count = sum(each.count for each in begun)
     what = f"only the first {count:,} records of this are begun" if count else "nothing of this is"
     under_way = f"{WINDOW_BYTES >> 20} MiB are under way to partition {appender.route.partition}"

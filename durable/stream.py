@@ -173,8 +173,8 @@ class Stream(Handle):
         `timeout` in seconds, for the whole. Raises what `append` raises, for the first batch that
         fails, and what these functions do; what is before it is written, what is behind it may be.
         `Busy`: its text says how many records were begun; these stay under way (`flush` waits for
-        them), and nothing of those behind them is. `InvalidOption` if `payloads` is a str, bytes or
-        a mapping: that is one."""
+        them; what becomes of them is not told), and nothing of those behind them is.
+        `InvalidOption` if `payloads` is a str, bytes or a mapping: that is one."""
         deadline = deadline_of(timeout)
         appender = self._writing().bind(left_of(deadline))
         link = appender.route.link

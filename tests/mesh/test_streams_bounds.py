@@ -15,9 +15,11 @@ import pytest
 
 from mesh import Node, limits
 from mesh.assembly import Assembly
-from mesh.durable.appending import WINDOW_BYTES
+from mesh.durable.appender import Pending
+from mesh.durable.appending import WINDOW_BYTES, wait_for_room
 from mesh.durable.replay import Replay
-from mesh.errors import Busy, PayloadTooLarge, Timeout
+from mesh.errors import Busy, LogFull, PayloadTooLarge, Timeout
+from mesh.timeouts import deadline_of
 from tests.support.processes import Program, Programs
 from tests.support.sidecars import SIDECAR
 from tests.support.waiting import until
@@ -156,6 +158,21 @@ def test_many_for_which_there_is_no_room_in_time_are_begun_as_far_as_it_says(
         sidecar.kill(signal.SIGCONT)
         orders.flush()
         assert len(list(orders.replay())) == 1 + int(said[1])
+
+
+def test_what_has_failed_of_many_comes_before_that_there_is_no_room(sidecar: Program) -> None:
+    with Node("writer") as node:
+        orders = node.stream("orders")
+        orders.append("first")
+        appender = orders._writing().bind(10)
+        failed = Pending(None, [])
+        failed.error = LogFull("there is no room")
+        sidecar.kill(signal.SIGSTOP)
+        with pytest.raises(Busy):
+            orders.append_many([bytes(100_000)] * 300, timeout=0)
+        with pytest.raises(LogFull, match="there is no room"):
+            wait_for_room(appender, deadline_of(0), [failed])
+        sidecar.kill(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("how", ["bounds", "abounds", "replay", "following"])
