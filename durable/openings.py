@@ -72,11 +72,6 @@ class Openings:
         """Its lock is never held while something is read, opened or passed on."""
         self._closing = False
 
-    @property
-    def names(self) -> list[str]:
-        """Of the streams that are being opened."""
-        return list(self._under_way)
-
     def when_open(
         self,
         name: str,

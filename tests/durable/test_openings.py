@@ -91,7 +91,7 @@ def test_who_asks_for_another_stream_does_not_wait(opening: Opening) -> None:
     opening.outcomes.put(some())
     opening.outcomes.put(some())
     assert {opening.is_told(), opening.is_told()} == {"a", "b"}
-    until(lambda: not opening.openings.names)
+    until(lambda: not opening.openings._under_way)
 
 
 def test_what_is_not_to_be_had_is_tried_anew_by_each_who_asks(opening: Opening) -> None:
@@ -143,7 +143,7 @@ def test_who_opens_it_there_and_then_and_is_interrupted_leaves_nobody_waiting(
     opening.outcomes.put(some())
     assert opening.is_told() == "another"
     finding.is_interrupted()
-    until(lambda: not opening.openings.names)
+    until(lambda: not opening.openings._under_way)
     assert list(opening.hosted) == ["a"]
 
 
