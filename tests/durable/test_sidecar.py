@@ -725,6 +725,16 @@ class Hanging:
         monkeypatch.setattr(Sidecar, "_open", hang)
 
 
+def hanging_sidecar(disk: FakeDisk, monkeypatch: pytest.MonkeyPatch) -> tuple[Asking, Hanging]:
+    """One that has a record in stream "slow"."""
+    asking = Asking(Sidecar(disk))
+    asking.append("a", stream="slow")
+    asking.sidecar.close()
+    hanging = Hanging(monkeypatch)
+    asking.sidecar = Sidecar(disk.again())
+    return asking, hanging
+
+
 def test_a_stream_whose_opening_hangs_holds_up_none_of_the_others(
     disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -847,11 +857,8 @@ def test_a_stream_is_looked_after_once_a_thread_is_free(
 def test_what_is_appended_while_a_stream_is_opened_is_written_in_its_order(
     disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = Asking(Sidecar(disk))
-    asking.append("a", stream="slow")
-    asking.sidecar.close()
-    hanging = Hanging(monkeypatch)
-    asking.sidecar = sidecar = Sidecar(disk.again())
+    asking, hanging = hanging_sidecar(disk, monkeypatch)
+    sidecar = asking.sidecar
     for n in range(1, 10):
         if n == 5:
             hanging.gate.set()
@@ -867,12 +874,8 @@ def test_what_is_appended_while_a_stream_is_opened_is_written_in_its_order(
 def test_a_sidecar_closes_in_time_while_a_stream_is_being_opened(
     disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = Asking(Sidecar(disk))
-    asking.append("a", stream="slow")
-    asking.sidecar.close()
-    hanging = Hanging(monkeypatch)
-    sidecar = Sidecar(disk.again())
-    asking = Asking(sidecar)
+    asking, hanging = hanging_sidecar(disk, monkeypatch)
+    sidecar = asking.sidecar
     asking.ask(Find("slow"))
     assert hanging.began.wait(30)
     asking.ask(Read("slow", 0))
