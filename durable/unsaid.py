@@ -78,10 +78,7 @@ class Unsaid:
         self.count += len(self._extends) - before
 
     def reject(self, offset: int, reason: str) -> None:
-        reason = reason[: limits.REASON_CHARACTERS_MAX]
-        text = reason.encode(errors="backslashreplace")  # a file's name may be no text
-        text = text[: (self._items_max - 1) * _ITEM_BYTES]
-        self._rejects.append((offset, text.decode(errors="ignore")))
+        self._rejects.append((offset, reason[: limits.REASON_CHARACTERS_MAX]))
         self.count += 1
 
     def add_unseen(self, offsets: Iterable[int]) -> None:
@@ -100,22 +97,29 @@ class Unsaid:
         room -= len(acks)
         extends = _taken(self._extends, room)
         room -= len(extends)
-        rejects = 0
-        for _, reason in self._rejects:
-            room -= 1 + -(-len(reason.encode()) // _ITEM_BYTES)
+        rejects: list[tuple[int, str]] = []
+        for offset, reason in self._rejects:
+            text = self._fitting(reason)
+            room -= 1 + -(-len(text) // _ITEM_BYTES)
             if room < 0:
                 break
-            rejects += 1
+            rejects.append((offset, text.decode(errors="ignore")))
+        del self._rejects[: len(rejects)]
         unseen = self._unseen.take(max(0, room))
         said = Settlements(
             tuple(acks),
             tuple(naks),
             tuple(extends),
-            tuple(_taken(self._rejects, rejects)),
+            tuple(rejects),
             tuple(unseen),
         )
         self._count()
         return said
+
+    def _fitting(self, reason: str) -> bytes:
+        """As much of it as there is room for in a message that says nothing else."""
+        text = reason.encode(errors="backslashreplace")  # a file's name may be no text
+        return text[: (self._items_max - 1) * _ITEM_BYTES]
 
     def put_back(self, said: Settlements, log_epoch: int) -> None:
         """That was not heard: what of it was not cut off since is to be said once more."""

@@ -105,6 +105,18 @@ def test_a_reason_is_shortened_to_what_there_is_room_for() -> None:
     assert unsaid.take().rejects == ((7, ""),)
 
 
+def test_a_reason_that_was_given_when_there_was_more_room_is_shortened_too() -> None:
+    """By a sidecar that came back with a smaller limit: it was never said."""
+    unsaid = Unsaid(1000)
+    unsaid.reject(7, "x" * 200)
+    said = unsaid.take()
+    unsaid.put_back(said, 1)
+    unsaid.reject(8, "y" * 200)
+    unsaid.bound(100)
+    assert [unsaid.take().rejects for _ in "xy"] == [((7, "x" * 80),), ((8, "y" * 80),)]
+    assert unsaid.count == 0
+
+
 def test_a_message_says_no_more_than_a_sidecar_takes_in_however_large_it_may_be() -> None:
     unsaid = Unsaid(1 << 40)
     for offset in range(limits.SETTLED_MAX + 7):
