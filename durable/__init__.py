@@ -79,4 +79,7 @@ node's handles over a *route* to a sidecar, in another process or in this one. W
       recording_finder   which other nodes record what, and where
       search             from where a log is read for messages that are missing
       repairer           filling the gaps of subscribers from recordings
+
+    everywhere
+      complaint          what is wrong for a while, and is logged once
 """

@@ -21,6 +21,7 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Final
 
+from mesh.durable.complaint import Complaint
 from mesh.durable.consumed import ConsumedRecord
 from mesh.durable.cursor import Cut
 from mesh.durable.deliveries import AskedOptions
@@ -80,8 +81,7 @@ class Consuming:
         self._inbox: deque[ConsumedRecord] = deque()
         self.link.on_abandon = self._inbox.clear
         self._error: MeshError | None = None
-        self._logged = ""
-        """The last reason for waiting that was logged."""
+        self._waits = Complaint(logger)
         self._taken_at = time.monotonic()
         self._closed = False
 
@@ -249,10 +249,10 @@ class Consuming:
             return
         now = time.monotonic()
         self.look()
-        refusal = self._refusal
-        if refusal and refusal != self._logged:
-            logger.warning("%s waits: %s", self.link.what, refusal)
-        self._logged = refusal
+        if refusal := self._refusal:
+            self._waits.say("%s waits: %s", self.link.what, refusal)
+        else:
+            self._waits.ended()
         for seat in list(self._seats.values()):
             busy = now - self._taken_at < seat.ack_wait_s
             if busy and now - seat.extended_at > seat.ack_wait_s / 3:

@@ -18,6 +18,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from mesh import limits
+from mesh.durable.complaint import Complaint
 from mesh.durable.deliveries import AskedOptions, Delivery, Settlements
 from mesh.durable.group import DeadRecord, Group, GroupOptions
 from mesh.durable.intervals import Intervals, Range
@@ -45,8 +46,7 @@ class _OpenGroup:
         self.start = start
         self.safe = 0
         """Where it was committed when its journal was synced last."""
-        self._logged = ""
-        """The last reason why it could not be written that was logged."""
+        self._not_written = Complaint(logger, logging.ERROR)
         self._has_room = True
 
     def begin(self, log_epoch: int) -> None:
@@ -54,7 +54,8 @@ class _OpenGroup:
         beginning = Beginning(self.name, self.group.options, self.start, log_epoch)
         self.journal.begin(beginning, self.group.snapshot())
         self.safe = self.group.committed
-        self._logged, self._has_room = "", True
+        self._has_room = True
+        self._not_written.ended()
 
     def try_to_begin(self, log_epoch: int) -> None:
         """Or go on in memory, until it can be written again."""
@@ -63,10 +64,8 @@ class _OpenGroup:
         except OSError as error:
             self.group.counters["journal failed"] += 1
             self._has_room = not is_disk_full(error)
-            if self._logged != str(error):
-                self._logged = str(error)
-                text = "group %r: what it acknowledges may come again after a crash: %s"
-                logger.error(text, self.name, error)
+            text = "group %r: what it acknowledges may come again after a crash: %s"
+            self._not_written.say(text, self.name, error)
 
     @property
     def done_with(self) -> int:

@@ -20,6 +20,7 @@ import msgspec
 from mesh import limits
 from mesh.durable.batch import Batch, encode
 from mesh.durable.clerk import Clerk
+from mesh.durable.complaint import Complaint
 from mesh.durable.cursor import Cursor, Cut, Gap
 from mesh.durable.groups import Groups
 from mesh.durable.members import Members
@@ -91,8 +92,7 @@ class Hosted:
         self._readers: list[_Reader] = []
         self._give_up_at = 0.0
         self._members: Members | None = None
-        self._logged = ""
-        """The last reason why its groups could not go on that was logged."""
+        self._groups_stand = Complaint(logger, logging.ERROR)
         self._damaged: tuple[Segment, ...] = ()
         """The log's, when one of them was found to be damaged as something was to be given up: to
         read it all once a second would find nothing else."""
@@ -324,9 +324,7 @@ class Hosted:
             serve(self._members, time.monotonic(), time.time_ns())
         except (LogDamaged, OSError) as error:  # whoever asks next has that tried again
             text = f"groups of stream {self.name!r} cannot go on: {error}"
-            if text != self._logged:
-                self._logged = text
-                logger.error("%s", text)
+            self._groups_stand.say("%s", text)
             self._members.dismiss(refused_for(error, text))
             return False
         self._plan()
@@ -355,7 +353,7 @@ class Hosted:
         if self._readers:
             self._readers = [reader for reader in self._readers if not self._serve(reader)]
         if self._serve_members(Members.serve_all):
-            self._logged = ""
+            self._groups_stand.ended()
 
     def _plan(self) -> None:
         """Come back when something is due."""

@@ -25,6 +25,7 @@ import msgspec
 from mesh.durable import places
 from mesh.durable.batch import HEAD_BYTES, Batch, Bytes, Head, Header, encode, encode_head
 from mesh.durable.clock import Clock
+from mesh.durable.complaint import Complaint
 from mesh.durable.index import Index
 from mesh.durable.recovery import State, recover, write_state
 from mesh.durable.scan import Found
@@ -120,8 +121,7 @@ class Log:
         self._removed = True
         """Whether a segment was removed, perhaps by whoever had this log before, and a crash may
         still bring it back."""
-        self._not_removed = ""
-        """The last reason why one could not be removed that was logged, with its name."""
+        self._not_removed = Complaint(logger)
         self.tip = Tip(self.end, self.segments[-1].base, self._index.size, self.log_epoch)
 
     @property
@@ -376,9 +376,7 @@ class Log:
                 self.segments = (first, *rest)
                 if not isinstance(error, OSError):
                     raise
-                if (text := f"{first.name} cannot be removed: {error}") != self._not_removed:
-                    self._not_removed = text
-                    logger.warning("%s", text)
+                self._not_removed.say("%s cannot be removed: %s", first.name, error)
                 break
             removed += 1
         return removed

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from mesh.durable.batch import HEAD_BYTES, HEADER_BYTES, Batch, Flags, Header, batch
+from mesh.durable.complaint import Complaint
 from mesh.durable.dedup_ids import Original
 from mesh.durable.derivations import DerivedSomewhere, TooOld
 from mesh.durable.log import SEGMENT_BYTES, Log
@@ -75,10 +76,8 @@ class Partition:
         self._storage = storage
         self._ahead = False
         """Whether what is remembered may say more than the log has."""
-        self._not_mended = ""
-        """The last reason for that which was logged."""
-        self._not_freed = ""
-        """Likewise, why no room could be made."""
+        self._not_mended = Complaint(logger, logging.ERROR)
+        self._not_freed = Complaint(logger)
         self._epoch_max = 0
         """The highest that a run was given since this was opened."""
         self._condensed_bytes = 0
@@ -139,11 +138,10 @@ class Partition:
             self.log.mend()
             self._producers = self._remembered(None)
             self._producers.forgot(self._epoch_max)
-            self._ahead, self._not_mended = False, ""
+            self._ahead = False
+            self._not_mended.ended()
         except (StorageFailed, LogDamaged, OSError) as error:
-            if self._not_mended != str(error):  # each append tries it, and each second `trim` does
-                self._not_mended = str(error)
-                logger.error("%s", error)
+            self._not_mended.say("%s", error)  # each append tries it, and each second `trim` does
             return False
         return True
 
@@ -176,7 +174,7 @@ class Partition:
             if self._snapshot.has_no_room and self._free(offset):
                 self._snapshot.write_again()
             if not self._snapshot.has_no_room:
-                self._not_freed = ""
+                self._not_freed.ended()
         return self.log.trim(min(offset, self._snapshot.safe_to))
 
     def _free(self, offset: int) -> bool:
@@ -189,10 +187,8 @@ class Partition:
                 if following.base <= offset:
                     segment.remove_beside(self._storage)
         except (StorageFailed, OSError) as error:
-            if self._not_freed != str(error):
-                self._not_freed = str(error)
-                logger.warning("%s", error)
-            return not isinstance(error, StorageFailed) or self.mend()
+            self._not_freed.say("%s", error)
+            return self.mend() if isinstance(error, StorageFailed) else True
         return True
 
     def close(self) -> None:

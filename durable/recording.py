@@ -23,6 +23,7 @@ from typing import Final
 
 from mesh import limits
 from mesh.durable.appending import Appending
+from mesh.durable.complaint import Complaint
 from mesh.durable.encoding import AROUND_BYTES
 from mesh.durable.producing import Producing
 from mesh.durable.recording_account import Account, Published
@@ -103,8 +104,7 @@ class Recorder(Unhurried):
         self._gone_since: float | None = None
         """When it was first seen that the partition of what is under way is not there."""
         self._look_at = 0.0
-        self._logged = ""
-        """The last reason for a loss that was logged."""
+        self._loses = Complaint(logger)
         self._refusal = ""
         """Why nothing is recorded just now, where nobody is there to record."""
         self._thread = threading.Thread(target=self._work, name=f"mesh record {into}", daemon=True)
@@ -292,10 +292,10 @@ class Recorder(Unhurried):
             if not self.link.alone:
                 self.link.wake_all()
         if error is None:
-            self._logged = ""
-        elif type(error).__name__ != self._logged:
-            self._logged = type(error).__name__
-            logger.warning("%s into %r loses messages: %s", self.link.what, self.into, error)
+            self._loses.ended()
+        else:
+            text, reason = "%s into %r loses messages: %s", type(error).__name__
+            self._loses.say(text, self.link.what, self.into, error, reason=reason)
 
     def _sleep(self) -> None:
         with self._bell:

@@ -15,6 +15,7 @@ import logging
 import struct
 from typing import Final
 
+from mesh.durable.complaint import Complaint
 from mesh.durable.storage import Storage, is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,7 @@ class SnapshotFile:
         self._storage = storage
         self._unsaved: tuple[int, bytes] | None = None
         """What could not be written yet."""
-        self._logged = ""
-        """The last reason for that which was logged."""
+        self._not_written = Complaint(logger)
 
     def read(self) -> tuple[int, bytes] | None:
         """The base, and the snapshot; None if there is no file, or it is too short. Raises
@@ -63,10 +63,8 @@ class SnapshotFile:
             self._storage.replace(_NAME, _BASE.pack(base) + snapshot)
         except OSError as error:
             self.has_no_room = is_disk_full(error)
-            if self._logged != str(error):  # it is tried again about every second
-                self._logged = str(error)
-                text = "nothing from %d on is given up until what tells repeats is on disk: %s"
-                logger.warning(text, self.safe_to, error)
+            text = "nothing from %d on is given up until what tells repeats is on disk: %s"
+            self._not_written.say(text, self.safe_to, error)  # it is tried about every second
         else:
             self.safe_to, self._unsaved, self.has_no_room = base, None, False
-            self._logged = ""
+            self._not_written.ended()
