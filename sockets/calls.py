@@ -265,14 +265,12 @@ class Requests:
             remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
         connection, message = self._connections[server], call.message
         if type(message) is bytes:
+            frame = self._requests.frame(message, call.seq, remaining)
             try:
-                send(
-                    connection.socket,
-                    self._requests.frame(message, call.seq, remaining),
-                    NOBLOCK,
-                )
+                send(connection.socket, frame, NOBLOCK)
             except zmq.Again:
-                return False
+                if not send_parts(connection.socket, [frame]):
+                    return False
         else:
             parts = self._requests.parts(message, call.seq, remaining, connection.compression)
             if not send_parts(connection.socket, parts):

@@ -20,6 +20,7 @@ from mesh.sockets.lending import lending
 EVENTS = int(zmq.EVENTS)
 RCVMORE = int(zmq.RCVMORE)
 POLLIN = int(zmq.POLLIN)
+POLLOUT = int(zmq.POLLOUT)
 NOBLOCK = int(zmq.NOBLOCK)
 """For sockets' own `recv` and for `send`: passing an integer costs less than passing a flag."""
 NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -110,11 +111,23 @@ def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
     large part is not copied: it must not change before it has left, whenever that is."""
     last = parts[-1]
     if len(last) >= NO_COPY_BYTES_MIN:
-        return _send_large(socket, parts)
+        return _send_large(socket, parts) or (has_room(socket) and _send_large(socket, parts))
+    return _send_small(socket, parts) or (has_room(socket) and _send_small(socket, parts))
+
+
+def has_room(socket: zmq.Socket[bytes]) -> bool:
+    """Whether it may take one more after all. A send takes notice of what became of earlier ones
+    about once in a millisecond (libzmq 4.3.5, `process_commands`), and refuses meanwhile what there
+    is room for; looking at its events does that at once. Who waited for room then waited in vain:
+    nothing more came to tell of it."""
+    return bool(getsockopt(socket, EVENTS) & POLLOUT)
+
+
+def _send_small(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
     try:
         for part in parts[:-1]:
             send(socket, part, NOBLOCK_MORE)
-        send(socket, last, NOBLOCK)
+        send(socket, parts[-1], NOBLOCK)
     except zmq.Again:
         return False
     return True
