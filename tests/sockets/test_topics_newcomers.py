@@ -228,7 +228,7 @@ def test_nobody_is_answered_who_is_not_known(topics: Topics, raw: RawSubscriber)
 def without_room(net: Net, topics: Topics, raw: RawSubscriber, count: int) -> None:
     """`raw` asks for `count` last values, more than it has room for."""
     for i in range(count):
-        net.publisher(f"a/{i}", keep_last=True).send(bytes(5000))
+        net.publisher(f"a/{i}", keep_last=True).send(bytes(20_000))
     raw.subscribe(EVERYTHING)
     look_until(topics, lambda: topics._readers)
     assert topics._readers._unanswered, "there was room for all"
