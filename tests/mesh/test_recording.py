@@ -267,8 +267,11 @@ def test_a_log_that_is_gone_for_good_is_left_for_another(
     second = programs.start(SIDECAR, str(tmp_path / "second"))
     second.expect("ready")
     until(lambda: len(reader.peers) == 2)
+    first.kill(signal.SIGSTOP)
+    publisher.send(1)
+    until(lambda: recording._core._under_way)
     first.kill()
-    published = 1
+    published = 2
     while recording.recorded < 10:
         publisher.send(published)
         published += 1
