@@ -1,8 +1,10 @@
-"""The directory of a sidecar, but for its logs.
+"""What the directory of a sidecar has beside the logs.
 
-DIR/identity               who this is: 16 hexadecimal digits, the partition of all its streams
-DIR/streams/NAME/options   of the stream
-DIR/streams/NAME/…         its log: see `mesh.durable.log`
+    DIR/identity               who this is: 16 hexadecimal digits, the partition of all its streams
+    DIR/streams/NAME/options   of the stream
+    DIR/streams/NAME/…         its log: see `mesh.durable.log`
+
+NAME is that of the stream, with all but letters, digits, ``_``, ``-`` and ``~`` as ``%XX``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import msgspec
 
 from mesh import limits
 from mesh.durable.hosted import Hosted
-from mesh.durable.outcomes import CLOSED, Refused
+from mesh.durable.outcomes import CLOSED, Refused, failed
 from mesh.options import StreamOptions
 
 logger = logging.getLogger(__name__)
@@ -267,8 +267,7 @@ class Openings:
             return self._open_one(name, asked.options, asked.make)
         except Exception:  # whatever it is: who asked is not to wait for an answer for ever
             logger.exception("stream %r was not opened", name)
-            text = f"stream {name!r}: its sidecar failed, and logged why"
-            return Refused("storage", text)
+            return failed(name)
 
     def _leave(self, name: str, opening: _BeingOpened, asked: _Asked | None = None) -> None:
         """Have somebody else go on, if there is more to do; whose turn it was comes first."""

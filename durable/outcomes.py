@@ -117,6 +117,11 @@ def refused_for(error: Exception, text: str) -> Refused:
     return Refused("damaged" if isinstance(error, LogDamaged | LogFormat) else "storage", text)
 
 
+def failed(stream: str) -> Refused:
+    """The refusal where a sidecar met what nobody foresaw, and has logged it."""
+    return Refused("storage", f"stream {stream!r}: its sidecar failed, and logged why")
+
+
 def error_of(refused: Refused) -> MeshError:
     """What users are told of it."""
     return _ERRORS[refused.code](refused.text)

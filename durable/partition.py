@@ -188,7 +188,8 @@ class Partition:
                     segment.remove_beside(self._storage)
         except (StorageFailed, OSError) as error:
             self._not_freed.say("%s", error)
-            return self.mend() if isinstance(error, StorageFailed) else True
+            if isinstance(error, StorageFailed):
+                return self.mend()
         return True
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ from mesh.durable.folders import (
 from mesh.durable.hosted import Hosted
 from mesh.durable.log import SEGMENT_BYTES
 from mesh.durable.openings import Openings
-from mesh.durable.outcomes import CLOSED, Refused, refused_for
+from mesh.durable.outcomes import CLOSED, Refused, failed, refused_for
 from mesh.durable.partition import Opening, Partition
 from mesh.durable.protocol import (
     Answer,
@@ -209,7 +209,7 @@ class Sidecar:
             self._answer(hosted, query, once)
         except Exception:  # whatever it is: who asked is not to wait for an answer for ever
             logger.exception("stream %r: a question was not answered", query.stream)
-            once(Refused("storage", f"stream {query.stream!r}: its sidecar failed, and logged why"))
+            once(failed(query.stream))
 
     def _answer(self, hosted: Hosted, query: _ForClerk, answer: Answer) -> None:
         match query:

@@ -29,7 +29,7 @@ from mesh.sockets.frame import FOR_EVER, Frame, Malformed, Part, wire_name
 from mesh.sockets.home import Counters, Home, node_text
 from mesh.sockets.link import Link, Recipient
 from mesh.sockets.moment import CALM_S, MOMENT_MS, MOMENT_S, may_hold
-from mesh.sockets.parts import NOBLOCK, look, parts_of, recv, send, send_parts
+from mesh.sockets.parts import NOBLOCK, look, parts_of, recv, send_parts
 from mesh.sockets.requests import Outstanding, RequestTable, ServerAccount
 from mesh.sockets.single import (
     CANCEL,
@@ -265,16 +265,11 @@ class Requests:
             remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
         connection, message = self._connections[server], call.message
         if type(message) is bytes:
-            frame = self._requests.frame(message, call.seq, remaining)
-            try:
-                send(connection.socket, frame, NOBLOCK)
-            except zmq.Again:
-                if not send_parts(connection.socket, [frame]):
-                    return False
+            parts: list[Part] = [self._requests.frame(message, call.seq, remaining)]
         else:
             parts = self._requests.parts(message, call.seq, remaining, connection.compression)
-            if not send_parts(connection.socket, parts):
-                return False
+        if not send_parts(connection.socket, parts):
+            return False
         counters = self.counters
         counters.sent += 1
         counters.bytes_sent += len(message)

@@ -109,10 +109,8 @@ def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> N
 def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
     """Send one message without waiting; False if there is no room for it (nothing was sent). A
     large part is not copied: it must not change before it has left, whenever that is."""
-    last = parts[-1]
-    if len(last) >= NO_COPY_BYTES_MIN:
-        return _send_large(socket, parts) or (has_room(socket) and _send_large(socket, parts))
-    return _send_small(socket, parts) or (has_room(socket) and _send_small(socket, parts))
+    once = _send_large if len(parts[-1]) >= NO_COPY_BYTES_MIN else _send
+    return once(socket, parts) or (has_room(socket) and once(socket, parts))
 
 
 def has_room(socket: zmq.Socket[bytes]) -> bool:
@@ -123,25 +121,20 @@ def has_room(socket: zmq.Socket[bytes]) -> bool:
     return bool(getsockopt(socket, EVENTS) & POLLOUT)
 
 
-def _send_small(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
+def _send(socket: zmq.Socket[bytes], parts: Sequence[Part], copy: bool = True) -> bool:
+    """`copy`: the last part."""
     try:
         for part in parts[:-1]:
             send(socket, part, NOBLOCK_MORE)
-        send(socket, parts[-1], NOBLOCK)
+        send(socket, parts[-1], NOBLOCK, copy)
     except zmq.Again:
         return False
     return True
 
 
 def _send_large(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
-    last = parts[-1]
     lend = lending.may()  # first: it may be interrupted, and a message must not end in the middle
-    try:
-        for part in parts[:-1]:
-            send(socket, part, NOBLOCK_MORE)
-        send(socket, last, NOBLOCK, not lend)
-    except zmq.Again:
-        return False
-    if lend:
-        lending.lent(len(last))
-    return True
+    sent = _send(socket, parts, not lend)
+    if lend and sent:
+        lending.lent(len(parts[-1]))
+    return sent
