@@ -11,7 +11,8 @@ class Complaint:
     def __init__(self, logger: logging.Logger, level: int = logging.WARNING) -> None:
         self._logger = logger
         self._level = level
-        self._reason = ""
+        self._reason: str | None = None
+        """Of what was logged last."""
 
     def say(self, text: str, *arguments: object, reason: str = "") -> None:
         """Log that, unless it was logged last, and has not `ended` since. `reason`: what makes it
@@ -23,4 +24,4 @@ class Complaint:
 
     def ended(self) -> None:
         """It is right again."""
-        self._reason = ""
+        self._reason = None

@@ -264,10 +264,7 @@ class Requests:
             left_s = call.began + call.timeout - time.monotonic()
             remaining = min(int(left_s * 1000) + 1, FOR_EVER - 1) if left_s > 0 else 0
         connection, message = self._connections[server], call.message
-        if type(message) is bytes:
-            parts: list[Part] = [self._requests.frame(message, call.seq, remaining)]
-        else:
-            parts = self._requests.parts(message, call.seq, remaining, connection.compression)
+        parts = self._requests.parts(message, call.seq, remaining, connection.compression)
         if not send_parts(connection.socket, parts):
             return False
         counters = self.counters

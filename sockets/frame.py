@@ -59,6 +59,9 @@ QUESTION: Final = b"?"
 """A subscription to this and a subscriber's address asks for a mark there."""
 
 
+CUT_OFF: Final = b""
+"""Instead of the last part of a message whose sender was interrupted in its midst."""
+
 Part = bytes | memoryview
 """Of a ZeroMQ message."""
 
@@ -190,6 +193,8 @@ def encode(
 
 def decode(parts: Sequence[Part]) -> Frame:
     """The frame in `parts`, its header checked and bounded. Raises `Malformed`."""
+    if parts[-1] == CUT_OFF:
+        raise Malformed("cut off")
     first = bytes(parts[0])
     end = first.find(b"\0", 0, NAME_MAX)
     body_at = end + 1 + HEADER_BYTES

@@ -13,7 +13,7 @@ from zmq.backend import Socket as _Socket
 from zmq.backend import zmq_poll
 
 from mesh.sockets import memory
-from mesh.sockets.frame import Part, announces_more, is_array
+from mesh.sockets.frame import CUT_OFF, Part, announces_more, is_array
 from mesh.sockets.lending import lending
 
 # As plain integers: an enum member costs more than the call it is for.
@@ -108,16 +108,18 @@ def read_rest(socket: zmq.Socket[bytes], parts: list[Part], parts_max: int) -> N
 
 def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
     """Send one message without waiting; False if there is no room for it (nothing was sent). A
-    large part is not copied: it must not change before it has left, whenever that is."""
-    once = _send_large if len(parts[-1]) >= NO_COPY_BYTES_MIN else _send
-    return once(socket, parts) or (has_room(socket) and once(socket, parts))
+    large part is not copied: it must not change before it has left, whenever that is. Interrupted
+    by a Ctrl-C, it may have left or not; nothing of it is taken for a part of the next."""
+    attempt = _send_large if len(parts[-1]) >= NO_COPY_BYTES_MIN else _send
+    return attempt(socket, parts) or (_has_room(socket) and attempt(socket, parts))
 
 
-def has_room(socket: zmq.Socket[bytes]) -> bool:
+def _has_room(socket: zmq.Socket[bytes]) -> bool:
     """Whether it may take one more after all. A send takes notice of what became of earlier ones
     about once in a millisecond (libzmq 4.3.5, `process_commands`), and refuses meanwhile what there
     is room for; looking at its events does that at once. Who waited for room then waited in vain:
-    nothing more came to tell of it."""
+    nothing more came to tell of it. Looking swallows the edge of the descriptor, as sending does.
+    An XPUB says that it has room always, and a ROUTER if any of its peers has."""
     return bool(getsockopt(socket, EVENTS) & POLLOUT)
 
 
@@ -129,12 +131,30 @@ def _send(socket: zmq.Socket[bytes], parts: Sequence[Part], copy: bool = True) -
         send(socket, parts[-1], NOBLOCK, copy)
     except zmq.Again:
         return False
+    except BaseException:
+        if len(parts) > 1:
+            _cut_off(socket)
+        raise
     return True
 
 
 def _send_large(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> bool:
-    lend = lending.may()  # first: it may be interrupted, and a message must not end in the middle
+    lend = lending.may()
     sent = _send(socket, parts, not lend)
     if lend and sent:
         lending.lent(len(parts[-1]))
     return sent
+
+
+def _cut_off(socket: zmq.Socket[bytes]) -> None:
+    """Something came in the midst of a message: end it there. It may have come when all of that had
+    left: then this is a message by itself. Receivers count either, and take it for nothing."""
+    while True:
+        try:
+            send(socket, CUT_OFF, NOBLOCK)
+        except zmq.ZMQError:
+            return  # no message had begun
+        except BaseException:  # noqa: BLE001, S112  the first of them is being raised
+            continue
+        else:
+            return

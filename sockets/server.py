@@ -40,14 +40,12 @@ from mesh.sockets.moment import MOMENT_MS
 from mesh.sockets.parts import (
     EVENTS,
     NOBLOCK,
-    NOBLOCK_MORE,
     POLLIN,
     RCVMORE,
     getsockopt,
     look,
     read_rest,
     recv,
-    send,
     send_parts,
 )
 from mesh.sockets.runner import Runner, runner_of
@@ -366,13 +364,7 @@ class Server(Unhurried):
                 self.came_alone = False
             else:
                 backlog.running -= 1
-                try:
-                    send(socket, routing_id, NOBLOCK_MORE)
-                    send(socket, frame, NOBLOCK)
-                    counters.sent += 1
-                    counters.bytes_sent += len(body)
-                except zmq.ZMQError as error:
-                    self._unsent(error)
+                self._send(request, [routing_id, frame], len(body))
                 # While the caller is busy with the answer: what comes after this is by itself.
                 early = look(link.looks, 0)
                 if early and (len(early) > 1 or early[0][0] is not socket):

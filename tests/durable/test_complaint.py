@@ -38,3 +38,10 @@ def test_what_differs_in_a_detail_is_no_other_if_its_reason_is_the_same(
         "record 1 was lost",
         "record 3 was lost",
     ]
+
+
+def test_what_has_no_text_is_logged_too(caplog: pytest.LogCaptureFixture) -> None:
+    complaint = Complaint(logger)
+    for _ in range(2):
+        complaint.say("%s", OSError())
+    assert [record.getMessage() for record in caplog.records] == [""]

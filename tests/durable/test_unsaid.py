@@ -113,7 +113,7 @@ def test_a_reason_that_was_given_when_there_was_more_room_is_shortened_too() -> 
     unsaid.put_back(said, 1)
     unsaid.reject(8, "y" * 200)
     unsaid.bound(100)
-    assert [unsaid.take().rejects for _ in "xy"] == [((7, "x" * 80),), ((8, "y" * 80),)]
+    assert [unsaid.take().rejects for _ in range(2)] == [((7, "x" * 80),), ((8, "y" * 80),)]
     assert unsaid.count == 0
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
+from mesh import limits
+from mesh.sockets.lending import lending
 from mesh.sockets.parts import NO_COPY_BYTES_MIN, read_parts, send_parts
 
 
@@ -32,6 +34,7 @@ def test_room_that_libzmq_has_not_noticed_yet_is_found(
     """It looks for that about once in a millisecond."""
     payload = bytes(size)
     push, pull = queue
+    lending.allow(limits.BUFFER_BYTES)
     for _ in range(50):
         sent = 0
         while send_parts(push, [payload]):
