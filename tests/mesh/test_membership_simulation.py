@@ -185,6 +185,7 @@ def rare_collections() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # it computes all the time, and where ten others do so too that takes 60 s
 @pytest.mark.usefixtures("rare_collections")
 @pytest.mark.parametrize("seed", [1])
 def test_two_hundred_nodes_agree_after_coming_going_and_losing_each_other(seed: int) -> None:
