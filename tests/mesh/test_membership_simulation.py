@@ -185,14 +185,13 @@ def rare_collections() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)  # it computes all the time, and where ten others do so too that takes 60 s
 @pytest.mark.usefixtures("rare_collections")
-@pytest.mark.parametrize("seed", [1])
-def test_two_hundred_nodes_agree_after_coming_going_and_losing_each_other(seed: int) -> None:
-    weather = Weather(seed, hosts=100, heartbeat_s=40.0)
-    weather.join_many(199)
+@pytest.mark.parametrize("count", [100, pytest.param(200, marks=pytest.mark.long)])
+def test_hundreds_of_nodes_agree_after_coming_going_and_losing_each_other(count: int) -> None:
+    weather = Weather(1, hosts=count // 2, heartbeat_s=40.0)
+    weather.join_many(count - 1)
     weather.assert_truth()
-    assert weather.network.sent["introductions"] < 5 * 200**2
+    assert weather.network.sent["introductions"] < 5 * count**2
     for _ in range(20):
         weather.change(cuts=False)
         weather.network.run(weather.random.expovariate(4.0))
