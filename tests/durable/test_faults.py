@@ -30,6 +30,7 @@ from tests.support.faults import (
     thin_disk,
     traced,
 )
+from tests.support.hosts import Host
 
 pytestmark = pytest.mark.slow
 
@@ -154,6 +155,18 @@ def test_a_disk_without_power_takes_nothing_until_it_is_back(tmp_path: Path) -> 
         storage.create("a").close()
         assert os.path.ismount(disk.path)
     assert not os.path.ismount(disk.path)
+
+
+@pytest.mark.netns
+def test_power_comes_back_though_a_host_was_started_meanwhile(
+    tmp_path: Path, hosts: tuple[Host, Host]
+) -> None:
+    """It sees the mounts of its maker, and would keep the disk as it is."""
+    with loop_disk(tmp_path) as disk, hosts[0].start("print('here'); input()") as program:
+        program.expect("here")
+        disk.cut_power()
+        disk.restore_power()
+        (disk.path / "file").write_text("written")
 
 
 def test_a_file_left_open_is_named_and_does_not_keep_the_disk_after_the_test(

@@ -18,10 +18,15 @@ import pytest
 
 from tests.support.processes import Program
 
+# A disk that another test has mounted (tests/support/faults.py) would stay mounted here when that
+# unmounts it, and be mounted again as it is: without power.
 _ENTER = """
 set -e
 mount --make-rprivate /
 mount -t proc proc /proc
+while read -r device where rest; do
+    case $device$where in /dev/loop*/disk) umount --lazy "$where" ;; esac
+done < /proc/mounts
 mount --bind "$1" /proc/sys/kernel/random/boot_id
 mount -t tmpfs -o mode=0700 none "$2"
 export MESH_RUNTIME_DIR="$2"
