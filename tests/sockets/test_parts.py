@@ -5,32 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import zmq
 
 from mesh import limits
 from mesh.sockets.lending import lending
 from mesh.sockets.parts import NO_COPY_BYTES_MIN, read_parts, send_parts
+from tests.support.sockets import Pair, pipe
 
 
 @pytest.fixture
-def queue() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
-    """One that pushes, and one that pulls."""
-    context = zmq.Context()
-    push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-    for socket in (push, pull):
-        socket.set_hwm(10)
-    pull.bind("inproc://queue")
-    push.connect("inproc://queue")
-    yield push, pull
-    push.close(linger=0)
-    pull.close(linger=0)
-    context.term()
+def queue() -> Iterator[Pair]:
+    with pipe(hwm=10) as pair:
+        yield pair
 
 
 @pytest.mark.parametrize("size", [10, NO_COPY_BYTES_MIN])
-def test_room_that_libzmq_has_not_noticed_yet_is_found(
-    queue: tuple[zmq.Socket[bytes], zmq.Socket[bytes]], size: int
-) -> None:
+def test_room_that_libzmq_has_not_noticed_yet_is_found(queue: Pair, size: int) -> None:
     """It looks for that about once in a millisecond."""
     payload = bytes(size)
     push, pull = queue

@@ -16,10 +16,10 @@ from mesh.sockets.codec import DETACH_BYTES_MIN
 from mesh.sockets.frame import CUT_OFF, Malformed, decode
 from tests.support.homes import Homes
 from tests.support.queues import Net as QueueNet
+from tests.support.sockets import Pair, pipe
 from tests.support.topics import Net
 
 LARGE = bytes(DETACH_BYTES_MIN)
-Sockets = tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 
 
 class Interrupting:
@@ -51,16 +51,9 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, *calls: tuple[int, str]) -> Ite
 
 
 @pytest.fixture
-def queue() -> Iterator[Sockets]:
-    context = zmq.Context()
-    push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-    pull.rcvtimeo = 5000
-    pull.bind("inproc://queue")
-    push.connect("inproc://queue")
-    yield push, pull
-    push.close(linger=0)
-    pull.close(linger=0)
-    context.term()
+def queue() -> Iterator[Pair]:
+    with pipe(hwm=1000) as pair:
+        yield pair
 
 
 @pytest.mark.parametrize(
@@ -75,7 +68,7 @@ def queue() -> Iterator[Sockets]:
     ],
 )
 def test_a_message_that_was_cut_off_ends_there(
-    queue: Sockets,
+    queue: Pair,
     monkeypatch: pytest.MonkeyPatch,
     calls: list[tuple[int, str]],
     first: list[bytes],
@@ -91,7 +84,7 @@ def test_a_message_that_was_cut_off_ends_there(
 
 
 def test_an_interrupted_message_of_one_part_needs_no_end(
-    queue: Sockets, monkeypatch: pytest.MonkeyPatch
+    queue: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push, pull = queue
     with interrupted(monkeypatch, (0, "before")):
@@ -108,7 +101,7 @@ def test_where_there_is_no_room_nothing_had_begun(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_whenever_a_signal_comes_the_messages_around_it_are_whole(queue: Sockets) -> None:
+def test_whenever_a_signal_comes_the_messages_around_it_are_whole(queue: Pair) -> None:
     push, pull = queue
 
     def interrupt(number: int, frame: FrameType | None) -> None:
